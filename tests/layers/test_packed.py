@@ -1,0 +1,87 @@
+import keras
+import numpy as np
+import pytest
+
+from tfcompress import layers
+
+CASES = {
+    "conv2d": (layers.PackedConv2D, {"filters": 5, "kernel_size": 3}, (8, 8, 3)),
+    "conv1d": (layers.PackedConv1D, {"filters": 5, "kernel_size": 3}, (10, 3)),
+    "depthwise": (
+        layers.PackedDepthwiseConv2D,
+        {"kernel_size": 3, "depth_multiplier": 2},
+        (8, 8, 3),
+    ),
+    "dense": (layers.PackedDense, {"units": 5}, (7,)),
+}
+
+
+def packed_model(cls, config, shape, bits):
+    layer = cls(**config, kernel_bits=bits)
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    rng = np.random.default_rng(bits)
+    limit = 2 ** (bits - 1) - 1
+    codes = rng.integers(-limit, limit + 1, layer.kernel_shape).astype(np.int8)
+    scale = rng.uniform(0.01, 1, layer.kernel_scale.shape).astype("float32")
+    layer.set_kernel(codes, scale)
+    layer.bias.assign(rng.normal(size=layer.bias.shape))
+    return model, layer, codes, scale
+
+
+@pytest.mark.parametrize("cls, config, shape", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_predicts_with_its_codes_and_reloads_to_the_bit(
+    cls, config, shape, bits, tmp_path
+):
+    model, layer, codes, scale = packed_model(cls, config, shape, bits)
+    np.testing.assert_array_equal(layer.codes, codes)
+    np.testing.assert_array_equal(layer.kernel, codes * scale)
+
+    plain = cls.__mro__[2](**config)
+    plain.build((None, *shape))
+    plain.set_weights([codes * scale, layer.bias])
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    predictions = np.asarray(model(x))
+    np.testing.assert_allclose(predictions, plain(x), rtol=1e-5, atol=1e-5)
+
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(restored(x), predictions)
+    np.testing.assert_array_equal(restored.layers[1].codes, codes)
+
+
+@pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (7, 8), (8, 8)])
+def test_the_variable_itself_is_small(bits, container):
+    _, layer, codes, _ = packed_model(layers.PackedDense, {"units": 5}, (7,), bits)
+    assert layer.container_bits == container
+    assert layer._kernel.dtype == "uint8"
+    assert layer._kernel.shape == (-(-7 * 5 * container // 8),)
+
+
+def test_nothing_in_it_trains():
+    model, layer, *_ = packed_model(layers.PackedDense, {"units": 5}, (7,), 2)
+    assert not model.trainable_variables
+    assert "kernel_initializer" not in layer.get_config()
+
+
+@pytest.mark.parametrize(
+    "codes, scale, message",
+    [
+        (np.zeros((7, 4)), np.ones((1, 5)), r"shape \(7, 5\).*Received"),
+        (np.zeros((7, 5)), np.ones(5), r"scales of shape \(1, 5\)"),
+        (np.zeros((7, 5)), np.zeros((1, 5)), "positive and finite"),
+        (np.zeros((7, 5)), np.full((1, 5), np.nan), "positive and finite"),
+        (np.full((7, 5), 2), np.ones((1, 5)), r"must lie in \[-2, 1\]"),
+    ],
+)
+def test_wrong_kernels_are_refused(codes, scale, message):
+    _, layer, before, _ = packed_model(layers.PackedDense, {"units": 5}, (7,), 2)
+    with pytest.raises(ValueError, match=message):
+        layer.set_kernel(codes, scale)
+    np.testing.assert_array_equal(layer.codes, before)
+
+
+def test_bits_out_of_range():
+    with pytest.raises(ValueError, match="2 to 8 bits.*bits=1"):
+        layers.PackedDense(5, kernel_bits=1)

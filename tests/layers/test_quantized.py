@@ -1,0 +1,116 @@
+import keras
+import numpy as np
+import pytest
+
+from tfcompress import layers
+from tfcompress.quantizers import Ternary, Uniform
+
+CASES = {
+    "conv2d": (layers.QuantConv2D, {"filters": 6, "kernel_size": 3}, (8, 8, 4)),
+    "conv2d grouped": (
+        layers.QuantConv2D,
+        {"filters": 6, "kernel_size": 3, "groups": 2, "strides": 2, "padding": "same"},
+        (9, 9, 4),
+    ),
+    "conv1d": (layers.QuantConv1D, {"filters": 5, "kernel_size": 3}, (10, 4)),
+    "conv1d causal": (
+        layers.QuantConv1D,
+        {"filters": 5, "kernel_size": 3, "padding": "causal", "dilation_rate": 2},
+        (10, 4),
+    ),
+    "depthwise": (
+        layers.QuantDepthwiseConv2D,
+        {"kernel_size": 3, "depth_multiplier": 2, "activation": "relu"},
+        (8, 8, 4),
+    ),
+    "dense": (layers.QuantDense, {"units": 5}, (12,)),
+    "dense rank 3": (layers.QuantDense, {"units": 5, "use_bias": False}, (7, 12)),
+}
+cases = pytest.mark.parametrize("cls, config, shape", CASES.values(), ids=CASES)
+
+
+def model_of(layer, shape):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, layer(inputs))
+
+
+def data(shape, samples=4):
+    return np.random.default_rng(0).normal(size=(samples, *shape)).astype("float32")
+
+
+@cases
+@pytest.mark.parametrize("quantizer", [Ternary, Uniform])
+def test_computes_what_keras_computes_with_the_quantized_kernel(
+    cls, config, shape, quantizer
+):
+    layer = cls(**config, kernel_quantizer=quantizer())
+    model = model_of(layer, shape)
+    plain = cls.__mro__[2](**config)
+    reference = model_of(plain, shape)
+    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+    plain.set_weights([codes * scale, *([layer.bias] if layer.use_bias else [])])
+    x = data(shape)
+    np.testing.assert_array_equal(
+        model.predict(x, verbose=0), reference.predict(x, verbose=0)
+    )
+
+
+@cases
+def test_trains_and_reloads_to_the_bit(cls, config, shape, tmp_path):
+    model = model_of(cls(**config, kernel_quantizer=Ternary(sparsity=0.5)), shape)
+    x = data(shape)
+    y = np.zeros((4, *model.output_shape[1:]))
+    model.compile("adam", "mse")
+    losses = model.fit(x, y, epochs=5, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        model.predict(x, verbose=0), restored.predict(x, verbose=0)
+    )
+
+
+def test_without_quantizers_it_is_the_keras_layer():
+    layer = layers.QuantDense(3)
+    model = model_of(layer, (4,))
+    np.testing.assert_array_equal(layer.kernel, layer._kernel)
+    assert model.count_params() == 4 * 3 + 3
+
+
+def test_input_quantizer_is_applied():
+    layer = layers.QuantDense(3, input_quantizer=Uniform(2))
+    model_of(layer, (4,))
+    x = data((4,))
+    np.testing.assert_allclose(
+        layer(x), layer.input_quantizer(x) @ layer.kernel + layer.bias, rtol=1e-6
+    )
+
+
+def test_mixed_precision_decides_codes_in_float32():
+    layer = layers.QuantDense(8, kernel_quantizer=Ternary(), dtype="mixed_bfloat16")
+    model = model_of(layer, (64,))
+    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+    assert layer.kernel.dtype == "bfloat16"
+    np.testing.assert_array_equal(np.sign(layer.kernel), codes)
+    x = data((64,))
+    expected = x @ (codes * scale)
+    np.testing.assert_allclose(
+        np.asarray(model(x), "float32"), expected, rtol=0.05, atol=0.1
+    )
+
+
+def test_one_quantizer_for_two_layers_is_refused():
+    quantizer = Ternary()
+    inputs = keras.Input((4,))
+    x = layers.QuantDense(4, kernel_quantizer=quantizer)(inputs)
+    with pytest.raises(ValueError, match="already serves another layer"):
+        layers.QuantDense(4, kernel_quantizer=quantizer)(x)
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match="`kernel_quantizer` is a .*Received: 'ternary'"):
+        layers.QuantDense(4, kernel_quantizer="ternary")
+    with pytest.raises(ValueError, match="lora_rank=2"):
+        layers.QuantDense(4, lora_rank=2)
+    with pytest.raises(AttributeError, match="Build the layer"):
+        layers.QuantDense(4).kernel

@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfcompress.quantizers import functional as F
+
+CONV, DEPTHWISE, DENSE = (3, 3, 4, 5), (3, 3, 4, 2), (20, 6)
+
+
+def kernel(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def filters(w, channel_axes=(-1,)):
+    """(channels, weights per filter) in float64, written independently."""
+    channels = int(np.prod([w.shape[axis] for axis in channel_axes]))
+    return np.asarray(w, np.float64).reshape(-1, channels).T
+
+
+def gradient(function, x):
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return tape.gradient(y, x).numpy()
+
+
+def test_straight_through_is_exact_forward_and_takes_the_surrogates_gradient():
+    x = kernel((1000,)) * 1e3
+    value = np.float32(0.1) * np.round(x)
+    result = F.straight_through(tf.constant(value), tf.constant(x))
+    np.testing.assert_array_equal(result, value)
+    slope = gradient(lambda t: F.straight_through(tf.round(t), t * t), x)
+    np.testing.assert_allclose(slope, 2 * x)
+
+
+def test_round_straight_through():
+    np.testing.assert_array_equal(
+        F.round_straight_through(tf.constant([0.5, 1.5, -2.7])), [0.0, 2.0, -3.0]
+    )
+    np.testing.assert_array_equal(
+        gradient(F.round_straight_through, np.float32([0.4, -7.6])), [1.0, 1.0]
+    )
+
+
+@pytest.mark.parametrize(
+    "shape, axes", [(CONV, (-1,)), (DEPTHWISE, (-2, -1)), (DENSE, (-1,))]
+)
+def test_max_cosine_threshold_matches_trying_every_cut(shape, axes):
+    w = kernel(shape)
+    threshold = F.max_cosine_threshold(tf.constant(w), axes).numpy()
+    for row, cut in zip(filters(w, axes), threshold.ravel()):
+        magnitudes = np.sort(np.abs(row))[::-1]
+        cosines = [
+            magnitudes[:k].sum() / np.sqrt(k) / np.linalg.norm(row)
+            for k in range(1, len(row) + 1)
+        ]
+        assert (np.abs(row) >= cut).sum() == np.argmax(cosines) + 1
+
+
+def test_max_cosine_cut_is_the_least_squares_ternary_filter():
+    row = kernel((9,), seed=3)
+    errors = {}
+    for pattern in np.ndindex(*(3,) * 9):
+        t = np.array(pattern) - 1
+        if t.any():
+            scale = (row @ t) / (t @ t)
+            errors[tuple(t)] = np.sum((row - scale * t) ** 2)
+    best = np.array(min(errors, key=errors.get))
+    w = tf.constant(row[:, None])
+    codes = F.ternary_codes(w, tf.abs(w) >= F.max_cosine_threshold(w))
+    assert abs(np.sum(best * codes[:, 0])) == np.sum(best != 0)  # equal up to sign
+
+
+def test_best_cosine_of_gaussian_weights():
+    # papers: the best cosine is 0.900 at 46 % zeros; at 88 % zeros it is 0.69
+    w = tf.constant(kernel((100_000, 2)))
+    keep = tf.abs(w) >= F.max_cosine_threshold(w)
+    codes = F.ternary_codes(w, keep)
+    np.testing.assert_allclose(F.cosine(w, codes), [[0.900, 0.900]], atol=2e-3)
+    np.testing.assert_allclose(np.mean(codes == 0), 0.46, atol=1e-2)
+    codes = F.ternary_codes(w, tf.abs(w) >= F.sparsity_threshold(w, 0.88))
+    np.testing.assert_allclose(F.cosine(w, codes), [[0.69, 0.69]], atol=5e-3)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    "shape, axes", [((3, 3, 16, 32), (-1,)), ((5, 5, 32, 1), (-2, -1)), (DENSE, (-1,))]
+)
+def test_sparsity_threshold_reaches_the_share_and_empties_no_filter(
+    shape, axes, sparsity
+):
+    w = tf.constant(kernel(shape) * np.geomspace(0.01, 100, shape[-1]))
+    w = tf.cast(w, tf.float32)
+    codes = F.ternary_codes(w, tf.abs(w) >= F.sparsity_threshold(w, sparsity, axes))
+    per_filter = np.abs(filters(codes.numpy(), axes)).sum(axis=1)
+    assert per_filter.min() >= 1
+    zeros = np.sum(codes == 0)
+    saved = np.sum(per_filter == 1)  # filters that the guarantee may have kept alive
+    assert abs(zeros - sparsity * np.size(codes)) <= 1 + saved
+
+
+def test_scale_is_the_mean_kept_magnitude_and_the_projection():
+    w = kernel(CONV)
+    codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)
+    scale = F.ternary_scale(tf.constant(w), codes).numpy().ravel()
+    cosines = F.cosine(tf.constant(w), codes).numpy().ravel()
+    for i, row in enumerate(filters(w)):
+        kept = np.abs(row) >= np.float32(0.7)
+        np.testing.assert_allclose(scale[i], np.abs(row[kept]).mean(), rtol=1e-6)
+        projection = np.linalg.norm(row) * cosines[i] / np.sqrt(kept.sum())
+        np.testing.assert_allclose(scale[i], projection, rtol=1e-6)
+
+
+def test_ternarize_gradient_against_the_formula():
+    w, upstream = kernel(CONV), kernel(CONV, seed=1)
+    codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)
+    scale = F.ternary_scale(tf.constant(w), codes)
+    np.testing.assert_array_equal(
+        F.ternarize(tf.constant(w), codes, scale), codes * scale
+    )
+    slope = gradient(
+        lambda t: tf.reduce_sum(F.ternarize(t, codes, scale) * upstream), w
+    )
+    for row, t, g, found in zip(
+        filters(w), filters(codes.numpy()), filters(upstream), filters(slope)
+    ):
+        u = row / np.linalg.norm(row)
+        u_hat = t / np.linalg.norm(t)
+        tangent = (np.eye(len(u)) - np.outer(u, u)) @ g
+        expected = (u @ u_hat) * (tangent + u * (u_hat @ g))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_normalisation_jacobian_against_finite_differences():
+    w, g = kernel((7, 1)).astype(np.float64), kernel((7, 1), seed=1)
+
+    def projected(v):
+        return float(np.sum(v / np.linalg.norm(v) * g))
+
+    step = 1e-6
+    numeric = [
+        (projected(w + step * e[:, None]) - projected(w - step * e[:, None])) / step / 2
+        for e in np.eye(7)
+    ]
+    found = gradient(
+        lambda t: tf.reduce_sum(t / F.l2_norm(t, (-1,)) * g), w.astype("float32")
+    )
+    np.testing.assert_allclose(found.ravel(), numeric, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_normalised_loss_leaves_the_length_of_the_filter_alone():
+    # With a loss that does not depend on the kernel's scale, g . u_hat = 0 and
+    # the gradient is orthogonal to the weights: only the direction is trained.
+    w = kernel((50, 1))
+    target = kernel((50, 1), seed=1)
+    codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)
+    scale = F.ternary_scale(tf.constant(w), codes)
+
+    def scale_free(t):
+        q = F.ternarize(t, codes, scale)
+        return tf.reduce_sum(q / tf.norm(q) * target)
+
+    slope = gradient(scale_free, w)
+    assert abs(np.sum(slope * w)) < 1e-4 * np.linalg.norm(slope) * np.linalg.norm(w)
+
+
+def test_an_all_zero_filter_gives_zeros_and_no_nan():
+    w = kernel(CONV)
+    w[..., 2] = 0
+    for threshold in (F.max_cosine_threshold(w), F.sparsity_threshold(w, 0.5)):
+        codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= threshold)
+        scale = F.ternary_scale(tf.constant(w), codes)
+        slope = gradient(lambda t: tf.reduce_sum(F.ternarize(t, codes, scale) ** 2), w)
+        assert not np.any(codes[..., 2])
+        assert np.isfinite(slope).all() and not np.any(slope[..., 2])
+        assert np.isfinite(F.cosine(tf.constant(w), codes)).all()
+
+
+@pytest.mark.parametrize("limit", [1, 7, 127])
+def test_uniform_scale_is_the_best_candidate(limit):
+    w = kernel(DENSE)
+    factors = (0.3, 0.5, 0.8, 1.0)
+    found = F.uniform_scale(tf.constant(w), limit, factors).numpy().ravel()
+    for row, scale in zip(filters(w), found):
+        candidates = [f * np.abs(row).max() / limit for f in factors]
+        errors = [
+            np.sum((row - np.clip(np.round(row / c), -limit, limit) * c) ** 2)
+            for c in candidates
+        ]
+        np.testing.assert_allclose(scale, candidates[np.argmin(errors)], rtol=1e-6)

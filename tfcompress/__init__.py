@@ -1,0 +1,22 @@
+"""tfcompress: trained Keras 3 models made small, to a `.tflite` that is proven."""
+
+from tfcompress import layers, quantizers
+from tfcompress.schemes import (
+    KeepFloat,
+    PrunedTernary,
+    QuantizeConfig,
+    compress,
+    plan,
+)
+from tfcompress.surgery import finalize
+
+__all__ = [
+    "KeepFloat",
+    "PrunedTernary",
+    "QuantizeConfig",
+    "compress",
+    "finalize",
+    "layers",
+    "plan",
+    "quantizers",
+]

@@ -1,0 +1,29 @@
+"""Layers that quantize while training, and packed ones for inference."""
+
+from tfcompress.layers.packed import (
+    PackedConv1D,
+    PackedConv2D,
+    PackedDense,
+    PackedDepthwiseConv2D,
+    PackedKernel,
+)
+from tfcompress.layers.quantized import (
+    QuantConv1D,
+    QuantConv2D,
+    QuantDense,
+    QuantDepthwiseConv2D,
+    QuantizedKernel,
+)
+
+__all__ = [
+    "PackedConv1D",
+    "PackedConv2D",
+    "PackedDense",
+    "PackedDepthwiseConv2D",
+    "PackedKernel",
+    "QuantConv1D",
+    "QuantConv2D",
+    "QuantDense",
+    "QuantDepthwiseConv2D",
+    "QuantizedKernel",
+]

@@ -1,0 +1,145 @@
+"""Inference layers whose kernels are packed integer codes in the variable itself."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.layers.channels import CONV_OR_DENSE, DEPTHWISE
+from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
+
+# Arguments that only shape training; a packed layer does not train.
+_TRAINING_ARGUMENTS = ("initializer", "regularizer", "constraint")
+
+
+class PackedKernel:
+    """Mixin before a Keras layer: holds its kernel as packed codes and scales.
+
+    The kernel is `codes * kernel_scale`. Codes lie packed, lowest bits first, in
+    a uint8 variable with containers of 2, 4 or 8 bits, so a saved `.keras` is
+    small. They are decoded at every call: this saves storage, not time.
+
+    Args:
+        kernel_bits: bits of a code, 2 to 8 (2 for ternary).
+    """
+
+    channel_axes = CONV_OR_DENSE
+
+    def __init__(self, *args, kernel_bits, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.container_bits = container_bits(kernel_bits)
+        self.kernel_bits = kernel_bits
+        self.trainable = False
+
+    def add_weight(self, shape=None, initializer=None, *args, name=None, **kwargs):
+        """Makes packed codes and scales where Keras would make a float kernel."""
+        if name != "kernel":
+            return super().add_weight(shape, initializer, *args, name=name, **kwargs)
+        self.kernel_shape = tuple(shape)
+        channels = {axis % len(shape) for axis in self.channel_axes}
+        self.kernel_scale = super().add_weight(
+            [n if i in channels else 1 for i, n in enumerate(shape)],
+            "ones",
+            name="kernel_scale",
+            trainable=False,
+        )
+        return super().add_weight(
+            (packed_bytes(math.prod(shape), self.container_bits),),
+            "zeros",
+            name="packed_kernel",
+            dtype="uint8",
+            trainable=False,
+        )
+
+    def set_kernel(self, codes, scale):
+        """Stores codes (integers, the kernel's shape) and scales (positive).
+
+        Raises:
+            ValueError: if a shape is wrong, a code does not fit `kernel_bits`, or
+                a scale is not a positive finite number.
+        """
+        codes, scale = np.asarray(codes), np.asarray(scale, np.float32)
+        if codes.shape != self.kernel_shape or scale.shape != self.kernel_scale.shape:
+            raise ValueError(
+                f"Layer '{self.name}' holds codes of shape {self.kernel_shape} and "
+                f"scales of shape {tuple(self.kernel_scale.shape)}. Received: "
+                f"{codes.shape} and {scale.shape}."
+            )
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError(
+                f"The scales of layer '{self.name}' must be positive and finite. "
+                f"Received: values in [{scale.min()}, {scale.max()}]."
+            )
+        self._kernel.assign(pack(codes, self.container_bits))
+        self.kernel_scale.assign(scale)
+
+    @property
+    def codes(self):
+        """int8 array of the kernel's shape."""
+        packed = ops.convert_to_numpy(self._kernel)
+        size = math.prod(self.kernel_shape)
+        return unpack(packed, self.container_bits, size).reshape(self.kernel_shape)
+
+    @property
+    def kernel(self):
+        """The kernel that the layer computes with: `codes * kernel_scale`."""
+        if not self.built:
+            raise AttributeError("Build the layer before accessing `kernel`.")
+        bits, size = self.container_bits, math.prod(self.kernel_shape)
+        packed = ops.cast(self._kernel, "int32")[:, None]
+        shifts = ops.arange(0, 8, bits, dtype="int32")
+        fields = ops.bitwise_and(ops.right_shift(packed, shifts), 2**bits - 1)
+        codes = ops.where(fields >= 2 ** (bits - 1), fields - 2**bits, fields)
+        codes = ops.reshape(ops.reshape(codes, (-1,))[:size], self.kernel_shape)
+        scale = ops.convert_to_tensor(self.kernel_scale)
+        return ops.cast(codes, scale.dtype) * scale
+
+    @kernel.setter
+    def kernel(self, variable):
+        # Keras's depthwise layers assign `kernel` where others assign `_kernel`.
+        self._kernel = variable
+
+    def save_own_variables(self, store):
+        # Keras's convolutions would save `kernel`, the decoded value.
+        keras.layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store):
+        keras.layers.Layer.load_own_variables(self, store)
+
+    def get_config(self):
+        return {
+            **inference_config(super().get_config()),
+            "kernel_bits": self.kernel_bits,
+        }
+
+
+def inference_config(config):
+    """A layer's configuration without what only shapes training."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.endswith(_TRAINING_ARGUMENTS)
+    }
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedConv1D(PackedKernel, keras.layers.Conv1D):
+    """`keras.layers.Conv1D` on packed codes."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedConv2D(PackedKernel, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` on packed codes."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedDepthwiseConv2D(PackedKernel, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` on packed codes."""
+
+    channel_axes = DEPTHWISE
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedDense(PackedKernel, keras.layers.Dense):
+    """`keras.layers.Dense` on packed codes."""

@@ -1,0 +1,134 @@
+"""Ternary weights by L2 normalisation and pruning."""
+
+import keras
+from keras import ops
+
+from tfcompress.quantizers import functional as F
+from tfcompress.quantizers.quantizer import Quantizer
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class Ternary(Quantizer):
+    """Weights {-a, 0, a} with one scale a per output channel.
+
+    Each filter is normalised to the unit sphere, pruned by magnitude, and the
+    survivors keep only their sign (pruned ternary quantization, arXiv
+    2107.10998; its full text is not public, the method is reconstructed from
+    the abstracts). Without a `sparsity` the cut per filter is the one with the
+    largest cosine between float and ternary weights; with it, the kernel's
+    quantile of normalised magnitudes. See `functional.ternarize` for the
+    gradient.
+
+    Args:
+        sparsity: share of zeros in the kernel, in (0, 1), or None.
+        discrepancy: weight of the loss `mean(1 - cos)` that pulls filters
+            towards their ternary version; 0 for none.
+
+    Variables (not trainable): `current_sparsity`, which a schedule may ramp up
+    to `sparsity`; `mask` and `frozen`, see `freeze`.
+
+    Example:
+
+    >>> layer = QuantConv2D(64, 3, kernel_quantizer=Ternary(sparsity=0.9))
+    """
+
+    bits = 2
+
+    def __init__(self, sparsity=None, discrepancy=0.0, **kwargs):
+        super().__init__(**kwargs)
+        check_sparsity(sparsity)
+        if not 0 <= discrepancy < float("inf"):
+            raise ValueError(
+                "`discrepancy` is the weight of a loss term, a finite number >= 0. "
+                f"Received: discrepancy={discrepancy}."
+            )
+        self.sparsity = sparsity
+        self.discrepancy = discrepancy
+
+    def build(self, kernel_shape):
+        state = {"trainable": False, "aggregation": "only_first_replica"}
+        self.current_sparsity = self.add_weight(
+            name="current_sparsity",
+            initializer=keras.initializers.Constant(self.sparsity or 0.0),
+            **state,
+        )
+        self.frozen = self.add_weight(name="frozen", initializer="zeros", **state)
+        self.mask = self.add_weight(
+            name="mask", shape=kernel_shape, dtype="uint8", initializer="zeros", **state
+        )
+
+    def keep(self, kernel):
+        """Boolean tensor: the weights that stay, by the threshold alone."""
+        if self.sparsity is None:
+            threshold = F.max_cosine_threshold(kernel, self.channel_axes)
+        else:
+            threshold = F.sparsity_threshold(
+                kernel, self.current_sparsity, self.channel_axes
+            )
+        return ops.abs(kernel) >= threshold
+
+    def _codes(self, kernel):
+        keep = ops.cond(
+            self.frozen > 0,
+            lambda: ops.cast(self.mask, "bool"),
+            lambda: self.keep(kernel),
+        )
+        return F.ternary_codes(kernel, keep)
+
+    def codes_and_scale(self, x):
+        codes = self._codes(x)
+        scale = F.ternary_scale(x, codes, self.channel_axes)
+        return codes, ops.where(scale > 0, scale, ops.ones_like(scale))
+
+    def call(self, kernel, training=None):
+        codes, scale = self.codes_and_scale(kernel)
+        if training and self.discrepancy:
+            cosines = F.cosine(kernel, codes, self.channel_axes)
+            self.add_loss(self.discrepancy * ops.mean(1.0 - cosines))
+        return F.ternarize(kernel, codes, scale, self.channel_axes)
+
+    def freeze(self, kernel):
+        """From now on exactly the weights kept now stay; signs may still change.
+
+        Near the end of a training this stops weights from flickering between
+        zero and not, and makes the codes independent of the order in which a
+        device sums.
+        """
+        self.mask.assign(ops.cast(self._codes(kernel) != 0, "uint8"))
+        self.frozen.assign(1.0)
+
+    def unfreeze(self):
+        """Undoes `freeze`: the threshold decides again."""
+        self.frozen.assign(0.0)
+
+    def natural_sparsity(self, kernel):
+        """Share of zeros (float) that the max-cosine cut would give."""
+        kernel = ops.convert_to_tensor(kernel, "float32")
+        threshold = F.max_cosine_threshold(kernel, self.channel_axes)
+        zero = ops.abs(kernel) < threshold
+        return float(ops.mean(ops.cast(zero, "float32")))
+
+    def unfinished(self):
+        current = float(ops.convert_to_numpy(self.current_sparsity))
+        if self.sparsity is None or abs(current - self.sparsity) < 1e-6:
+            return None
+        return (
+            f"sparsity stands at {current:.3f}, {self.sparsity} was asked for. "
+            "Train with `fit` to its end."
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sparsity": self.sparsity,
+            "discrepancy": self.discrepancy,
+        }
+
+
+def check_sparsity(sparsity):
+    """Raises ValueError unless `sparsity` is None or a number in (0, 1)."""
+    if sparsity is not None and not 0 < sparsity < 1:
+        raise ValueError(
+            "`sparsity` is the share of zero weights, a number in (0, 1), or None "
+            f"for the best cosine. Received: sparsity={sparsity}."
+        )

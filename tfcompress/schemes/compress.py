@@ -1,0 +1,73 @@
+"""From a trained model and a scheme to a student."""
+
+import keras
+
+from tfcompress.quantizers.quantizer import copy_quantizer
+from tfcompress.schemes.plan import QUANTIZED, plan
+from tfcompress.schemes.student import Student
+from tfcompress.surgery.rebuild import clone_layer, rebuild
+
+
+def compress(model, scheme):
+    """Makes a student of a trained model, to be compiled and trained by `fit`.
+
+    The student has the same graph and layer names with the planned layers
+    replaced by their `Quant*` counterparts, and starts from the same weights.
+    The model itself is left untouched.
+
+    Args:
+        model: a built Functional or Sequential Keras 3 model with finite
+            float32 weights. Nested models and shared layers are fine.
+        scheme: what to do, e.g. `tfcompress.PrunedTernary(sparsity=0.9)`.
+
+    Returns:
+        A `Student`, a Functional `keras.Model`.
+
+    Raises:
+        TypeError: if `model` is no Keras 3 model.
+        ValueError: if it is subclassed, not built, has NaN, infinite or 16-bit
+            weights, if an override matches no layer, or if nothing in it can be
+            compressed.
+    """
+    planned = plan(model, scheme)
+    configs = {id(row.layer): row.config for row in planned.treated()}
+    if not configs:
+        raise ValueError(
+            "There must be at least one layer to compress. Received: a model "
+            f"in which every layer is left alone.\n{planned}"
+        )
+
+    def replace(layer):
+        if id(layer) not in configs:
+            return clone_layer(layer)
+        return _quantized(layer, configs[id(layer)], scheme.weight_decay)
+
+    student, pairs = rebuild(model, replace, model_class=Student)
+    for old, new in pairs:
+        if id(old) not in configs:
+            new.set_weights(old.get_weights())
+            continue
+        new._kernel.assign(old.kernel)
+        if old.use_bias:
+            new.bias.assign(old.bias)
+    student.scheme = scheme
+    scheme.prepare(student)
+    return student
+
+
+def _quantized(layer, config, weight_decay):
+    layer_config = layer.get_config()
+    regularizer = (
+        "kernel_regularizer"
+        if "kernel_regularizer" in layer_config
+        else "depthwise_regularizer"
+    )
+    if layer_config[regularizer] is None and weight_decay:
+        layer_config[regularizer] = keras.regularizers.L2(weight_decay / 2)
+    return QUANTIZED[type(layer)].from_config(
+        {
+            **layer_config,
+            "kernel_quantizer": copy_quantizer(config.kernel_quantizer),
+            "input_quantizer": copy_quantizer(config.input_quantizer),
+        }
+    )

@@ -1,0 +1,59 @@
+"""The model that is trained towards its compressed form."""
+
+import keras
+
+from tfcompress.schemes.recalibration import RecalibrateBatchNorm, take_inputs
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class Student(keras.Model):
+    """A Functional model whose `fit` also does what its scheme needs.
+
+    Made by `tfcompress.compress`; used, saved and loaded like any Keras model.
+    """
+
+    scheme = None
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        **kwargs,
+    ):
+        """`keras.Model.fit`, with the scheme's callbacks before the user's.
+
+        Each call is one whole training: schedules run from its first epoch to
+        its last.
+        """
+        batches, x = take_inputs(x, batch_size, validation_split)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        own = [*self.scheme.callbacks(self), RecalibrateBatchNorm(batches)]
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=own + keras.tree.flatten(callbacks or []),
+            validation_split=validation_split,
+            **kwargs,
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        config["scheme"] = keras.saving.serialize_keras_object(self.scheme)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        scheme = config.pop("scheme")
+        student = super().from_config(config, custom_objects)
+        student.scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
+        return student
