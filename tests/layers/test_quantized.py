@@ -108,9 +108,11 @@ def test_one_quantizer_for_two_layers_is_refused():
 
 
 def test_wrong_arguments():
-    with pytest.raises(TypeError, match="`kernel_quantizer` is a .*Received: 'ternary'"):
+    with pytest.raises(
+        TypeError, match="`kernel_quantizer` is a .*Received: 'ternary'"
+    ):
         layers.QuantDense(4, kernel_quantizer="ternary")
     with pytest.raises(ValueError, match="lora_rank=2"):
         layers.QuantDense(4, lora_rank=2)
     with pytest.raises(AttributeError, match="Build the layer"):
-        layers.QuantDense(4).kernel
+        _ = layers.QuantDense(4).kernel

@@ -49,7 +49,7 @@ def test_round_straight_through():
 def test_max_cosine_threshold_matches_trying_every_cut(shape, axes):
     w = kernel(shape)
     threshold = F.max_cosine_threshold(tf.constant(w), axes).numpy()
-    for row, cut in zip(filters(w, axes), threshold.ravel()):
+    for row, cut in zip(filters(w, axes), threshold.ravel(), strict=True):
         magnitudes = np.sort(np.abs(row))[::-1]
         cosines = [
             magnitudes[:k].sum() / np.sqrt(k) / np.linalg.norm(row)
@@ -123,7 +123,11 @@ def test_ternarize_gradient_against_the_formula():
         lambda t: tf.reduce_sum(F.ternarize(t, codes, scale) * upstream), w
     )
     for row, t, g, found in zip(
-        filters(w), filters(codes.numpy()), filters(upstream), filters(slope)
+        filters(w),
+        filters(codes.numpy()),
+        filters(upstream),
+        filters(slope),
+        strict=True,
     ):
         u = row / np.linalg.norm(row)
         u_hat = t / np.linalg.norm(t)
@@ -168,10 +172,14 @@ def test_batch_normalised_loss_leaves_the_length_of_the_filter_alone():
 def test_an_all_zero_filter_gives_zeros_and_no_nan():
     w = kernel(CONV)
     w[..., 2] = 0
+
+    def ternary(t):
+        return F.ternarize(t, codes, scale)
+
     for threshold in (F.max_cosine_threshold(w), F.sparsity_threshold(w, 0.5)):
         codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= threshold)
         scale = F.ternary_scale(tf.constant(w), codes)
-        slope = gradient(lambda t: tf.reduce_sum(F.ternarize(t, codes, scale) ** 2), w)
+        slope = gradient(lambda t: tf.reduce_sum(ternary(t) ** 2), w)
         assert not np.any(codes[..., 2])
         assert np.isfinite(slope).all() and not np.any(slope[..., 2])
         assert np.isfinite(F.cosine(tf.constant(w), codes)).all()
@@ -182,7 +190,7 @@ def test_uniform_scale_is_the_best_candidate(limit):
     w = kernel(DENSE)
     factors = (0.3, 0.5, 0.8, 1.0)
     found = F.uniform_scale(tf.constant(w), limit, factors).numpy().ravel()
-    for row, scale in zip(filters(w), found):
+    for row, scale in zip(filters(w), found, strict=True):
         candidates = [f * np.abs(row).max() / limit for f in factors]
         errors = [
             np.sum((row - np.clip(np.round(row / c), -limit, limit) * c) ** 2)

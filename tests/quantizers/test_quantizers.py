@@ -20,7 +20,9 @@ def build(quantizer, shape, channel_axes=(-1,)):
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.name}{q.bits}")
-@pytest.mark.parametrize("shape, axes", [((3, 3, 5, 7), (-1,)), ((3, 3, 5, 2), (-2, -1))])
+@pytest.mark.parametrize(
+    "shape, axes", [((3, 3, 5, 7), (-1,)), ((3, 3, 5, 2), (-2, -1))]
+)
 def test_encode_is_exactly_what_call_returns(quantizer, shape, axes):
     quantizer = build(quantizer, shape, axes)
     w = np.random.default_rng(0).normal(size=shape).astype("float32")

@@ -146,7 +146,7 @@ class TernarySchedule(ProgressCallback):
         if self.finishing:
             return
         left = max(0.0, 1.0 - share / RAMP_END) ** 3
-        for layer, start in zip(self.layers, self.start):
+        for layer, start in zip(self.layers, self.start, strict=True):
             quantizer = layer.kernel_quantizer
             if quantizer.sparsity is not None:
                 target = quantizer.sparsity

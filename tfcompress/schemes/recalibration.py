@@ -74,7 +74,7 @@ def recalibrate(model, batches):
                 norm.momentum = seen / (seen + 1)  # the running mean of all batches
             model(inputs, training=True)
     finally:
-        for norm, momentum in zip(norms, momenta):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
 
@@ -100,10 +100,7 @@ def take_inputs(data, batch_size=None, validation_split=0.0, samples=SAMPLES):
         chosen = np.linspace(0, size - 1, min(size, samples)).astype(int)
         parts = np.array_split(chosen, max(1, len(chosen) // (batch_size or 32)))
         arrays = keras.tree.map_structure(np.asarray, data)
-        return [
-            keras.tree.map_structure(lambda array: array[part], arrays)
-            for part in parts
-        ], data
+        return [_rows(arrays, part) for part in parts], data
     if isinstance(data, keras.utils.PyDataset):
         chosen = np.linspace(0, data.num_batches - 1, min(data.num_batches, samples))
         return _inputs(map(data.__getitem__, chosen.astype(int)), samples)[0], data
@@ -112,6 +109,10 @@ def take_inputs(data, batch_size=None, validation_split=0.0, samples=SAMPLES):
         data = itertools.chain(read, data)
         return batches, (batch for batch in data)
     return batches, data
+
+
+def _rows(arrays, rows):
+    return keras.tree.map_structure(lambda array: array[rows], arrays)
 
 
 def _inputs(data, samples):

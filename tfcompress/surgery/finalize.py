@@ -2,7 +2,6 @@
 
 import warnings
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -50,7 +49,9 @@ def finalize(student):
         if isinstance(layer, layers.QuantizedKernel)
     }
     _check(student, quantized)
-    norms = {id(layer): batch_norm.foldable(graph, layer) for layer in quantized.values()}
+    norms = {
+        id(layer): batch_norm.foldable(graph, layer) for layer in quantized.values()
+    }
     folded = {id(norm) for norm in norms.values() if norm is not None}
 
     def replace(layer):

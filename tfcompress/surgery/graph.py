@@ -70,12 +70,11 @@ class Graph:
 
     def layers(self):
         """`{name: layer}` of every layer that is called; shared ones once."""
-        named = {}
+        first_names = {}
         for call in self.calls:
             if isinstance(call.operation, keras.layers.Layer):
-                if not any(layer is call.operation for layer in named.values()):
-                    named[call.name] = call.operation
-        return named
+                first_names.setdefault(id(call.operation), (call.name, call.operation))
+        return dict(first_names.values())
 
     def calls_of(self, operation):
         """The calls of one layer or operation."""

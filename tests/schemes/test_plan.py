@@ -1,0 +1,115 @@
+import keras
+import pytest
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.quantizers import Ternary, Uniform
+
+
+def treatments(model, scheme):
+    return {row.name: row.treatment for row in tfc.plan(model, scheme).rows}
+
+
+def two_branches():
+    inputs = keras.Input((8, 8, 3))
+    a = layers.Conv2D(4, 3, padding="same", name="first_a")(inputs)
+    b = layers.Conv2D(4, 1, name="first_b")(inputs)
+    x = layers.Add(name="add")([a, b])
+    x = layers.DepthwiseConv2D(3, name="inner")(x)
+    x = layers.Flatten(name="flatten")(layers.ReLU(name="relu")(x))
+    outputs = [layers.Dense(2, name="last_a")(x), layers.Dense(3, name="last_b")(x)]
+    return keras.Model(inputs, outputs)
+
+
+def test_every_layer_has_a_treatment_or_a_reason():
+    assert treatments(two_branches(), tfc.PrunedTernary()) == {
+        "first_a": "Uniform 8 bit",
+        "first_b": "Uniform 8 bit",
+        "add": "left alone: has no weights",
+        "inner": "Ternary 2 bit",
+        "relu": "left alone: has no weights",
+        "flatten": "left alone: has no weights",
+        "last_a": "Uniform 8 bit",
+        "last_b": "Uniform 8 bit",
+    }
+
+
+@pytest.mark.parametrize(
+    "first_last, expected",
+    [
+        ("ternary", "Ternary 2 bit"),
+        ("float", "left alone: first or last layer, first_last='float'"),
+    ],
+)
+def test_first_and_last_layers(first_last, expected):
+    found = treatments(two_branches(), tfc.PrunedTernary(first_last=first_last))
+    assert {found[name] for name in ("first_a", "first_b", "last_a", "last_b")} == {
+        expected
+    }
+    assert found["inner"] == "Ternary 2 bit"
+
+
+def test_reasons_for_what_is_not_supported():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2DTranspose(3, 3, name="transposed")(inputs)
+    x = layers.SeparableConv2D(4, 3, name="separable")(x)
+    x = layers.BatchNormalization(name="bn")(x)
+    x = layers.Conv2D(4, 3, name="conv")(x)
+    lora = layers.Dense(4, name="lora")
+    x = lora(layers.Dense(4, name="int8")(layers.Flatten()(x)))
+    model = keras.Model(inputs, x)
+    lora.enable_lora(2)
+    model.get_layer("int8").quantize("int8")
+    found = treatments(model, tfc.PrunedTernary())
+    kinds = "only layers of type Conv1D, Conv2D, Dense, DepthwiseConv2D"
+    assert kinds in found["transposed"] and kinds in found["separable"]
+    assert "batch normalization" in found["bn"]
+    assert "LoRA" in found["lora"]
+    assert "quantized by Keras (int8)" in found["int8"]
+    assert found["conv"] == "Uniform 8 bit"
+
+
+def test_overrides_by_name_and_pattern(trained):
+    scheme = tfc.PrunedTernary(
+        overrides={
+            "conv1": tfc.KeepFloat("its output is read elsewhere"),
+            "conv.*": tfc.QuantizeConfig(Uniform(4)),
+            "head": tfc.QuantizeConfig(Ternary(sparsity=0.5)),
+        }
+    )
+    found = treatments(trained, scheme)
+    assert found["conv0"] == found["conv2"] == "Uniform 4 bit"
+    assert found["conv1"] == "left alone: its output is read elsewhere"
+    assert found["head"] == "Ternary 2 bit"
+
+
+def test_layers_of_nested_models_are_named_by_their_path():
+    inner = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8, name="dense")], name="inner"
+    )
+    inputs = keras.Input((8,))
+    x = layers.Dense(8, name="stem")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(inner(x)))
+    overrides = {"inner/dense": tfc.KeepFloat()}
+    found = treatments(model, tfc.PrunedTernary(overrides=overrides))
+    assert found["inner/dense"] == "left alone: kept float on request"
+
+
+def test_printed_plan(trained):
+    lines = str(tfc.plan(trained, tfc.PrunedTernary())).splitlines()
+    row = next(line for line in lines if "conv1" in line)
+    assert row.split() == ["conv1", "Conv2D", "1,152", "Ternary", "2", "bit"]
+
+
+def test_wrong_overrides(trained):
+    with pytest.raises(ValueError, match="Received: 'stem'; the layers are.*conv0"):
+        tfc.plan(trained, tfc.PrunedTernary(overrides={"stem": tfc.KeepFloat()}))
+    with pytest.raises(ValueError, match="override for layer 'bn0'.*BatchNorm"):
+        overrides = {"bn0": tfc.QuantizeConfig(Ternary())}
+        tfc.plan(trained, tfc.PrunedTernary(overrides=overrides))
+    with pytest.raises(TypeError, match="Received: 'float' for 'conv0'"):
+        tfc.PrunedTernary(overrides={"conv0": "float"})
+    with pytest.raises(ValueError, match="regular expression.*'conv\\('"):
+        tfc.PrunedTernary(overrides={"conv(": tfc.KeepFloat()})
+    with pytest.raises(TypeError, match="`kernel_quantizer` is a"):
+        tfc.QuantizeConfig("ternary")

@@ -1,0 +1,178 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.layers import PackedKernel, QuantConv2D, QuantDense
+from tfcompress.quantizers import Ternary, Uniform
+from tfcompress.surgery.graph import Graph
+
+
+def randomize(model, seed=0):
+    """Weights and statistics as after a training: gammas of both signs and zero."""
+    rng = np.random.default_rng(seed)
+    for layer in Graph(model).layers().values():
+        if isinstance(layer, layers.BatchNormalization):
+            for variable in layer.weights:
+                variable.assign(rng.normal(size=variable.shape))
+            layer.moving_variance.assign(
+                rng.uniform(0.1, 2, layer.moving_variance.shape)
+            )
+            if layer.gamma is not None:
+                layer.gamma.assign(np.where(rng.random(layer.gamma.shape) < 0.2, 0,
+                                            layer.gamma))  # fmt: skip
+        elif getattr(layer, "bias", None) is not None:
+            layer.bias.assign(rng.normal(size=layer.bias.shape))
+
+
+def conv(filters=6, name=None, quantizer=Ternary, **config):
+    return QuantConv2D(
+        filters, 3, padding="same", kernel_quantizer=quantizer(), name=name, **config
+    )
+
+
+def plain_chain(x):
+    x = layers.BatchNormalization()(conv()(x))
+    return layers.BatchNormalization(scale=False)(
+        conv(use_bias=False)(layers.ReLU()(x))
+    )
+
+
+def residual(x):
+    y = layers.BatchNormalization(name="folded")(conv(3)(x))
+    return layers.Add()([y, conv(3)(x)])
+
+
+def depthwise(x):
+    x = tfc.layers.QuantDepthwiseConv2D(
+        3, depth_multiplier=2, use_bias=False, kernel_quantizer=Ternary(sparsity=0.5)
+    )(x)
+    return layers.BatchNormalization(center=False)(x)
+
+
+def dense(x):
+    x = QuantDense(7, kernel_quantizer=Uniform(4))(layers.Flatten()(x))
+    return layers.BatchNormalization()(x)
+
+
+def read_twice(x):
+    y = conv(3)(x)
+    return layers.Add()([layers.BatchNormalization(name="kept")(y), y])
+
+
+def shared(x):
+    layer = conv(3)
+    norms = [layers.BatchNormalization(name=f"kept{i}") for i in range(2)]
+    return norms[1](layer(norms[0](layer(x))))
+
+
+def with_activation(x):
+    return layers.BatchNormalization(name="kept")(conv(activation="relu")(x))
+
+
+def wrong_axis(x):
+    return layers.BatchNormalization(axis=1, name="kept")(conv()(x))
+
+
+def before(x):
+    return conv()(layers.BatchNormalization(name="kept")(x))
+
+
+def nested(x):
+    inner_in = keras.Input(x.shape[1:])
+    inner = keras.Model(inner_in, conv(3, name="inner_conv")(inner_in), name="inner")
+    tail = keras.Sequential(
+        [keras.Input(x.shape[1:]), layers.BatchNormalization(), layers.ReLU()]
+    )
+    return tail(inner(x))
+
+
+GRAPHS = [
+    plain_chain, residual, depthwise, dense, read_twice, shared, with_activation,
+    wrong_axis, before, nested,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
+def test_predicts_like_the_student_and_reloads(graph, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    student = keras.Model(inputs, graph(inputs))
+    randomize(student)
+    x = np.random.default_rng(1).normal(size=(16, 8, 8, 3)).astype("float32")
+    expected = np.asarray(student(x, training=False))
+
+    tiny = tfc.finalize(student)
+    found = np.asarray(tiny(x, training=False))
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+    left = Graph(tiny).layers().values()
+    norms = [layer for layer in left if isinstance(layer, layers.BatchNormalization)]
+    assert all(norm.name.startswith("kept") for norm in norms)
+    for layer in left:
+        if isinstance(layer, PackedKernel):
+            assert (np.asarray(layer.kernel_scale) > 0).all()
+
+    tiny.save(tmp_path / "tiny.keras")
+    restored = keras.models.load_model(tmp_path / "tiny.keras")
+    np.testing.assert_array_equal(restored(x, training=False), found)
+
+
+def test_the_student_is_left_untouched():
+    inputs = keras.Input((8, 8, 3))
+    student = keras.Model(inputs, plain_chain(inputs))
+    randomize(student)
+    weights = student.get_weights()
+    tfc.finalize(student)
+    assert len(student.layers) == 6
+    for old, new in zip(weights, student.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_codes_are_those_that_were_trained_up_to_the_sign_of_gamma():
+    inputs = keras.Input((8, 8, 3))
+    student = keras.Model(inputs, layers.BatchNormalization()(conv()(inputs)))
+    randomize(student)
+    layer, norm = student.layers[1:]
+    codes, _ = layer.kernel_quantizer.encode(layer._kernel)
+    tiny = tfc.finalize(student)
+    np.testing.assert_array_equal(tiny.layers[1].codes, codes * np.sign(norm.gamma))
+
+
+def test_mixed_precision_students_become_float32():
+    inputs = keras.Input((8, 8, 3))
+    x = conv(dtype="mixed_bfloat16")(inputs)
+    x = layers.BatchNormalization(dtype="mixed_bfloat16")(x)
+    x = layers.GlobalAveragePooling2D(dtype="mixed_bfloat16")(x)
+    student = keras.Model(inputs, QuantDense(3, kernel_quantizer=Uniform(8))(x))
+    randomize(student)
+    tiny = tfc.finalize(student)
+    assert {layer.compute_dtype for layer in tiny.layers} == {"float32"}
+    x = np.random.default_rng(1).normal(size=(16, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(tiny(x), student(x), atol=0.05)
+
+
+def test_a_channel_without_weights_survives():
+    inputs = keras.Input((8, 8, 3))
+    student = keras.Model(inputs, layers.BatchNormalization()(conv()(inputs)))
+    randomize(student)
+    kernel = np.asarray(student.layers[1]._kernel).copy()
+    kernel[..., 2] = 0
+    student.layers[1]._kernel.assign(kernel)
+    x = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype("float32")
+    found = np.asarray(tfc.finalize(student)(x))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, student(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_finalized():
+    inputs = keras.Input((4,))
+    with pytest.raises(ValueError, match="Compress and train it first"):
+        tfc.finalize(keras.Model(inputs, layers.Dense(2)(inputs)))
+    diverged = keras.Model(inputs, QuantDense(2, kernel_quantizer=Ternary())(inputs))
+    diverged.layers[1].bias.assign([np.nan, 0])
+    with pytest.raises(ValueError, match="NaN or infinity in.*bias.*learning rate"):
+        tfc.finalize(diverged)
+    layer = QuantDense(2, kernel_quantizer=Ternary(), input_quantizer=Uniform(8))
+    with pytest.raises(ValueError, match="cannot be packed"):
+        tfc.finalize(keras.Model(inputs, layer(inputs)))
