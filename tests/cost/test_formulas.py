@@ -1,0 +1,112 @@
+"""Every kind of layer, its count written as arithmetic."""
+
+import keras
+import pytest
+from keras import layers
+
+from tfcompress.cost import layer_costs
+
+
+def costs_of(layer, *shape):
+    inputs = keras.Input(shape)
+    return layer_costs(keras.Model(inputs, layer(inputs)))
+
+
+@pytest.mark.parametrize(
+    "layer, shape, expected",
+    [
+        (layers.Conv1D(4, 3), (10, 2), 3 * 2 * 4 * (10 - 2)),
+        (layers.Conv2D(4, 3, strides=2), (9, 7, 2), 3 * 3 * 2 * 4 * 4 * 3),
+        (layers.Conv2D(4, (5, 1), padding="same"), (9, 7, 2), 5 * 2 * 4 * 9 * 7),
+        (layers.Conv2D(4, 3, dilation_rate=2), (9, 7, 2), 3 * 3 * 2 * 4 * 5 * 3),
+        (layers.Conv2D(6, 3, groups=2), (9, 7, 4), 3 * 3 * (4 // 2) * 6 * 7 * 5),
+        (layers.Conv3D(4, 2), (4, 5, 6, 3), 2 * 2 * 2 * 3 * 4 * 3 * 4 * 5),
+        (layers.DepthwiseConv1D(3), (10, 4), 3 * 4 * 8),
+        (
+            layers.DepthwiseConv2D(3, depth_multiplier=2),
+            (9, 7, 4),
+            3 * 3 * 4 * 2 * 7 * 5,
+        ),
+        (
+            layers.SeparableConv2D(6, 3, depth_multiplier=2),
+            (9, 7, 4),
+            (3 * 3 * 4 * 2 + 4 * 2 * 6) * 7 * 5,
+        ),
+        (layers.Conv1DTranspose(4, 3, strides=2), (10, 2), 3 * 2 * 4 * 10),
+        (layers.Conv2DTranspose(4, 3, strides=2), (9, 7, 2), 3 * 3 * 2 * 4 * 9 * 7),
+        (layers.Dense(5), (3,), 3 * 5),
+        (layers.Dense(5), (7, 2, 3), 3 * 5 * 7 * 2),
+        (layers.EinsumDense("ab,bc->ac", 5), (3,), 3 * 5),
+        (layers.EinsumDense("...x,xy->...y", 5), (7, 2, 3), 3 * 5 * 7 * 2),
+        (
+            layers.EinsumDense("abc,cde->abde", output_shape=(7, 4, 5)),
+            (7, 3),
+            3 * 4 * 5 * 7,
+        ),
+    ],
+)
+def test_macs(layer, shape, expected):
+    (cost,) = costs_of(layer, *shape)
+    assert cost.macs == expected
+    assert cost.bops == expected * 32 * 32
+    assert cost.params == layer.count_params()
+    assert cost.bytes == cost.entropy_bytes == 4 * layer.count_params()
+
+
+def test_channels_first():
+    layer = layers.Conv2D(4, 3, padding="same", data_format="channels_first")
+    (cost,) = costs_of(layer, 2, 9, 7)
+    assert cost.macs == 3 * 3 * 2 * 4 * 9 * 7
+    assert cost.channels == 4
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.BatchNormalization(), layers.LayerNormalization()]
+)
+def test_normalisation_has_parameters_but_no_operations(layer):
+    (cost,) = costs_of(layer, 9, 7, 4)
+    assert (cost.macs, cost.bops, cost.not_counted) == (0, 0, "")
+    assert cost.params == layer.count_params()
+    assert cost.channels == 4
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.ReLU(), layers.MaxPooling2D(), layers.Flatten(), layers.Dropout(0)]
+)
+def test_layers_that_cost_nothing_do_not_appear(layer):
+    assert costs_of(layer, 8, 8, 4) == []
+
+
+class Unknown(keras.layers.Layer):
+    def call(self, x):
+        return x * x
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LSTM(4),
+        layers.TimeDistributed(layers.Dense(4)),
+        layers.Lambda(lambda x: x, output_shape=(5, 3)),
+        Unknown(),
+    ],
+)
+def test_nothing_is_left_out_silently(layer):
+    (cost,) = costs_of(layer, 5, 3)
+    assert cost.macs is None and cost.bops is None
+    assert cost.not_counted == "no formula for its operations"
+    assert cost.bytes == 4 * layer.count_params()
+
+
+def test_products_without_weights_are_listed():
+    inputs = keras.Input((5, 3))
+    product = keras.ops.matmul(inputs, keras.ops.transpose(inputs, (0, 2, 1)))
+    (cost,) = layer_costs(keras.Model(inputs, product))
+    assert cost.type == "Matmul" and cost.not_counted
+
+
+def test_open_size_is_listed():
+    (cost,) = costs_of(layers.Conv1D(4, 3), None, 2)
+    assert cost.macs is None
+    assert "leaves its output size (None,) open" in cost.not_counted
+    assert cost.bytes == 4 * (3 * 2 * 4 + 4)

@@ -1,0 +1,74 @@
+import pathlib
+
+import keras
+import numpy as np
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.layers import PackedConv2D, PackedDense, QuantConv2D
+from tfcompress.quantizers import Uniform
+
+
+def packed(layer, zeros):
+    """Fills a built packed layer with ones and with `zeros` zeros."""
+    codes = np.ones(layer.kernel_shape, np.int8)
+    codes.reshape(-1)[:zeros] = 0
+    layer.set_kernel(codes, np.ones(layer.kernel_scale.shape))
+
+
+def mixed_model():
+    """One layer of each kind that the table shows differently."""
+    stem = PackedConv2D(16, 3, padding="same", kernel_bits=8, name="stem")
+    block = PackedConv2D(32, 3, strides=2, use_bias=False, kernel_bits=3, name="block")
+    classifier = PackedDense(10, kernel_bits=2, name="classifier")
+    inner = keras.Sequential(
+        [
+            keras.Input((12, 12, 16)),
+            block,
+            layers.BatchNormalization(name="norm"),
+            QuantConv2D(4, 1, input_quantizer=Uniform(8), name="mix"),
+        ],
+        name="stage",
+    )
+    inputs = keras.Input((12, 12, 1))
+    x = layers.ReLU()(inner(stem(inputs)))
+    x = layers.LSTM(6, name="reader")(layers.Reshape((25, 4))(x))
+    model = keras.Model(inputs, classifier(x))
+    packed(stem, zeros=0)
+    packed(block, zeros=3 * 3 * 16 * 32 // 4)
+    packed(classifier, zeros=6 * 10 // 2)
+    model.get_layer("stage").get_layer("mix").set_weights(
+        [np.ones((1, 1, 32, 4)), np.zeros(4)]
+    )
+    return model
+
+
+SNAPSHOT = pathlib.Path(__file__).with_name("summary_snapshot.txt")
+
+
+def test_snapshot():
+    text = tfc.summary(mixed_model())
+    assert text + "\n" == SNAPSHOT.read_text(encoding="utf-8")
+
+
+def test_width_is_the_same_for_long_names():
+    inputs = keras.Input((8,))
+    name = "a_name_that_someone_made_up_of_everything_that_this_layer_is_" * 3
+    text = tfc.summary(keras.Model(inputs, layers.Dense(4, name=name)(inputs)))
+    assert max(map(len, text.splitlines())) <= 120
+    rows = text.split("─\n")[1].splitlines()
+    assert name in "".join(row[2:].partition(" ")[0] for row in rows)
+
+
+def test_student_shows_its_codes():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="first")(inputs)
+    x = layers.Conv2D(4, 3, name="middle")(x)
+    outputs = layers.Dense(2, name="last")(layers.Flatten()(x))
+    model = keras.Model(inputs, outputs)
+    student = tfc.compress(model, tfc.PrunedTernary())
+    lines = tfc.summary(student).splitlines()
+    rows = {line.split()[0]: " ".join(line.split()) for line in lines if line}
+    assert rows["first"].startswith("first QuantConv2D 3 x 3 x 3 x 4 8 32")
+    assert rows["middle"].startswith("middle QuantConv2D 3 x 3 x 4 x 4 2 32")
+    assert rows["last"].startswith("last QuantDense 64 x 2 8 32")

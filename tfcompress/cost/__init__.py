@@ -1,0 +1,22 @@
+"""MACs, BOPs and bytes: one definition each, used everywhere."""
+
+from tfcompress.cost.arithmetic import bops, entropy_bits, kernel_macs, value_bits
+from tfcompress.cost.layer_costs import (
+    LayerCost,
+    ModelCost,
+    float32_cost,
+    layer_costs,
+    total_cost,
+)
+
+__all__ = [
+    "LayerCost",
+    "ModelCost",
+    "bops",
+    "entropy_bits",
+    "float32_cost",
+    "kernel_macs",
+    "layer_costs",
+    "total_cost",
+    "value_bits",
+]

@@ -1,0 +1,59 @@
+"""What a kernel costs, as plain arithmetic.
+
+Only `*`, `+` and `/` on the arguments: they may be Python numbers or tensors of
+any Keras backend, so a scheme can differentiate through the same definitions
+that the reports print.
+"""
+
+import math
+
+import numpy as np
+
+FLOAT_BITS = 32
+
+
+def kernel_macs(kernel_shape, positions):
+    """Multiply-accumulates of one call: every weight, once per output position.
+
+    This is k^2 * C_in/groups * C_out * H_out * W_out for a convolution, and the
+    same rule gives depthwise and dense layers.
+
+    Args:
+        kernel_shape: the kernel's axes as Keras stores them, such as
+            (3, 3, C_in // groups, C_out), (3, 3, C, multiplier) or (C_in, C_out).
+        positions: sizes of the output's axes other than batch and channels, such
+            as (H_out, W_out); empty for a dense layer on vectors.
+    """
+    return math.prod(kernel_shape) * math.prod(positions)
+
+
+def bops(macs, weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS):
+    """Bit operations: MACs * b_w * b_a, float counting as 32 x 32.
+
+    Liu et al., "Single-path Bit Sharing" (TPAMI 2023).
+    """
+    return macs * weight_bits * activation_bits
+
+
+def value_bits(nonzeros, bits):
+    """Bits of the non-zero weights' values: b * ||W||_0, positions not included.
+
+    The count of Yang et al. (CVPR 2020), kernels only. It is no file size. `bits`
+    are the quantizer's own, so a ternary value counts as 2 bits; the paper, whose
+    zero is free, would call it 1.
+    """
+    return nonzeros * bits
+
+
+def entropy_bits(codes):
+    """Shannon bound in bits: the codes' empirical entropy * their number.
+
+    Args:
+        codes: integer array of any shape.
+
+    Returns:
+        A float: no coder that treats the codes as independent draws does better.
+    """
+    _, counts = np.unique(codes, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(counts * np.log2(shares)).sum())

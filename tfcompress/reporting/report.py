@@ -1,0 +1,206 @@
+"""`report.json`: what a recipe did, what it cost and what came out."""
+
+import dataclasses
+import json
+import math
+import numbers
+import os
+import pathlib
+
+import keras
+
+from tfcompress.cost import layer_costs, total_cost
+
+
+def _is_count(value):
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return integral and value >= 0
+
+
+def _is_number(value):
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OrNone:
+    schema: object
+
+
+# What a value must be, in words, and the test for it.
+_TEXT = ("a string, not empty", lambda value: isinstance(value, str) and value)
+_COUNT = ("an integer, 0 or more", _is_count)
+_NUMBER = ("a finite number", _is_number)
+_FRACTION = (
+    "a fraction from 0 to 1",
+    lambda value: _is_number(value) and 0 <= value <= 1,
+)
+
+_LAYER = {
+    "name": _TEXT,
+    "type": _TEXT,
+    "weight_bits": _OrNone(_COUNT),
+    "activation_bits": _OrNone(_COUNT),
+    "container_bits": _OrNone(_COUNT),
+    "sparsity": _OrNone(_FRACTION),
+    "rank": _OrNone(_COUNT),
+    "channels": _OrNone(_COUNT),
+    "macs": _OrNone(_COUNT),
+    "bytes": _COUNT,
+}
+_REPORT = {
+    "recipe": _TEXT,
+    "scheme": _TEXT,
+    "model": _TEXT,
+    "dataset": _TEXT,
+    "seed": _COUNT,
+    "epochs": _COUNT,
+    "keras_backend": _TEXT,
+    "wall_seconds": _NUMBER,
+    "accuracy": dict.fromkeys(("float", "compressed", "litert"), _FRACTION),
+    "size": dict.fromkeys(
+        (
+            "float_tflite_bytes",
+            "tflite_bytes",
+            "tflite_xz_bytes",
+            "keras_bytes",
+            "entropy_bytes",
+            "value_bits",
+        ),
+        _COUNT,
+    ),
+    "cost": dict.fromkeys(
+        ("params", "macs", "bops", "float_params", "float_macs", "float_bops"), _COUNT
+    ),
+    "budget": _OrNone({"kind": _TEXT, "requested": _NUMBER, "achieved": _NUMBER}),
+    "agreement": {"samples": _COUNT, "top1": _FRACTION, "max_abs_diff": _NUMBER},
+    "latency_ms": _OrNone(
+        {"float": _NUMBER, "compressed": _NUMBER, "threads": _COUNT, "runs": _COUNT}
+    ),
+    "layers": [_LAYER],
+}
+
+
+def build_report(
+    *,
+    recipe,
+    scheme,
+    model,
+    dataset,
+    seed,
+    epochs,
+    wall_seconds,
+    accuracy,
+    export_report,
+    float_model,
+    tiny,
+    keras_path,
+    budget=None,
+    latency_ms=None,
+):
+    """Puts a recipe's results together as `write_report` wants them.
+
+    Args:
+        recipe, scheme, model, dataset: names, as text.
+        seed, epochs: integers.
+        wall_seconds: of the whole recipe.
+        accuracy: {"float", "compressed", "litert"}, fractions of the test set.
+        export_report: what `tfcompress.export` returned; it must have been
+            verified.
+        float_model: the Keras model before compression.
+        tiny: the finalized Keras model.
+        keras_path: the file that `tiny` was saved to.
+        budget: {"kind", "requested", "achieved"} in bytes, BOPs or MACs, or None.
+        latency_ms: {"float", "compressed", "threads", "runs"}, or None.
+
+    Returns:
+        A dictionary, not validated yet.
+    """
+    costs = layer_costs(tiny)
+    total, before = total_cost(costs), total_cost(layer_costs(float_model))
+    return {
+        "recipe": recipe,
+        "scheme": scheme,
+        "model": model,
+        "dataset": dataset,
+        "seed": seed,
+        "epochs": epochs,
+        "keras_backend": keras.backend.backend(),
+        "wall_seconds": wall_seconds,
+        "accuracy": accuracy,
+        "size": {
+            **export_report["size"],
+            "keras_bytes": pathlib.Path(keras_path).stat().st_size,
+            "entropy_bytes": total.entropy_bytes,
+            "value_bits": total.value_bits,
+        },
+        "cost": {
+            "params": total.params,
+            "macs": total.macs,
+            "bops": total.bops,
+            "float_params": before.params,
+            "float_macs": before.macs,
+            "float_bops": before.bops,
+        },
+        "budget": budget,
+        "agreement": export_report["agreement"],
+        "latency_ms": latency_ms,
+        "layers": [{key: getattr(cost, key) for key in _LAYER} for cost in costs],
+    }
+
+
+def write_report(report, path):
+    """Validates a report and writes it as JSON, whole or not at all.
+
+    Args:
+        report: what `build_report` returns.
+        path: of the file; its folder must exist.
+
+    Raises:
+        ValueError: if a key is missing or unknown, or a value is of the wrong
+            kind, NaN or infinite. Nothing is written then.
+        OSError: if the file cannot be written.
+    """
+    validate_report(report)
+    text = json.dumps(report, indent=2, default=lambda number: number.item()) + "\n"
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def validate_report(report):
+    """Raises ValueError, naming the place, unless `report` is a valid report."""
+    _check(report, _REPORT, "report")
+
+
+def _check(value, schema, place):
+    if isinstance(schema, dict):
+        _check_keys(value, schema, place)
+        for key, inner in schema.items():
+            _check(value[key], inner, f"{place}[{key!r}]")
+    elif isinstance(schema, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{place} must be a list. Received: {value!r}.")
+        for index, element in enumerate(value):
+            _check(element, schema[0], f"{place}[{index}]")
+    elif isinstance(schema, _OrNone):
+        if value is not None:
+            _check(value, schema.schema, place)
+    else:
+        description, accepts = schema
+        if not accepts(value):
+            raise ValueError(f"{place} must be {description}. Received: {value!r}.")
+
+
+def _check_keys(value, schema, place):
+    if not isinstance(value, dict) or set(value) != set(schema):
+        received = sorted(value) if isinstance(value, dict) else value
+        raise ValueError(
+            f"{place} must be a dictionary with the keys {sorted(schema)}. "
+            f"Received: {received!r}."
+        )

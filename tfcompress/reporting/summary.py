@@ -1,0 +1,90 @@
+"""A model's costs as a table."""
+
+from rich.table import Table
+
+from tfcompress.cost import float32_cost, layer_costs, total_cost
+from tfcompress.reporting.tables import render
+
+
+def summary(model):
+    """What each layer of a model costs, and the sums, as text to print.
+
+    "bits" are those of a weight, with the container that holds it in a file where
+    that is larger; "act" are those of the layer's input. The ratios below compare
+    with the same layers in float32. Bytes are the model's weights, scales and
+    biases; the file adds its graph.
+
+    Args:
+        model: a built Functional or Sequential model: plain, a student, or a
+            finalized one.
+
+    Returns:
+        A string of lines no wider than 120 characters.
+
+    Raises:
+        ValueError: if the model is subclassed or not built.
+    """
+    costs = layer_costs(model)
+    total = total_cost(costs)
+    parts = [render(_layer_table(costs, total)), render(_total_table(total))]
+    parts += [
+        f" {cost.name} ({cost.type}) is not in the MACs and BOPs: {cost.not_counted}."
+        for cost in total.not_counted
+    ]
+    return "\n".join(parts)
+
+
+def _layer_table(costs, total):
+    table = Table(show_footer=True)
+    table.add_column("layer", "total", overflow="fold")
+    table.add_column("type", overflow="fold")
+    table.add_column("kernel", no_wrap=True)
+    for title, footer in (
+        ("bits", ""),
+        ("act", ""),
+        ("zeros", ""),
+        ("params", _integer(total.params)),
+        ("MACs", _integer(total.macs)),
+        ("bytes", _integer(total.bytes)),
+    ):
+        table.add_column(title, footer, justify="right", no_wrap=True)
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            cost.type,
+            " x ".join(map(str, cost.kernel_shape or ())),
+            _bits(cost),
+            _integer(cost.activation_bits),
+            "" if cost.sparsity is None else f"{cost.sparsity:.1%}",
+            _integer(cost.params),
+            "?" if cost.not_counted else _integer(cost.macs),
+            _integer(cost.bytes),
+        )
+    return table
+
+
+def _total_table(total):
+    table = Table("total")
+    for title in ("this model", "in float32", "ratio"):
+        table.add_column(title, justify="right")
+    reference = float32_cost(total)
+    for title, name in (
+        ("BOPs", "bops"),
+        ("bytes", "bytes"),
+        ("bytes, entropy bound", "entropy_bytes"),
+        ("value bits, kernels only", "value_bits"),
+    ):
+        value, before = getattr(total, name), getattr(reference, name)
+        ratio = f"{before / value:.2f}x" if value else ""
+        table.add_row(title, _integer(value), _integer(before), ratio)
+    return table
+
+
+def _bits(cost):
+    if cost.weight_bits == cost.container_bits:
+        return _integer(cost.weight_bits)
+    return f"{cost.weight_bits} in {cost.container_bits}"
+
+
+def _integer(value):
+    return "" if value is None else f"{value:,}"
