@@ -1,0 +1,40 @@
+# make demo       compress a small network and check the .tflite (a few minutes)
+# make test       the test suite;  make test-slow: the long tests only
+# make lint       ruff
+# make clean      remove the environment and everything generated
+#
+# Each command first creates .venv, and again whenever pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Errors only: TensorFlow is talkative at start-up.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(STAMP)
+	$(BIN)/python -m recipes.pruned_ternary
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Debian ships Python without ensurepip, hence the outer pip installing into the
+# environment instead of the environment's own.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip -e ".[recipes,tfmot,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find recipes tests tfcompress benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What the recipes share: data, models, flags and training."""

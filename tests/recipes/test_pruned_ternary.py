@@ -1,0 +1,238 @@
+"""The recipe: its flags, its errors, and one small run with everything it writes."""
+
+import dataclasses
+import json
+
+import keras
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from recipes import pruned_ternary
+from recipes.common import data as data_lib
+from recipes.common import models
+from recipes.common import run as run_lib
+from tfcompress.export import check
+
+ARTEFACTS = ["layers.png", "model.keras", "model.tflite", "report.json"]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Runs the recipe with flags, writing to `tmp_path / "out"`."""
+
+    def call(**values):
+        values = {"output_dir": str(tmp_path / "out"), **values}
+        flags.FLAGS(["recipe", *[f"--{key}={value}" for key, value in values.items()]])
+        pruned_ternary.main(["recipe"])
+
+    with flagsaver.flagsaver():
+        yield call
+
+
+@pytest.fixture
+def few_images(monkeypatch, mnist5k):
+    """A part of mnist5k, to be quick."""
+    part = dataclasses.replace(
+        mnist5k,
+        train_images=mnist5k.train_images[:1024],
+        train_labels=mnist5k.train_labels[:1024],
+        test_images=mnist5k.test_images[:200],
+        test_labels=mnist5k.test_labels[:200],
+    )
+    monkeypatch.setattr(run_lib, "load", lambda *_: part)
+
+
+QUICK = {"epochs": 2, "float_epochs": 3, "batch_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"float_epochs": -1}, "float_epochs=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"learning_rate": 0}, "above 0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"precision": "bfloat16"}, "float32|mixed_bfloat16|mixed_float16"),
+        ({"input_scaling": "zscore"}, "pixels|unit|signed|imagenet|standardize"),
+        ({"first_last": "4bit"}, "8bit|ternary|float"),
+        ({"model": "resnet21"}, "lenet5.*resnet56.*or the path"),
+        ({"model": "missing.keras"}, "no such file"),
+        ({"model": "missing.keras", "input_scaling": "unit"}, "no such file"),
+    ],
+)
+def test_wrong_flags_are_refused(recipe, values, message):
+    with pytest.raises(flags.IllegalFlagValueError, match=message.replace("|", ".*")):
+        recipe(**values)
+
+
+def test_a_model_file_needs_its_input_scaling(recipe, tmp_path):
+    path = tmp_path / "given.keras"
+    models.lenet5((28, 28, 1), 10).save(path)
+    with pytest.raises(flags.IllegalFlagValueError, match="--input_scaling.*imagenet"):
+        recipe(model=path)
+
+
+def _never(*args, **kwargs):
+    raise AssertionError("The error has to come before any training.")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sparsity": 1.5}, "sparsity=1.5"),
+        ({"dataset": "cifar1O"}, "catalog"),
+        ({"batch_size": 5000}, "at most 1024"),
+        ({"output_dir": "/dev/null/out"}, "output_dir.*Not a directory"),
+    ],
+)
+def test_wrong_values_are_refused_before_training(
+    recipe, few_images, monkeypatch, values, message
+):
+    monkeypatch.setattr(run_lib, "fit", _never)
+    if "dataset" in values:
+        monkeypatch.setattr(run_lib, "load", data_lib.load)
+    with pytest.raises(SystemExit, match=message):
+        recipe(**values)
+
+
+def test_a_model_for_other_images_is_refused(recipe, few_images, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_lib, "fit", _never)
+    path = tmp_path / "given.h5"
+    models.resnet8((32, 32, 3), 10).save(path)
+    with pytest.raises(SystemExit, match=r"mnist5k.*28, 28, 1.*32, 32, 3"):
+        recipe(model=path, input_scaling="unit")
+
+
+def test_positional_arguments_are_refused():
+    with pytest.raises(Exception, match="only --flags.*cifar10"):
+        pruned_ternary.main(["recipe", "cifar10"])
+
+
+def _check_artefacts(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ARTEFACTS
+    assert (folder / "layers.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report) == {
+        *("recipe", "scheme", "model", "dataset", "seed", "epochs", "keras_backend"),
+        *("wall_seconds", "accuracy", "size", "cost", "budget", "agreement"),
+        *("latency_ms", "layers"),
+    }
+    assert set(report["accuracy"]) == {"float", "compressed", "litert"}
+    assert set(report["size"]) == {
+        *("float_tflite_bytes", "tflite_bytes", "tflite_xz_bytes", "keras_bytes"),
+        *("entropy_bytes", "value_bits"),
+    }
+    assert set(report["cost"]) == {
+        *("params", "macs", "bops", "float_params", "float_macs", "float_bops"),
+    }
+    assert set(report["agreement"]) == {"samples", "top1", "max_abs_diff"}
+    assert set(report["latency_ms"]) == {"float", "compressed", "threads", "runs"}
+    for layer in report["layers"]:
+        assert set(layer) == {
+            *("name", "type", "weight_bits", "activation_bits", "container_bits"),
+            *("sparsity", "rank", "channels", "macs", "bytes"),
+        }
+    assert report["size"]["tflite_bytes"] == (folder / "model.tflite").stat().st_size
+    assert report["size"]["keras_bytes"] == (folder / "model.keras").stat().st_size
+    return report
+
+
+def test_recipe_writes_the_four_artefacts(recipe, few_images, tmp_path, capsys):
+    recipe(sparsity=0.8, seed=3, **QUICK)
+    report = _check_artefacts(tmp_path / "out")
+    expected = {
+        "recipe": "pruned_ternary",
+        "scheme": "PrunedTernary",
+        "model": "lenet5",
+        "dataset": "mnist5k",
+        "seed": 3,
+        "epochs": 2,
+        "keras_backend": "tensorflow",
+        "budget": None,
+    }
+    assert {key: report[key] for key in expected} == expected
+    assert report["accuracy"]["float"] > 0.7
+    assert report["accuracy"]["compressed"] > 0.6
+    assert report["accuracy"]["litert"] == report["accuracy"]["compressed"]
+    assert report["agreement"]["samples"] == 200
+    assert report["agreement"]["top1"] == 1.0
+    layers = {layer["name"]: layer for layer in report["layers"]}
+    assert layers["conv1"]["weight_bits"] == layers["classifier"]["weight_bits"] == 8
+    for name in ("conv2", "fc1"):
+        assert layers[name]["weight_bits"] == layers[name]["container_bits"] == 2
+        assert layers[name]["sparsity"] == pytest.approx(0.8, abs=0.01)
+    assert report["cost"]["float_params"] == 431_080
+
+    printed = capsys.readouterr().out
+    for words in ("left alone", "Input scaling standardize", "val_accuracy", "fc1"):
+        assert words in printed
+
+    tiny = keras.models.load_model(tmp_path / "out" / "model.keras")
+    check(tmp_path / "out" / "model.tflite", tiny)
+
+
+def test_interrupted_run_goes_on(recipe, few_images, tmp_path, capsys, monkeypatch):
+    backup = keras.callbacks.BackupAndRestore
+    on_epoch_end = backup.on_epoch_end
+
+    def interrupt_the_student(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        if self.backup_dir.endswith("student"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backup, "on_epoch_end", interrupt_the_student)
+        with pytest.raises(KeyboardInterrupt):
+            recipe(**QUICK)
+    assert "Epoch 1/2" in capsys.readouterr().out
+
+    recipe(**QUICK)
+    printed = capsys.readouterr().out
+    assert "Going on with the interrupted run" in printed
+    assert "Epoch 2/2" in printed
+    for words in ("Epoch 1/2", "Epoch 1/3"):
+        assert words not in printed
+    report = _check_artefacts(tmp_path / "out")
+    assert report["accuracy"]["compressed"] > 0.7
+
+
+def test_given_model_with_softmax_in_mixed_precision(recipe, few_images, tmp_path):
+    path = tmp_path / "given.keras"
+    layers = [
+        keras.Input((28, 28, 1)),
+        keras.layers.Conv2D(8, 5, 2),
+        keras.layers.BatchNormalization(momentum=0.9),
+        keras.layers.ReLU(),
+        keras.layers.Conv2D(16, 5, 2),
+        keras.layers.BatchNormalization(momentum=0.9),
+        keras.layers.ReLU(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(10, activation="softmax"),
+    ]
+    keras.Sequential(layers).save(path)
+    recipe(
+        model=path,
+        input_scaling="unit",
+        first_last="ternary",
+        precision="mixed_bfloat16",
+        **QUICK,
+    )
+    report = _check_artefacts(tmp_path / "out")
+    assert report["model"] == "given"
+    assert report["accuracy"]["compressed"] > 0.6
+    assert report["agreement"]["top1"] == 1.0
+    kernels = [layer for layer in report["layers"] if layer["weight_bits"]]
+    assert [layer["container_bits"] for layer in kernels] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_default_recipe_loses_at_most_one_point(recipe, tmp_path):
+    recipe()
+    report = _check_artefacts(tmp_path / "out")
+    accuracy = report["accuracy"]
+    assert accuracy["float"] - accuracy["litert"] <= 0.01
+    assert accuracy["float"] > 0.96
+    assert report["agreement"]["top1"] == 1.0
+    assert report["agreement"]["samples"] == 1000
