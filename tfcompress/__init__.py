@@ -1,6 +1,8 @@
 """tfcompress: trained Keras 3 models made small, to a `.tflite` that is proven."""
 
 from tfcompress import layers, quantizers
+from tfcompress.export import export
+from tfcompress.reporting import summary
 from tfcompress.schemes import (
     KeepFloat,
     PrunedTernary,
@@ -15,8 +17,10 @@ __all__ = [
     "PrunedTernary",
     "QuantizeConfig",
     "compress",
+    "export",
     "finalize",
     "layers",
     "plan",
     "quantizers",
+    "summary",
 ]

@@ -1,0 +1,178 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers as kl
+
+from tests.export.conftest import make_packed
+from tfcompress.export import check, export, float_tflite
+from tfcompress.export.flatbuffer import operator_name, read, write
+
+
+def test_a_sound_file_passes(exported, images):
+    path, model = exported
+    report = check(path, model, images)
+    assert report["agreement"]["samples"] == 64
+    assert report["agreement"]["top1"] == 1.0
+    assert report["agreement"]["max_abs_diff"] < 1e-5
+    assert report["verified_on"] == "samples"
+    assert report["tensors"][0] == {
+        "layer": "first",
+        "tensor": "first",
+        "type": "INT2",
+        "container_bits": 2,
+        "shape": [6, 3, 3, 1],
+        "bytes": 14,
+    }
+    assert [row["type"] for row in report["tensors"]] == [
+        "INT2",
+        "INT4",
+        "INT8",
+        "INT2",
+    ]
+
+
+def test_random_samples_are_the_same_each_time(exported):
+    reports = [check(*exported) for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert reports[0]["verified_on"] == "random"
+    assert reports[0]["agreement"]["samples"] == 8
+
+
+def test_datasets_of_samples_with_or_without_labels(exported, images):
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(25)
+    labelled = dataset.map(lambda x: (x, x[:, 0, 0, 0]))
+    for verify in (dataset, labelled):
+        assert check(*exported, verify)["agreement"]["samples"] == 64
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.05, 0.3, 0.7, 0.95, 0.999])
+def test_truncated_files_are_refused(exported, fraction):
+    path, model = exported
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+    with pytest.raises(ValueError, match="truncated|empty"):
+        check(path, model)
+
+
+@pytest.mark.slow
+def test_flipped_bytes_never_get_further_than_a_value_error(exported):
+    path, model = exported
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(content))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            check(path, model)
+        except ValueError:
+            refused += 1
+    # Padding bytes and the last bits of a bias may change without effect.
+    assert refused > 50
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x55
+    path.write_bytes(content)
+
+
+def test_flipped_codes_are_found(exported):
+    path, model = exported
+    codes = [b.data for b in read(path.read_bytes()).buffers if b.data is not None]
+    (packed,) = [data for data in codes if data.size == 3 * 3 * 6 * 5]
+    flip(path, path.read_bytes().index(packed.tobytes()) + 100)
+    with pytest.raises(ValueError, match="should hold the kernel of layer 'last'"):
+        check(path, model)
+
+
+def edited(path, edit):
+    """Applies `edit(model, graph)` to the file's flatbuffer."""
+    model = read(path.read_bytes())
+    edit(model, model.subgraphs[0])
+    path.write_bytes(write(model))
+
+
+def tensor_named(graph, name):
+    return next(t for t in graph.tensors if t.name == name.encode())
+
+
+def test_a_changed_scale_is_found_by_running(exported):
+    def edit(model, graph):
+        tensor_named(graph, "head").quantization.scale[3] *= 1.1
+
+    path, model = exported
+    edited(path, edit)
+    with pytest.raises(ValueError, match="should predict like Keras: 'output_0'"):
+        check(path, model)
+
+
+def test_a_convolution_that_reads_int2_directly_is_found(exported):
+    """This runtime computes NaN there, and reports no error."""
+
+    def edit(model, graph):
+        for operator in list(graph.operators):
+            if operator_name(model, operator) == "DEQUANTIZE":
+                codes, decoded = operator.inputs[0], operator.outputs[0]
+                if graph.tensors[codes].type == schema.TensorType.INT2:
+                    graph.operators.remove(operator)
+                    for reader in graph.operators:
+                        reader.inputs[reader.inputs == decoded] = codes
+
+    path, model = exported
+    edited(path, edit)
+    with pytest.raises(ValueError, match="CONV_2D, which reads 'first' of type INT2"):
+        check(path, model)
+
+
+def test_outputs_that_are_not_finite_are_found(exported):
+    path, model = exported
+    model.get_layer("head").bias.assign([np.nan] * 10)
+    with pytest.raises(ValueError, match="NaN or infinity in 'output_0' from Keras"):
+        check(path, model)
+
+    def edit(model, graph):
+        biases = [b for b in model.buffers if b.data is not None and b.data.size == 40]
+        biases[0].data = np.full(10, np.inf, np.float32).view(np.uint8)
+
+    model.get_layer("head").bias.assign(np.zeros(10))
+    export(model, path)
+    model.get_layer("head").bias.assign(np.arange(10))
+    export(model, path)
+    edited(path, edit)
+    with pytest.raises(ValueError, match="NaN or infinity in 'output_0' from LiteRT"):
+        check(path, model)
+
+
+def test_files_of_other_models_are_refused(exported, tmp_path):
+    path, model = exported
+    (tmp_path / "float.tflite").write_bytes(float_tflite(model))
+    with pytest.raises(ValueError, match="kernel of layer 'first'"):
+        check(tmp_path / "float.tflite", model)
+
+    inputs = keras.Input((28, 28, 1))
+    x = kl.Conv2D(6, 3, strides=2, name="first")(inputs)
+    other = make_packed(keras.Model(inputs, kl.GlobalAveragePooling2D()(x)))
+    export(other, tmp_path / "other.tflite")
+    with pytest.raises(ValueError, match="kernel of layer 'middle'"):
+        check(tmp_path / "other.tflite", model)
+    with pytest.raises(ValueError, match=r"shapes \[\(8, 6\)\].*another model"):
+        check(path, other)
+
+    inputs = keras.Input((20, 4))
+    sequences = make_packed(keras.Model(inputs, kl.Conv1D(3, 3)(inputs)))
+    with pytest.raises(ValueError, match=r"expects inputs.*\(-1, 28, 28, 1\)"):
+        check(path, sequences)
+
+
+def test_missing_files_and_unfitting_samples_are_errors(exported, tmp_path):
+    path, model = exported
+    with pytest.raises(FileNotFoundError, match=r"absent\.tflite"):
+        check(tmp_path / "absent.tflite", model)
+    with pytest.raises(ValueError, match=r"\(None, 28, 28, 1\).*\(5, 20, 20, 1\)"):
+        check(path, model, np.ones((5, 20, 20, 1)))
+    with pytest.raises(ValueError, match="Received: 2 arrays"):
+        check(path, model, (np.ones((5, 28, 28, 1)), np.ones(5)))

@@ -1,0 +1,66 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+
+from tfcompress.export import float_tflite, predict
+from tfcompress.export.flatbuffer import read
+from tfcompress.layers import PackedDense
+
+
+def test_float_file_predicts_like_the_packed_model(digit_model, images):
+    content = float_tflite(digit_model)
+    expected = digit_model.predict(images, verbose=0)
+    np.testing.assert_allclose(predict(content, images), expected, atol=1e-5)
+
+
+def test_it_has_float_kernels_and_nothing_to_decode(digit_model):
+    content = float_tflite(digit_model)
+    parameters = 3 * 3 * 6 + 3 * 3 * 6 + 3 * 3 * 6 * 5 + 5 * 10
+    assert len(content) > 4 * parameters
+    assert not any(t.quantization.scale is not None for t in tensors(content))
+
+
+def tensors(content):
+    return read(content).subgraphs[0].tensors
+
+
+def test_conversion_says_nothing(digit_model, capfd):
+    float_tflite(digit_model)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_the_model_is_not_touched(digit_model):
+    before = digit_model.get_config(), digit_model.get_weights()
+    float_tflite(digit_model)
+    after = digit_model.get_config(), digit_model.get_weights()
+    assert before[0] == after[0]
+    assert all(map(np.array_equal, before[1], after[1]))
+    # One node each: the layers were not called on anything new.
+    assert digit_model.get_layer("head").output.shape == (None, 10)
+
+
+def test_adapted_normalization_keeps_its_statistics():
+    norm = kl.Normalization()
+    norm.adapt(np.random.default_rng(0).normal(3, 2, (100, 4)))
+    dense = PackedDense(2, kernel_bits=2)
+    model = keras.Sequential([keras.Input((4,)), norm, dense])
+    dense.set_kernel(np.eye(4, 2), np.ones((1, 2)))
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(predict(float_tflite(model), x), expected, atol=1e-6)
+
+
+def test_an_operation_that_litert_lacks_is_an_error():
+    inputs = keras.Input((4,))
+    outputs = keras.ops.linalg.det(kl.Reshape((2, 2))(inputs))
+    model = keras.Model(inputs, outputs, name="determinant")
+    with pytest.raises(ValueError, match="'determinant' could not be converted"):
+        float_tflite(model)
+
+
+def test_other_backends_are_refused(digit_model, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="Received: jax"):
+        float_tflite(digit_model)

@@ -1,0 +1,295 @@
+import lzma
+import os
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as kl
+
+import tfcompress as tfc
+from tests.export.conftest import make_packed
+from tfcompress.export import check, export, exporter, predict
+from tfcompress.export.kernels import packed_kernels
+
+
+def conv2d():
+    inputs = keras.Input((9, 10, 3))
+    x = kl.Conv2D(6, 3, strides=2, padding="same", activation="relu")(inputs)
+    x = kl.Conv2D(5, (1, 3), padding="valid", use_bias=False)(x)
+    return inputs, kl.Dense(7, activation="softmax")(kl.Flatten()(x))
+
+
+def grouped():
+    inputs = keras.Input((9, 9, 8))
+    x = kl.Conv2D(12, 3, groups=4)(inputs)
+    return inputs, kl.Conv2D(24, 3, groups=12, padding="same")(x)
+
+
+def dilated():
+    inputs = keras.Input((14, 14, 3))
+    x = kl.Conv2D(6, 3, dilation_rate=2, padding="same")(inputs)
+    return inputs, kl.DepthwiseConv2D(3, dilation_rate=(3, 3))(x)
+
+
+def depthwise():
+    inputs = keras.Input((9, 9, 1))
+    x = kl.DepthwiseConv2D(3, depth_multiplier=5)(inputs)
+    return inputs, kl.DepthwiseConv2D(3, strides=2, depth_multiplier=3)(x)
+
+
+def conv1d():
+    inputs = keras.Input((20, 4))
+    x = kl.Conv1D(6, 3, padding="same", strides=2)(inputs)
+    x = kl.Conv1D(6, 3, padding="causal", dilation_rate=2, groups=2)(x)
+    return inputs, kl.Conv1D(5, 1, activation="relu")(x)
+
+
+def dense_on_sequences():
+    inputs = keras.Input((None, 6))
+    return inputs, kl.Dense(3, use_bias=False)(kl.Dense(5, activation="relu")(inputs))
+
+
+def several_inputs_and_outputs():
+    image, age = keras.Input((8, 8, 3), name="image"), keras.Input((5,), name="age")
+    x = kl.GlobalAveragePooling2D()(kl.Conv2D(5, 3)(image))
+    y = kl.Dense(5)(age)
+    outputs = {"kind": kl.Dense(3)(kl.Add()([x, y])), "aged": kl.Dense(2)(y)}
+    return {"image": image, "age": age}, outputs
+
+
+def nested():
+    inner_input = keras.Input((9, 9, 4))
+    x = kl.ReLU()(kl.Conv2D(4, 3, padding="same", name="conv")(inner_input))
+    inner = keras.Model(inner_input, x, name="inner")
+    block = keras.Sequential([kl.Input((9, 9, 4)), kl.Conv2D(4, 1, name="conv")])
+    inputs = keras.Input((9, 9, 3))
+    x = kl.Conv2D(4, 3, padding="same", name="conv")(inputs)
+    return inputs, block(inner(inner(x)))
+
+
+def shared_layer():
+    inputs = keras.Input((9, 9, 3))
+    conv = kl.Conv2D(3, 3, padding="same")
+    return inputs, conv(kl.ReLU()(conv(inputs)))
+
+
+def normalized_before_and_behind():
+    x = inputs = keras.Input((9, 9, 3))
+    for layer in (kl.Conv2D(5, 3), kl.DepthwiseConv2D(3), kl.Dense(6)):
+        x = kl.BatchNormalization()(layer(kl.BatchNormalization()(kl.ReLU()(x))))
+    return inputs, x
+
+
+def one_weight_per_channel():
+    x = inputs = keras.Input((4, 4, 3))
+    for _ in range(2):
+        x = kl.ReLU()(kl.BatchNormalization()(kl.DepthwiseConv2D(1)(x)))
+    x = kl.Dense(1)(kl.Flatten()(kl.Conv2D(1, 1)(x)))
+    return inputs, kl.Dense(3)(kl.Dense(1)(x))
+
+
+def zero_kernels():
+    x = inputs = keras.Input((9, 9, 4))
+    for i in range(3):
+        x = kl.ReLU()(kl.Conv2D(4, 3, padding="same", name=f"zero{i}")(x))
+    return inputs, kl.Conv2D(3, 1)(kl.Add()([x, inputs]))
+
+
+def operations_that_are_no_layers():
+    inputs = keras.Input((9, 9, 4))
+    x = keras.ops.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 2]])
+    return inputs, 1 - kl.Conv2D(3, 3)(x) * 2.0
+
+
+def partly_float():
+    inputs = keras.Input((9, 9, 4))
+    x = kl.Conv2D(5, 3, name="float_conv")(inputs)
+    return inputs, kl.Conv2D(5, 3)(kl.LayerNormalization()(kl.Dropout(0.5)(x)))
+
+
+def any_image_size():
+    inputs = keras.Input((None, None, 3))
+    x = kl.Conv2D(5, 3, padding="same", strides=2)(inputs)
+    return inputs, kl.Dense(4)(kl.GlobalMaxPooling2D()(x))
+
+
+def fixed_batch_size():
+    inputs = keras.Input(batch_shape=(2, 9, 9, 3))
+    return inputs, kl.Conv2D(5, 3)(inputs)
+
+
+def integer_input():
+    inputs = keras.Input((6,), dtype="int32")
+    return inputs, kl.Conv1D(5, 3)(kl.Embedding(10, 8)(inputs))
+
+
+def squeeze_and_excite():
+    inputs = keras.Input((9, 9, 8))
+    x = kl.GlobalAveragePooling2D(keepdims=True)(inputs)
+    x = kl.Conv2D(8, 1, activation="sigmoid")(kl.Conv2D(2, 1, activation="relu")(x))
+    return inputs, kl.Multiply()([inputs, x])
+
+
+MODELS = [
+    conv2d,
+    grouped,
+    dilated,
+    depthwise,
+    conv1d,
+    dense_on_sequences,
+    several_inputs_and_outputs,
+    nested,
+    shared_layer,
+    normalized_before_and_behind,
+    one_weight_per_channel,
+    zero_kernels,
+    operations_that_are_no_layers,
+    partly_float,
+    any_image_size,
+    fixed_batch_size,
+    integer_input,
+    squeeze_and_excite,
+]
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("bits", [(2,), (3, 8)], ids=["ternary", "mixed"])
+def test_every_kind_of_model_passes_its_proof(build, bits, tmp_path):
+    model = make_packed(keras.Model(*build()), bits)
+    path = tmp_path / "model.tflite"
+    report = export(model, path)
+    # All that is planned is there, in a container of the layer's width.
+    stored = {row["layer"]: row["container_bits"] for row in report["tensors"]}
+    assert stored == {kernel.layer: kernel.bits for kernel in packed_kernels(model)}
+    rows = [{**row, "type": f"INT{row['container_bits']}"} for row in report["tensors"]]
+    assert rows == report["tensors"]
+    # And it is there for a check that knows the model only.
+    assert check(path, model) == {k: v for k, v in report.items() if k != "size"}
+
+
+def test_sequential_models_too(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((9,)), tfc.layers.PackedDense(3, kernel_bits=2, name="only")]
+    )
+    model.get_layer("only").set_kernel(np.eye(9, 3), np.ones((1, 3)))
+    report = export(model, tmp_path / "model.tflite")
+    assert [row["layer"] for row in report["tensors"]] == ["only"]
+
+
+def test_from_a_ternary_student_to_a_proven_file(images, tmp_path):
+    def ternary():
+        return {"kernel_quantizer": tfc.quantizers.Ternary()}
+
+    inputs = keras.Input((28, 28, 1))
+    x = tfc.layers.QuantConv2D(8, 3, strides=2, use_bias=False, **ternary())(inputs)
+    x = kl.ReLU()(kl.BatchNormalization()(x))
+    x = tfc.layers.QuantConv2D(16, 3, strides=2, use_bias=False, **ternary())(x)
+    x = kl.GlobalAveragePooling2D()(kl.ReLU()(kl.BatchNormalization()(x)))
+    student = keras.Model(inputs, tfc.layers.QuantDense(10, **ternary())(x))
+    with pytest.raises(ValueError, match=r"Call `tfcompress\.finalize`"):
+        export(student, tmp_path / "model.tflite")
+
+    tiny = tfc.finalize(student)
+    report = export(tiny, tmp_path / "model.tflite", verify=images)
+    assert report["agreement"]["top1"] == 1.0
+    assert [row["type"] for row in report["tensors"]] == ["INT2"] * 3
+    outputs = predict(tmp_path / "model.tflite", images)
+    np.testing.assert_allclose(outputs, student.predict(images, verbose=0), atol=1e-5)
+
+
+def test_sizes_are_those_of_the_files(digit_model, tmp_path):
+    path = tmp_path / "model.tflite"
+    size = export(digit_model, path)["size"]
+    assert size["tflite_bytes"] == path.stat().st_size
+    assert size["float_tflite_bytes"] > size["tflite_bytes"]
+    packed = len(lzma.compress(path.read_bytes()))
+    assert size["tflite_xz_bytes"] == pytest.approx(packed, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "dataset"])
+def test_verify_takes_several_inputs(kind, tmp_path):
+    model = make_packed(keras.Model(*several_inputs_and_outputs()))
+    image, age = np.ones((6, 8, 8, 3), "float32"), np.ones((6, 5), "float32")
+    named = {"image": image, "age": age}
+    verify = {
+        "list": [age, image],  # the order of `keras.tree.flatten`
+        "dict": named,
+        "dataset": tf.data.Dataset.from_tensor_slices(named).batch(4),
+    }[kind]
+    report = export(model, tmp_path / "model.tflite", verify)
+    assert report["agreement"]["samples"] == 6
+    assert report["verified_on"] == "samples"
+
+
+def test_a_file_that_fails_is_not_left_behind(digit_model, tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("it does not predict like Keras")
+
+    path = tmp_path / "model.tflite"
+    export(digit_model, path)
+    before = path.read_bytes()
+    digit_model.get_layer("head").bias.assign(np.arange(10))
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "compare", fail)
+        with pytest.raises(ValueError, match="does not predict"):
+            export(digit_model, path)
+        with pytest.raises(ValueError, match="does not predict"):
+            export(digit_model, tmp_path / "other.tflite")
+    assert os.listdir(tmp_path) == ["model.tflite"]
+    assert path.read_bytes() == before
+    export(digit_model, path)
+    assert path.read_bytes() != before
+
+
+def test_what_was_written_is_read_back(digit_model, tmp_path, monkeypatch):
+    """A bug of the writer, such as another packing order, does not ship."""
+    real = exporter.pack_kernels
+
+    def swapped(*args):
+        content, matches = real(*args)
+        matches[0].scale[:2] = matches[0].scale[1::-1]
+        return content, matches
+
+    monkeypatch.setattr(exporter, "pack_kernels", swapped)
+    with pytest.raises(ValueError, match="planned type, codes and scales"):
+        export(digit_model, tmp_path / "model.tflite")
+    assert not os.listdir(tmp_path)
+
+
+def test_unwritable_paths_are_refused_before_the_work(
+    digit_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(exporter, "float_tflite", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="directory that exists.*absent"):
+        export(digit_model, tmp_path / "absent" / "model.tflite")
+    with pytest.raises(NotADirectoryError, match="directory that exists"):
+        export(digit_model, tmp_path / "file" / "model.tflite")
+    with pytest.raises(IsADirectoryError, match="name a file"):
+        export(digit_model, tmp_path)
+    with pytest.raises(ValueError, match="`verify` should hold"):
+        export(digit_model, tmp_path / "model.tflite", np.ones((3, 3)))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_resnet_is_exported_in_seconds(tmp_path):
+    def block(x, filters, stride):
+        y = kl.Conv2D(filters, 3, strides=stride, padding="same")(x)
+        y = kl.Conv2D(filters, 3, padding="same")(kl.ReLU()(y))
+        if stride > 1:
+            x = kl.Conv2D(filters, 1, strides=stride)(x)
+        return kl.ReLU()(kl.Add()([x, y]))
+
+    inputs = keras.Input((32, 32, 3))
+    x = kl.Conv2D(16, 3, padding="same")(inputs)
+    for filters, stride in ((16, 1), (32, 2), (64, 2)):
+        x = block(block(block(x, filters, stride), filters, 1), filters, 1)
+    outputs = kl.Dense(10)(kl.GlobalAveragePooling2D()(x))
+    model = make_packed(keras.Model(inputs, outputs), bits=(2,))
+    start = time.monotonic()
+    size = export(model, tmp_path / "resnet20.tflite")["size"]
+    assert time.monotonic() - start < 20
+    # 16 times fewer bits per weight; the graph and the scales take their share.
+    assert size["float_tflite_bytes"] / size["tflite_bytes"] > 13

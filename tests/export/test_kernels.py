@@ -1,0 +1,94 @@
+import keras
+import numpy as np
+import pytest
+
+from tfcompress import layers, quantizers
+from tfcompress.export.kernels import Kernel, match, packed_kernels
+
+
+@pytest.fixture
+def kernel():
+    codes = np.array([[1, 0, -1], [0, 0, 1], [1, 0, 1], [-1, 0, 0]], np.int8)
+    return Kernel("conv", codes, np.array([0.5, 0.25, 0.1], np.float32), 2)
+
+
+def test_channels_are_found_first_and_last(kernel):
+    columns = kernel.codes * kernel.scale
+    first = match(columns.T.reshape(3, 2, 2, 1), kernel)
+    last = match(columns.reshape(1, 2, 2, 3), kernel)
+    assert (first.axis, last.axis) == (0, 3)
+    assert not first.folded and not last.folded
+    np.testing.assert_array_equal(first.codes.reshape(3, 4).T, kernel.codes)
+    np.testing.assert_array_equal(last.codes.reshape(4, 3), kernel.codes)
+
+
+def test_a_folded_factor_goes_into_scale_and_sign(kernel):
+    factor = np.array([3.0, 2.0, -0.3], np.float32)
+    found = match((kernel.codes * kernel.scale * factor).T, kernel)
+    assert found.folded
+    # The second channel has no weight, and so nothing to learn a factor from.
+    np.testing.assert_allclose(found.scale, [1.5, 0.25, 0.03], rtol=1e-6)
+    np.testing.assert_array_equal(found.codes.T, kernel.codes * [1, 1, -1])
+
+
+def test_a_folded_zero_empties_the_channel(kernel):
+    found = match((kernel.codes * kernel.scale * [0, 1, 1]).T, kernel)
+    np.testing.assert_array_equal(found.codes.T, kernel.codes * [0, 1, 1])
+    assert (found.scale > 0).all()
+
+
+def test_rounding_of_a_fold_is_tolerated_and_a_wrong_code_is_not():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-127, 128, (50, 8)).astype(np.int8)
+    kernel = Kernel("conv", codes, rng.uniform(0.1, 1, 8).astype(np.float32), 8)
+    values = (codes * kernel.scale).astype(np.float32)
+    for factor in rng.normal(size=(3, 8)).astype(np.float32):
+        values = values * factor
+    assert match(values, kernel).folded
+    values[7, 3] += kernel.scale[3] * np.prod(factor[3])
+    assert match(values, kernel) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 4, 3), (12,), (2, 6)])
+def test_other_shapes_do_not_match(kernel, shape):
+    assert match(np.ones(shape, np.float32), kernel) is None
+
+
+def test_kernels_of_all_layers_with_their_path():
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.PackedDense(3, kernel_bits=5, name="dense")],
+        name="inner",
+    )
+    inputs = keras.Input((4,))
+    x = layers.PackedDense(4, kernel_bits=2, name="dense")(inputs)
+    kernels = packed_kernels(keras.Model(inputs, inner(inner(x)[:, :1] + x)))
+    assert [(k.layer, k.bits, k.codes.shape) for k in kernels] == [
+        ("dense", 2, (4, 4)),
+        ("inner/dense", 8, (4, 3)),
+    ]
+
+
+def test_depthwise_channels_are_input_times_multiplier():
+    layer = layers.PackedDepthwiseConv2D(3, depth_multiplier=2, kernel_bits=2)
+    model = keras.Sequential([keras.Input((8, 8, 5)), layer])
+    (kernel,) = packed_kernels(model)
+    assert kernel.codes.shape == (3 * 3, 5 * 2)
+    assert kernel.scale.shape == (5 * 2,)
+
+
+def test_models_that_were_not_finalized_are_refused():
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="plain")
+    with pytest.raises(ValueError, match="'plain' with 0 packed .*finalize"):
+        packed_kernels(plain)
+    quantizer = quantizers.Ternary()
+    student = keras.Sequential(
+        [keras.Input((4,)), layers.QuantDense(2, kernel_quantizer=quantizer)]
+    )
+    with pytest.raises(ValueError, match="1 that quantize while training.*finalize"):
+        packed_kernels(student)
+
+
+@pytest.mark.parametrize("model", [keras.Sequential(), "model.keras", None])
+def test_what_has_no_graph_is_refused(model):
+    with pytest.raises(ValueError, match="Functional or Sequential"):
+        packed_kernels(model)

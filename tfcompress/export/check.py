@@ -1,0 +1,194 @@
+"""The proof: a `.tflite` holds what its Keras model plans, and predicts like it."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.export.kernels import packed_kernels
+from tfcompress.export.runtime import Runner, read_file, split, try_out
+from tfcompress.export.stored import kernel_tensors, recognise
+
+BATCH_SIZE = 128
+# Largest difference allowed, relative to the output's largest magnitude; and
+# absolute, for an output that is all zero.
+TOLERANCE = 1e-4
+NOISE = 1e-7
+# Without samples: this many random ones, of this size where a size is free.
+RANDOM_SAMPLES = 8
+FREE_SIZE = 32
+
+
+def check(path, model, verify=None):
+    """Checks a `.tflite` against the packed Keras model it was exported from.
+
+    Asserts that each packed kernel is in the file with its codes, in an integer
+    type, read by DEQUANTIZE alone; and that the stock LiteRT runtime predicts
+    like Keras.
+
+    Args:
+        path: the `.tflite`.
+        model: what `tfcompress.finalize` returned.
+        verify: samples to compare on: an array, a list or dict of arrays for
+            several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
+            None takes a few random samples.
+
+    Returns:
+        Dict with "agreement" ({"samples", "top1", "max_abs_diff"}; "top1" is the
+        share of samples with the same class, None if no output is a vector of
+        classes), "verified_on" ("samples" or "random") and "tensors" (a list of
+        {"layer", "tensor", "type", "container_bits", "shape", "bytes"}).
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the file is damaged, of another model, or disagrees with
+            `model`; or if `verify` does not fit the model.
+    """
+    kernels = packed_kernels(model)
+    samples = Samples(model, verify)
+    try_out(path, samples.smallest_shapes())
+    content = read_file(path)
+    tensors = recognise(kernel_tensors(content), kernels)
+    return {**compare(content, model, samples), "tensors": tensors}
+
+
+class Samples:
+    """What Keras and LiteRT are compared on; iterates over checked batches.
+
+    Attributes:
+        given: whether the user gave it; random otherwise.
+    """
+
+    def __init__(self, model, verify):
+        self.given = verify is not None
+        self._inputs = keras.tree.flatten(model.input)
+        self._names = input_names(model)
+        # A model built with a batch size takes no other.
+        self._batch_size = self._inputs[0].shape[0] or BATCH_SIZE
+        self._data = verify if self.given else self._random()
+
+    def __iter__(self):
+        """Yields lists of one array per input."""
+        for batch in split(self._data, self._names, self._batch_size):
+            received = [array.shape for array in batch]
+            expected = [tuple(x.shape) for x in self._inputs]
+            if not all(map(_fits, received, expected)):
+                raise ValueError(
+                    f"`verify` should hold batches of shapes {expected} (None for any "
+                    f"size), one per input. Received: {received}."
+                )
+            yield batch
+
+    def smallest_shapes(self):
+        """The shape of each input for a batch as small as the model takes."""
+        return [
+            (x.shape[0] or 1, *array.shape[1:])
+            for x, array in zip(self._inputs, next(iter(self)), strict=True)
+        ]
+
+    def _random(self):
+        rng = np.random.default_rng(0)
+        arrays = []
+        for x in self._inputs:
+            batch, *sizes = x.shape
+            shape = [batch or RANDOM_SAMPLES, *(size or FREE_SIZE for size in sizes)]
+            if "float" in x.dtype:
+                arrays.append(rng.standard_normal(shape).astype(x.dtype))
+            else:  # 0 and 1 are valid wherever integers mean something
+                arrays.append(rng.integers(0, 2, shape).astype(x.dtype))
+        return arrays
+
+
+def _fits(shape, expected):
+    return len(shape) == len(expected) and all(
+        wanted in (None, size) for size, wanted in zip(shape, expected, strict=True)
+    )
+
+
+def input_names(model):
+    """Names of a model's inputs, in the order of `keras.tree.flatten`.
+
+    A dict's keys; else the names given to `keras.Input`.
+    """
+    return [
+        _key(path) or tensor.name
+        for path, tensor in keras.tree.flatten_with_path(model.input)
+    ]
+
+
+def output_names(model):
+    """The same of its outputs: a dict's keys, else output_0, output_1, ..."""
+    return [
+        _key(path) or f"output_{i}"
+        for i, (path, _) in enumerate(keras.tree.flatten_with_path(model.output))
+    ]
+
+
+def _key(path):
+    return path[0] if len(path) == 1 and isinstance(path[0], str) else None
+
+
+def compare(content, model, samples):
+    """Runs LiteRT and Keras on the same samples.
+
+    Returns:
+        The parts "agreement" and "verified_on" of `check`'s result.
+
+    Raises:
+        ValueError: if an output is not finite, or further from Keras's than
+            `TOLERANCE` of its largest magnitude.
+    """
+    runner = Runner(content)
+    names = output_names(model)
+    count, classified, agreeing = 0, 0, 0
+    largest, difference = np.zeros(len(names)), np.zeros(len(names))
+    for batch in samples:
+        expected = _keras_outputs(model, batch)
+        received = runner(batch)
+        _check_outputs(names, expected, received)
+        for i, (y, z) in enumerate(zip(expected, received, strict=True)):
+            largest[i] = max(largest[i], np.abs(y).max())
+            difference[i] = max(difference[i], np.abs(y - z).max())
+            if y.ndim == 2 and y.shape[1] > 1:
+                classified += len(y)
+                agreeing += int((y.argmax(axis=1) == z.argmax(axis=1)).sum())
+        count += len(batch[0])
+    limits = np.maximum(TOLERANCE * largest, NOISE)
+    for name, limit, found in zip(names, limits, difference, strict=True):
+        if found > limit:
+            raise ValueError(
+                f"LiteRT should predict like Keras: '{name}' within {limit:.3g}, "
+                f"{TOLERANCE} of its largest magnitude. Received: a difference of "
+                f"{found:.3g} over {count} samples. The file is not this model's, or "
+                "the runtime computes one of its operators differently."
+            )
+    return {
+        "agreement": {
+            "samples": count,
+            "top1": agreeing / classified if classified else None,
+            "max_abs_diff": float(difference.max()),
+        },
+        "verified_on": "samples" if samples.given else "random",
+    }
+
+
+def _keras_outputs(model, batch):
+    inputs = keras.tree.pack_sequence_as(model.input, batch)
+    # Not `predict`: it would compile first, and leave its function in the model.
+    outputs = keras.tree.flatten(model(inputs, training=False))
+    return [ops.convert_to_numpy(output) for output in outputs]
+
+
+def _check_outputs(names, expected, received):
+    shapes = [[y.shape for y in outputs] for outputs in (expected, received)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"The file should return arrays of shapes {shapes[0]}, as the model does. "
+            f"Received: {shapes[1]}. It is the file of another model."
+        )
+    for name, y, z in zip(names, expected, received, strict=True):
+        for who, values in (("Keras", y), ("LiteRT", z)):
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"Finite outputs are expected. Received: NaN or infinity in "
+                    f"'{name}' from {who}."
+                )

@@ -1,0 +1,90 @@
+"""`export`: from a finalized Keras model to a proven, smallest `.tflite`."""
+
+import contextlib
+import lzma
+import os
+
+from tfcompress.export.check import Samples, compare, input_names, output_names
+from tfcompress.export.convert import float_tflite
+from tfcompress.export.kernels import packed_kernels
+from tfcompress.export.pack import pack_kernels
+from tfcompress.export.stored import check_written, kernel_tensors, recognise
+
+
+def export(model, path, verify=None):
+    """Writes the smallest `.tflite` of a finalized model, and proves it.
+
+    Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale
+    per output channel, which the runtime decodes once, when it is loaded: what
+    was trained is what ships. Before the file appears at `path` it is read back,
+    each tensor's type and bytes are compared with the plan, and the stock LiteRT
+    runtime must predict like Keras.
+
+    Args:
+        model: a Functional model with packed layers, as `tfcompress.finalize`
+            returns it.
+        path: where to write. A file that is there is replaced, but only by one
+            that passed.
+        verify: samples to compare on: an array, a list or dict of arrays for
+            several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
+            None takes a few random samples.
+
+    Returns:
+        The dict of `tfcompress.export.check`, and "size": {"float_tflite_bytes",
+        "tflite_bytes", "tflite_xz_bytes"}; the first is the same graph with
+        float32 kernels, the last the file after xz.
+
+    Raises:
+        OSError: if `path` cannot be written.
+        ValueError: if the model has no packed layer, cannot be converted, or
+            its file does not pass.
+    """
+    kernels = packed_kernels(model)
+    samples = Samples(model, verify)
+    next(iter(samples))  # wrong samples are an error before the work starts
+    with _replaced_when_done(path) as temporary:
+        float_content = float_tflite(model)
+        content, matches = pack_kernels(
+            float_content, kernels, input_names(model), output_names(model)
+        )
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+        with open(temporary, "rb") as stream:
+            content = stream.read()
+        comparison = compare(content, model, samples)
+        tensors = kernel_tensors(content)
+        check_written(tensors, matches)
+    return {
+        "size": {
+            "float_tflite_bytes": len(float_content),
+            "tflite_bytes": len(content),
+            "tflite_xz_bytes": len(lzma.compress(content, preset=9)),
+        },
+        **comparison,
+        "tensors": recognise(tensors, kernels),
+    }
+
+
+@contextlib.contextmanager
+def _replaced_when_done(path):
+    """Yields a path beside `path`; moves it there unless an error is raised."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(
+            f"`path` should name a file. Received: '{path}', a directory."
+        )
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        open(temporary, "wb").close()
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            "`path` should be writable, in a directory that exists. Received: "
+            f"'{path}', {error.strerror}",
+        ) from error
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)

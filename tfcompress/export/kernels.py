@@ -1,0 +1,130 @@
+"""The kernels a model plans to have in the file, and how to recognise them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from keras import ops
+
+from tfcompress.layers import PackedKernel, QuantizedKernel
+from tfcompress.surgery.graph import Graph
+
+# Relative. Folding a factor into `codes * scale` rounds a few times by 6e-8;
+# neighbouring codes differ by 8e-3 at least.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a packed layer plans to have in the file.
+
+    Attributes:
+        layer: the layer's name; inside nested models "outer/inner".
+        codes: int8 array, (weights per output channel, output channels).
+        scale: float32 array, (output channels,), positive.
+        bits: container bits, 2, 4 or 8.
+    """
+
+    layer: str
+    codes: np.ndarray
+    scale: np.ndarray
+    bits: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """How to write a constant of the file with the codes of a kernel.
+
+    Attributes:
+        kernel: the `Kernel`.
+        axis: the constant's axis of output channels.
+        codes: int8 array of the constant's shape. They are the kernel's codes,
+            negated where the converter folded in a negative factor and zero
+            where it folded in a zero.
+        scale: float32 array, (output channels,), positive.
+        folded: whether `scale` differs from the kernel's own.
+    """
+
+    kernel: Kernel
+    axis: int
+    codes: np.ndarray
+    scale: np.ndarray
+    folded: bool
+
+
+def packed_kernels(model):
+    """The `Kernel` of each packed layer of a model, in the order of their calls.
+
+    Raises:
+        ValueError: if the model has no packed layer, still has layers that
+            quantize while training, or has no graph.
+    """
+    layers = Graph(model).layers()
+    packed = {
+        n: layer for n, layer in layers.items() if isinstance(layer, PackedKernel)
+    }
+    training = [n for n, layer in layers.items() if isinstance(layer, QuantizedKernel)]
+    if training or not packed:
+        raise ValueError(
+            "A model of packed layers is expected, as `tfcompress.finalize` makes it. "
+            f"Received: '{model.name}' with {len(packed)} packed layers and "
+            f"{len(training)} that quantize while training. Call "
+            "`tfcompress.finalize` on the trained student, and export its result."
+        )
+    return [_kernel(name, layer) for name, layer in packed.items()]
+
+
+def _kernel(name, layer):
+    # Output channels are the last axes of every Keras kernel.
+    scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
+    codes = layer.codes.reshape(-1, scale.size)
+    return Kernel(name, codes, scale, layer.container_bits)
+
+
+def match(values, kernel):
+    """Recognises a kernel in a constant, up to a factor per output channel.
+
+    LiteRT keeps output channels first in convolutions and fully connected
+    layers, and last in depthwise convolutions; the other axes keep the order
+    they have in Keras. Both places are tried.
+
+    Args:
+        values: float32 array of any shape.
+        kernel: a `Kernel`.
+
+    Returns:
+        A `Match`, or None if `values` is something else.
+    """
+    weights, channels = kernel.codes.shape
+    if values.size != kernel.codes.size:
+        return None
+    for axis in (0, values.ndim - 1):
+        if values.shape[axis] != channels:
+            continue
+        columns = (
+            values.reshape(channels, weights).T
+            if axis == 0
+            else values.reshape(weights, channels)
+        )
+        factor = _factors(columns, kernel)
+        decoded = kernel.codes * factor
+        if (np.abs(columns - decoded) <= ROUNDING * np.abs(decoded)).all():
+            codes = kernel.codes * np.sign(factor).astype(np.int8)
+            return Match(
+                kernel,
+                axis,
+                codes=(codes.T if axis == 0 else codes).reshape(values.shape),
+                scale=np.where(factor == 0, kernel.scale, np.abs(factor)),
+                folded=bool((factor != kernel.scale).any()),
+            )
+    return None
+
+
+def _factors(columns, kernel):
+    """Per channel, the factor that turns codes into values: the scale, signed."""
+    strongest = np.abs(kernel.codes).argmax(axis=0)[None]
+    code = np.take_along_axis(kernel.codes, strongest, axis=0)[0]
+    value = np.take_along_axis(columns, strongest, axis=0)[0]
+    # A channel without any weight has no factor of its own.
+    factor = np.where(code == 0, kernel.scale, value / np.where(code == 0, 1, code))
+    unfolded = (columns == kernel.codes * kernel.scale).all(axis=0)
+    return np.where(unfolded, kernel.scale, factor).astype(np.float32)

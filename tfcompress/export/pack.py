@@ -1,0 +1,164 @@
+"""From a float `.tflite` to one with packed integer kernels."""
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.export import flatbuffer
+from tfcompress.export.kernels import match
+from tfcompress.quantizers.packing import pack
+
+# Operators that read the kernels of packed layers, as their second input.
+KERNEL_READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+# The version of DEQUANTIZE that has per-channel scales and types below a byte.
+DEQUANTIZE_VERSION = 6
+
+
+def pack_kernels(content, kernels, input_names, output_names):
+    """Replaces float kernels by packed integers, each followed by DEQUANTIZE.
+
+    Constants are found by content, which survives the converter's renaming,
+    transposing and fusing. Where it folded a factor per channel into a kernel,
+    that factor goes into the scale. One kernel used under two such factors is
+    stored twice.
+
+    Args:
+        content: a float `.tflite` of `tfcompress.export.float_tflite`, bytes.
+        kernels: list of `Kernel`.
+        input_names, output_names: the model's, in the order of `float_tflite`.
+
+    Returns:
+        `(content, matches)`: the smaller `.tflite`, bytes, and the list of
+        `Match` that it holds, one for each integer tensor.
+
+    Raises:
+        ValueError: if a kernel is not in the file.
+    """
+    model = flatbuffer.read(content)
+    constants = [
+        (graph, index)
+        for graph in model.subgraphs
+        for index in _kernel_constants(model, graph)
+    ]
+    values = [
+        flatbuffer.constant(model, graph.tensors[index])
+        .view(np.float32)
+        .reshape(graph.tensors[index].shape)
+        for graph, index in constants
+    ]
+    operator_code = _add_operator_code(model)
+    assigned = _assign(values, kernels)
+    for (graph, index), found in zip(constants, assigned, strict=True):
+        if found is not None:
+            _replace(model, graph, index, found, operator_code)
+    _rename(model, input_names, output_names)
+    flatbuffer.strip(model)
+    return flatbuffer.write(model), [found for found in assigned if found]
+
+
+def _kernel_constants(model, graph):
+    """Indices of the float constants in the place of a kernel."""
+    read = {
+        operator.inputs[1]
+        for operator in graph.operators
+        if flatbuffer.operator_name(model, operator) in KERNEL_READERS
+    }
+    return [
+        index
+        for index in sorted(read)
+        if graph.tensors[index].type == schema.TensorType.FLOAT32
+        and flatbuffer.constant(model, graph.tensors[index]) is not None
+    ]
+
+
+def _assign(constants, kernels):
+    """For each constant, the `Match` to write it with, or None to leave it."""
+    options = [
+        [found for kernel in kernels if (found := match(values, kernel))]
+        for values in constants
+    ]
+    known = {found.kernel.layer for matches in options for found in matches}
+    missing = [kernel.layer for kernel in kernels if kernel.layer not in known]
+    if missing:
+        raise ValueError(
+            f"The converted graph should have the kernels of {missing} as constants "
+            "of a convolution or fully connected operator, and has not. The "
+            "converter must have changed their values, or dropped a layer whose "
+            "result is not used. Leave these layers in float."
+        )
+    # Codes may fit several constants: equal kernels, or few weights per channel.
+    # Every fit gives the right values. First come the kernels without a folded
+    # factor, then constants with little choice; they prefer the kernel that has
+    # most weights to agree on, and then one without a constant so far.
+    assigned, used = [None] * len(constants), set()
+    order = sorted(
+        range(len(constants)),
+        key=lambda i: (all(found.folded for found in options[i]), len(options[i])),
+    )
+    for i in order:
+        if options[i]:
+            assigned[i] = min(
+                options[i],
+                key=lambda found: (
+                    found.folded,
+                    -len(found.kernel.codes),
+                    found.kernel.layer in used,
+                ),
+            )
+            used.add(assigned[i].kernel.layer)
+    return assigned
+
+
+def _add_operator_code(model):
+    code = schema.OperatorCodeT(
+        deprecatedBuiltinCode=schema.BuiltinOperator.DEQUANTIZE,
+        builtinCode=schema.BuiltinOperator.DEQUANTIZE,
+        version=DEQUANTIZE_VERSION,
+    )
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def _replace(model, graph, index, found, operator_code):
+    """Computes the tensor `index` from a new integer constant."""
+    tensor = graph.tensors[index]
+    tensor.buffer = 0
+    bits = found.kernel.bits
+    model.buffers.append(schema.BufferT(data=pack(found.codes, bits)))
+    graph.tensors.append(
+        schema.TensorT(
+            name=found.kernel.layer,
+            shape=tensor.shape,
+            hasRank=True,
+            type=flatbuffer.TENSOR_TYPES[bits],
+            buffer=len(model.buffers) - 1,
+            quantization=schema.QuantizationParametersT(
+                scale=found.scale,
+                zeroPoint=np.zeros(found.scale.size, np.int64),
+                quantizedDimension=found.axis,
+            ),
+        )
+    )
+    graph.operators.insert(
+        0,
+        schema.OperatorT(
+            opcodeIndex=operator_code,
+            inputs=np.array([len(graph.tensors) - 1], np.int32),
+            outputs=np.array([index], np.int32),
+        ),
+    )
+
+
+def _rename(model, input_names, output_names):
+    """Puts inputs and outputs in Keras's order, under Keras's names."""
+    (signature,) = model.signatureDefs
+    graph = model.subgraphs[signature.subgraphIndex]
+
+    def rename(maps, names):
+        # The converter sorts them by name, "input_10" before "input_2".
+        maps.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))
+        for entry, name in zip(maps, names, strict=True):
+            entry.name = graph.tensors[entry.tensorIndex].name = name
+        return np.array([entry.tensorIndex for entry in maps], np.int32)
+
+    graph.inputs = rename(signature.inputs, input_names)
+    graph.outputs = rename(signature.outputs, output_names)

@@ -1,0 +1,316 @@
+"""Running `.tflite` files in the stock LiteRT runtime.
+
+It imports no TensorFlow, and runs as a program of its own for `try_out`.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+TRY_OUT_SECONDS = 60
+
+
+class Runner:
+    """A `.tflite` loaded into LiteRT; call it on one batch per input.
+
+    Attributes:
+        inputs: list of (name, details) in the file's order; details are
+            LiteRT's, with `dtype` and `shape_signature` (-1 for a free size).
+        outputs: the same of the outputs.
+
+    Args:
+        file: path of a `.tflite`, or its content as bytes.
+        num_threads: threads of the runtime's CPU kernels.
+        resolver: the set of kernels; the runtime's own choice by default.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if LiteRT refuses the content.
+    """
+
+    def __init__(self, file, num_threads=1, resolver=OpResolverType.AUTO):
+        self.name = "bytes" if isinstance(file, bytes) else f"'{os.fspath(file)}'"
+        content = read_file(file)
+        if not content:
+            raise ValueError(
+                f"A .tflite file is expected. Received: {self.name}, empty."
+            )
+        with _explained(self.name, "loaded"):
+            self._interpreter = Interpreter(
+                model_content=content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=resolver,
+            )
+            names = self._signature_names()
+            self.inputs, self.outputs = (
+                [(names.get(x["index"], x["name"]), x) for x in details]
+                for details in (
+                    self._interpreter.get_input_details(),
+                    self._interpreter.get_output_details(),
+                )
+            )
+        self._shapes = None
+
+    def __call__(self, batch):
+        """Runs one batch.
+
+        Args:
+            batch: list of one array per input, in the order of `inputs`.
+
+        Returns:
+            List of one array per output, in the order of `outputs`.
+
+        Raises:
+            ValueError: if the arrays do not fit the inputs, or LiteRT fails.
+        """
+        batch = self._fitting(batch)
+        with _explained(self.name, "run"):
+            self._resize([array.shape for array in batch])
+            for (_, details), array in zip(self.inputs, batch, strict=True):
+                self._interpreter.set_tensor(details["index"], array)
+            self._interpreter.invoke()
+            return [
+                self._interpreter.get_tensor(details["index"])
+                for _, details in self.outputs
+            ]
+
+    def _fitting(self, batch):
+        received = [(array.dtype.name, array.shape) for array in batch]
+        expected = [
+            (np.dtype(x["dtype"]).name, tuple(x["shape_signature"].tolist()))
+            for _, x in self.inputs
+        ]
+        if len(received) != len(expected) or not all(
+            np.can_cast(dtype, wanted, "same_kind") and _fits(shape, signature)
+            for (dtype, shape), (wanted, signature) in zip(
+                received, expected, strict=True
+            )
+        ):
+            raise ValueError(
+                f"{self.name} expects inputs of dtype and shape {expected} (-1 for any "
+                f"size). Received: {received}."
+            )
+        return [
+            array.astype(x["dtype"], copy=False)
+            for array, (_, x) in zip(batch, self.inputs, strict=True)
+        ]
+
+    def _resize(self, shapes):
+        if shapes != self._shapes:
+            for (_, details), shape in zip(self.inputs, shapes, strict=True):
+                self._interpreter.resize_tensor_input(details["index"], shape)
+            self._interpreter.allocate_tensors()
+            self._shapes = shapes
+
+    def _signature_names(self):
+        """`{tensor index: name}` if the file has one signature, else empty."""
+        if len(self._interpreter.get_signature_list()) != 1:
+            return {}
+        signature = self._interpreter.get_signature_runner()
+        details = {**signature.get_input_details(), **signature.get_output_details()}
+        return {x["index"]: name for name, x in details.items()}
+
+
+def _fits(shape, signature):
+    return len(shape) == len(signature) and all(
+        wanted in (-1, size) for size, wanted in zip(shape, signature, strict=True)
+    )
+
+
+@contextlib.contextmanager
+def _explained(name, action):
+    """Turns the runtime's errors into ones that say what to look at."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"A .tflite file that LiteRT can run is expected. Received: {name}, which "
+            f"could not be {action}; it may be truncated, damaged or no .tflite at "
+            f"all. LiteRT says: {error}"
+        ) from error
+
+
+def read_file(file):
+    """The content of a file; bytes are returned as they are."""
+    if isinstance(file, bytes):
+        return file
+    with open(file, "rb") as stream:
+        return stream.read()
+
+
+def predict(file, x, batch_size=128, num_threads=1):
+    """Runs a `.tflite` over data, as `model.predict` runs a Keras model.
+
+    Args:
+        file: path of a `.tflite`, or its content as bytes.
+        x: an array (samples, ...); for several inputs a list of arrays in their
+            order or a dict by their names; or a batched `tf.data.Dataset` of
+            these, of which `(x, y)` elements lose their `y`.
+        batch_size: samples per run; a dataset, or a file with a fixed batch size,
+            brings its own.
+        num_threads: threads of the runtime's CPU kernels.
+
+    Returns:
+        The output of all samples, an array; a dict by name if there are several.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it cannot be run, or `x` does not fit it.
+    """
+    runner = Runner(file, num_threads)
+    names = [name for name, _ in runner.inputs]
+    fixed = runner.inputs[0][1]["shape_signature"][0]
+    batch_size = batch_size if fixed == -1 else int(fixed)
+    batches = [runner(batch) for batch in split(x, names, batch_size)]
+    outputs = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
+    if len(outputs) == 1:
+        return outputs[0]
+    return {
+        name: output for (name, _), output in zip(runner.outputs, outputs, strict=True)
+    }
+
+
+def split(x, names, batch_size):
+    """Splits data into batches: lists of one array per input.
+
+    Args:
+        x: see `predict`.
+        names: the inputs' names, in order.
+        batch_size: samples per batch; the last may have fewer.
+
+    Raises:
+        ValueError: if `x` has no samples, no end, or does not fit the names.
+    """
+    is_dataset = hasattr(x, "as_numpy_iterator")
+    batches = _of_dataset(x, names) if is_dataset else _of_arrays(x, names, batch_size)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("At least one sample is expected. Received: none.")
+    yield first
+    yield from batches
+
+
+def _of_dataset(dataset, names):
+    if dataset.cardinality() == -1:
+        raise ValueError(
+            "A finite dataset is expected. Received one without end: `take` some of "
+            "its batches."
+        )
+    for element in dataset.as_numpy_iterator():
+        yield _ordered(element[0] if isinstance(element, tuple) else element, names)
+
+
+def _of_arrays(x, names, batch_size):
+    arrays = _ordered(x, names)
+    counts = {array.shape[:1] for array in arrays}
+    if len(counts) > 1 or () in counts:
+        raise ValueError(
+            "As many samples for each input are expected. Received: shapes "
+            f"{[array.shape for array in arrays]}."
+        )
+    for start in range(0, len(arrays[0]), batch_size):
+        yield [array[start : start + batch_size] for array in arrays]
+
+
+def _ordered(x, names):
+    if isinstance(x, dict):
+        missing = [name for name in names if name not in x]
+        arrays = [x[name] for name in names if name in x]
+    else:
+        arrays = x if isinstance(x, (list, tuple)) else [x]
+        missing = len(arrays) != len(names)
+    if missing:
+        raise ValueError(
+            f"One array for each of the inputs {names} is expected. Received: "
+            f"{list(x) if isinstance(x, dict) else f'{len(arrays)} arrays'}."
+        )
+    return [np.asarray(array) for array in arrays]
+
+
+def latency(files, runs=50, num_threads=1):
+    """Times `.tflite` files against each other, one sample at a time.
+
+    Their runs alternate, so that what slows the machine down slows all alike.
+
+    Args:
+        files: list of paths or contents.
+        runs: timed runs of each file, after three untimed ones.
+        num_threads: threads of the runtime's CPU kernels.
+
+    Returns:
+        List of the median time of each file, in milliseconds.
+
+    Raises:
+        OSError: if a file cannot be read.
+        ValueError: if it cannot be run.
+    """
+    runners = [Runner(file, num_threads) for file in files]
+    samples = [
+        [np.ones(x["shape"], x["dtype"]) for _, x in runner.inputs]
+        for runner in runners
+    ]
+    times = [[] for _ in runners]
+    for run in range(-3, runs):
+        for runner, sample, spent in zip(runners, samples, times, strict=True):
+            start = time.perf_counter()
+            runner(sample)
+            if run >= 0:
+                spent.append((time.perf_counter() - start) * 1000)
+    return [statistics.median(spent) for spent in times]
+
+
+def try_out(path, shapes):
+    """Loads and runs a file in a process of its own.
+
+    LiteRT verifies a file's structure, yet a few damaged ones pass and then end
+    the process or never end. After this call they no longer can.
+
+    Args:
+        path: a `.tflite`.
+        shapes: the shape to run each input with.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it cannot be loaded or run, or takes forever.
+    """
+    read_file(path)
+    command = [sys.executable, "-P", __file__, os.fspath(path), json.dumps(shapes)]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=TRY_OUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        problem = f"was still busy with one run after {TRY_OUT_SECONDS} s"
+    else:
+        if result.returncode == 0:
+            return
+        if "ValueError: " in result.stderr:
+            raise ValueError(result.stderr.rpartition("ValueError: ")[2].strip())
+        problem = f"ended its process with code {result.returncode}: {result.stderr}"
+    raise ValueError(
+        "A .tflite file that LiteRT can run is expected. Received: "
+        f"'{os.fspath(path)}', which {problem}"
+    )
+
+
+def _main(path, shapes):
+    runner = Runner(path)
+    runner(
+        [
+            np.zeros(shape, details["dtype"])
+            for shape, (_, details) in zip(
+                json.loads(shapes), runner.inputs, strict=False
+            )
+        ]
+    )
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,184 @@
+"""Reading packed kernels back from a `.tflite`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfcompress.export import flatbuffer
+from tfcompress.export.kernels import match
+from tfcompress.quantizers.packing import pack, packed_bytes, unpack
+
+
+@dataclass(frozen=True)
+class KernelTensor:
+    """A constant integer tensor that DEQUANTIZE reads.
+
+    Attributes:
+        name: its name in the file.
+        type: "INT2", "INT4" or "INT8".
+        bits: 2, 4 or 8.
+        shape: tuple of ints.
+        packed: its bytes, a uint8 array.
+        scale: float32 array, one value per index of `axis`.
+        axis: the axis of output channels.
+    """
+
+    name: str
+    type: str
+    bits: int
+    shape: tuple
+    packed: np.ndarray
+    scale: np.ndarray
+    axis: int
+
+    def values(self):
+        """Its float32 values, as DEQUANTIZE computes them."""
+        codes = unpack(self.packed, self.bits, int(np.prod(self.shape)))
+        lengths = [-1 if i == self.axis else 1 for i, _ in enumerate(self.shape)]
+        return codes.reshape(self.shape) * self.scale.reshape(lengths)
+
+
+def kernel_tensors(content):
+    """Reads all constant integer tensors that DEQUANTIZE reads.
+
+    Args:
+        content: a `.tflite` that LiteRT has loaded, bytes.
+
+    Returns:
+        List of `KernelTensor`.
+
+    Raises:
+        ValueError: if such a tensor is not well-formed, or another operator
+            reads codes of 2 or 4 bits: this runtime's convolutions then return
+            NaN without an error.
+    """
+    model = flatbuffer.read(content)
+    found = []
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            reader = flatbuffer.operator_name(model, operator)
+            # Index -1 stands for an optional input that is left out.
+            for tensor in (graph.tensors[i] for i in operator.inputs if i >= 0):
+                bits = flatbuffer.TENSOR_BITS.get(tensor.type)
+                if reader == "DEQUANTIZE" and bits:
+                    if flatbuffer.constant(model, tensor) is not None:
+                        found.append(_kernel_tensor(model, tensor))
+                elif bits in (2, 4):
+                    raise ValueError(
+                        "Only DEQUANTIZE may read codes of 2 or 4 bits. Received: "
+                        f"{reader}, which reads '{_name(tensor)}' of type "
+                        f"{flatbuffer.TYPE_NAMES[tensor.type]}."
+                    )
+    return found
+
+
+def _kernel_tensor(model, tensor):
+    name, type_name = _name(tensor), flatbuffer.TYPE_NAMES[tensor.type]
+    bits = flatbuffer.TENSOR_BITS[tensor.type]
+    packed = flatbuffer.constant(model, tensor)
+    quantization = tensor.quantization
+    axis, scale = quantization.quantizedDimension, quantization.scale
+    shape = tuple(int(size) for size in tensor.shape)
+    if (
+        not 0 <= axis < len(shape)
+        or len(scale) != shape[axis]
+        or not (np.isfinite(scale).all() and (scale > 0).all())
+        or np.any(quantization.zeroPoint)
+        or len(packed) != packed_bytes(int(np.prod(shape)), bits)
+    ):
+        raise ValueError(
+            f"'{name}', {type_name} of shape {shape}, should have its codes in full, a "
+            "positive scale per output channel and zero points of 0. Received: "
+            f"{len(packed)} bytes of codes, scales {scale} on axis {axis}, zero points "
+            f"{quantization.zeroPoint}."
+        )
+    return KernelTensor(name, type_name, bits, shape, packed, scale, axis)
+
+
+def _name(tensor):
+    return (tensor.name or b"").decode(errors="replace")
+
+
+def check_written(tensors, matches):
+    """Checks that exactly what was planned is in the file, bit for bit.
+
+    Args:
+        tensors: list of `KernelTensor`.
+        matches: list of `Match`, as `pack_kernels` returns it.
+
+    Raises:
+        ValueError: if a tensor is missing, not planned, or differs in type,
+            shape, codes or scale.
+    """
+    written = sorted(
+        (t.name, t.bits, t.shape, t.axis, t.packed.tobytes(), t.scale.tobytes())
+        for t in tensors
+    )
+    planned = sorted(
+        (
+            m.kernel.layer,
+            m.kernel.bits,
+            m.codes.shape,
+            m.axis,
+            pack(m.codes, m.kernel.bits).tobytes(),
+            m.scale.tobytes(),
+        )
+        for m in matches
+    )
+    if written != planned:
+        wrong = {entry[0] for entry in set(written) ^ set(planned)}
+        raise ValueError(
+            "The file should hold each kernel with its planned type, codes and scales. "
+            f"Received: something else for {sorted(wrong)}."
+        )
+
+
+def recognise(tensors, kernels):
+    """Finds the kernels of a model among the tensors of a file.
+
+    Scales are not compared: the converter may have folded a factor into them.
+
+    Args:
+        tensors: list of `KernelTensor`.
+        kernels: list of `Kernel`.
+
+    Returns:
+        List of {"layer", "tensor", "type", "container_bits", "shape", "bytes"},
+        one or more for each kernel; kernels with equal codes may share a tensor.
+
+    Raises:
+        ValueError: if a kernel is not there.
+    """
+    rows = []
+    for kernel in kernels:
+        holding = [tensor for tensor in tensors if _holds(tensor, kernel)]
+        named = [tensor for tensor in holding if tensor.name == kernel.layer]
+        if not holding:
+            raise ValueError(
+                f"The file should hold the kernel of layer '{kernel.layer}', "
+                f"{kernel.codes.size} codes of at most {kernel.bits} bits. Received: "
+                "the integer tensors "
+                f"{[f'{t.name} {t.type} {t.shape}' for t in tensors]}, none of which "
+                "has these codes. The file is damaged, or of another model."
+            )
+        rows += [
+            {
+                "layer": kernel.layer,
+                "tensor": tensor.name,
+                "type": tensor.type,
+                "container_bits": tensor.bits,
+                "shape": list(tensor.shape),
+                "bytes": len(tensor.packed),
+            }
+            for tensor in named or holding[:1]
+        ]
+    return rows
+
+
+def _holds(tensor, kernel):
+    if tensor.bits > kernel.bits:
+        return False
+    found = match(tensor.values(), kernel)
+    return found is not None and np.array_equal(
+        pack(found.codes, tensor.bits), tensor.packed
+    )
