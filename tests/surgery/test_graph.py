@@ -64,6 +64,14 @@ def test_rebuild_copies_the_graph_and_leaves_the_model_alone():
     ]
 
 
+def test_rebuild_of_a_model_compiled_with_a_loss_that_cannot_be_serialized():
+    model = nested_model()
+    model.compile("sgd", lambda y_true, y_pred: keras.ops.mean(y_pred))
+    new_model, _ = rebuild(model, clone_layer)
+    assert not new_model.compiled
+    assert new_model.name == model.name
+
+
 def test_rebuild_takes_a_layer_out():
     model = nested_model()
     new_model, pairs = rebuild(

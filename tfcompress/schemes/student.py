@@ -29,7 +29,16 @@ class Student(keras.Model):
 
         Each call is one whole training: schedules run from its first epoch to
         its last.
+
+        Raises:
+            ValueError: if the student has no scheme, being a clone of another.
         """
+        if self.scheme is None:
+            raise ValueError(
+                "A student is expected to have its scheme, as `tfcompress.compress` or "
+                f"`keras.models.load_model` give it. Received: '{self.name}' without "
+                "one. Compress the model again in place of cloning a student."
+            )
         batches, x = take_inputs(x, batch_size, validation_split)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks

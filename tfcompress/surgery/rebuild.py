@@ -47,8 +47,10 @@ def rebuild(model, replace, model_class=keras.Model):
             for layer in model.layers:
                 outputs = replacement(layer)(outputs)
         else:
+            # Keras clones a compiled model with its loss, which it may not be able to.
+            uncompiled = keras.Model(model.input, model.output)
             clone = keras.models.clone_model(
-                model,
+                uncompiled,
                 clone_function=replacement,
                 call_function=lambda layer, *args, **kwargs: layer(*args, **kwargs),
             )
