@@ -31,10 +31,10 @@ flags.DEFINE_enum(
     "the statistics of ImageNet or of the training images. Required for a model file; "
     f"built-in networks take '{FOR_BUILT_IN_MODELS}' by default.",
 )
-flags.DEFINE_integer("epochs", 20, "Epochs of compressed training.", lower_bound=1)
+flags.DEFINE_integer("epochs", 10, "Epochs of compressed training.", lower_bound=1)
 flags.DEFINE_integer(
     "float_epochs",
-    10,
+    15,
     "Epochs of float training before, for a built-in network.",
     lower_bound=1,
 )
@@ -42,7 +42,7 @@ flags.DEFINE_integer("batch_size", 128, "Images per training step.", lower_bound
 flags.DEFINE_float(
     "learning_rate",
     0.05,
-    "Peak of the learning rate, after a warm-up and before a cosine decay to zero.",
+    "Peak learning rate of compressed training, between a warm-up and a cosine decay.",
 )
 flags.DEFINE_integer(
     "seed",

@@ -8,7 +8,13 @@ import keras
 import tfcompress as tfc
 from recipes.common import flags, models
 from recipes.common.data import load, make_scaling, train_pipeline
-from recipes.common.train import FLOAT_WEIGHT_DECAY, UnfinishedRun, accuracy, fit
+from recipes.common.train import (
+    FLOAT_LEARNING_RATE,
+    FLOAT_WEIGHT_DECAY,
+    UnfinishedRun,
+    accuracy,
+    fit,
+)
 from tfcompress import reporting
 from tfcompress.export import float_tflite, latency, predict
 
@@ -32,11 +38,10 @@ def run(recipe, make_scheme):
         scheme = make_scheme()
         folder = flags.make_output_dir(recipe)
         model, data = _model_and_data()
-        plan = tfc.plan(model, scheme)
+        scaling = make_scaling(flags.input_scaling(), data.train_images)
+        print(tfc.plan(model, scheme))
     except ValueError as error:
         sys.exit(f"{recipe}: {error}")
-    print(plan)
-    scaling = make_scaling(flags.input_scaling(), data.train_images)
     print(f"Input scaling {scaling}")
 
     settings = {**flags.shared_settings(), "scheme": scheme.get_config()}
@@ -44,7 +49,6 @@ def run(recipe, make_scheme):
     train = train_pipeline(data, scaling, FLAGS.batch_size, FLAGS.seed)
     test = scaling(data.test_images), data.test_labels
     training = {
-        "learning_rate": FLAGS.learning_rate,
         "precision": FLAGS.precision,
         "from_logits": models.outputs_logits(model, scaling(data.train_images[:64])),
     }
@@ -60,6 +64,7 @@ def run(recipe, make_scheme):
         train,
         test,
         FLAGS.epochs,
+        FLAGS.learning_rate,
         backup_dir=unfinished.backup_dir("student"),
         **training,
     )
@@ -68,6 +73,12 @@ def run(recipe, make_scheme):
     tflite = folder / "model.tflite"
     export_report = tfc.export(tiny, tflite, verify=test[0])
 
+    accuracies = {
+        "float": float_accuracy,
+        "compressed": _accuracy(tiny, test),
+        "litert": accuracy(predict(tflite, test[0]), test[1]),
+    }
+    latency_ms = _latency(model, tflite)
     report = reporting.build_report(
         recipe=recipe,
         scheme=type(scheme).__name__,
@@ -76,16 +87,12 @@ def run(recipe, make_scheme):
         seed=FLAGS.seed,
         epochs=FLAGS.epochs,
         wall_seconds=round(time.perf_counter() - start, 1),
-        accuracy={
-            "float": float_accuracy,
-            "compressed": _accuracy(tiny, test),
-            "litert": accuracy(predict(tflite, test[0]), test[1]),
-        },
+        accuracy=accuracies,
         export_report=export_report,
         float_model=model,
         tiny=tiny,
         keras_path=folder / "model.keras",
-        latency_ms=_latency(model, tflite),
+        latency_ms=latency_ms,
     )
     reporting.write_report(report, folder / "report.json")
     reporting.plot_layers(report["layers"], folder / "layers.png")
@@ -121,6 +128,7 @@ def _train_float(model, train, test, unfinished, training):
         train,
         test,
         FLAGS.float_epochs,
+        FLOAT_LEARNING_RATE,
         weight_decay=FLOAT_WEIGHT_DECAY,
         backup_dir=unfinished.backup_dir("float"),
         **training,

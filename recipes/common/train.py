@@ -6,8 +6,9 @@ import shutil
 import keras
 
 WARM_UP = 0.05
-# Keras applies weight decay outside of the momentum, so this is what the ResNet paper's
-# 1e-4 amounts to with momentum 0.9.
+# Both as in the ResNet paper. Keras applies weight decay outside of the momentum, so
+# that its 1e-4 with momentum 0.9 amounts to this.
+FLOAT_LEARNING_RATE = 0.1
 FLOAT_WEIGHT_DECAY = 1e-3
 NOT_DECAYED = ("bias", "beta", "gamma")
 
@@ -110,12 +111,13 @@ class UnfinishedRun:
         self.folder = folder
         self.float_model = folder / "float.keras"
         recorded = folder / "settings.json"
-        if recorded.exists() and json.loads(recorded.read_text()) == settings:
+        text = json.dumps(settings, indent=2)
+        if recorded.exists() and recorded.read_text() == text:
             print(f"Going on with the interrupted run in {folder}.")
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        recorded.write_text(json.dumps(settings, indent=2))
+        recorded.write_text(text)
 
     def backup_dir(self, phase):
         """Folder for the epochs of one phase of training."""

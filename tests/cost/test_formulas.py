@@ -61,9 +61,14 @@ def test_channels_first():
 
 
 @pytest.mark.parametrize(
-    "layer", [layers.BatchNormalization(), layers.LayerNormalization()]
+    "layer",
+    [
+        layers.BatchNormalization(),
+        layers.LayerNormalization(axis=(1, 2)),
+        layers.PReLU(),
+    ],
 )
-def test_normalisation_has_parameters_but_no_operations(layer):
+def test_elementwise_layer_has_parameters_but_no_operations(layer):
     (cost,) = costs_of(layer, 9, 7, 4)
     assert (cost.macs, cost.bops, cost.not_counted) == (0, 0, "")
     assert cost.params == layer.count_params()

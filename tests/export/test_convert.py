@@ -1,9 +1,12 @@
+import os
+
 import keras
 import numpy as np
 import pytest
 from keras import layers as kl
 
 from tfcompress.export import float_tflite, predict
+from tfcompress.export.convert import _quiet
 from tfcompress.export.flatbuffer import read
 from tfcompress.layers import PackedDense
 
@@ -25,10 +28,12 @@ def tensors(content):
     return read(content).subgraphs[0].tensors
 
 
-def test_conversion_says_nothing(digit_model, capfd):
-    float_tflite(digit_model)
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+def test_the_log_of_the_converter_is_kept_for_errors(capfd):
+    with _quiet() as log:
+        os.write(2, b"converter at work")
+        assert log() == "converter at work"
+    os.write(2, b"back to normal")
+    assert capfd.readouterr().err == "back to normal"
 
 
 def test_the_model_is_not_touched(digit_model):

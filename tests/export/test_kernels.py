@@ -45,7 +45,7 @@ def test_rounding_of_a_fold_is_tolerated_and_a_wrong_code_is_not():
     for factor in rng.normal(size=(3, 8)).astype(np.float32):
         values = values * factor
     assert match(values, kernel).folded
-    values[7, 3] += kernel.scale[3] * np.prod(factor[3])
+    values[7, 3] *= 1.001  # neighbouring codes differ by 1 in 127 at least
     assert match(values, kernel) is None
 
 

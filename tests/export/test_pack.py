@@ -3,14 +3,12 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from tests.export.conftest import make_packed
+from tests.export.packed_models import make_packed
 from tfcompress.export import float_tflite, predict
-from tfcompress.export.check import input_names, output_names
-from tfcompress.export.flatbuffer import operator_name, read, write
+from tfcompress.export.flatbuffer import operator_name, read
 from tfcompress.export.kernels import Kernel, packed_kernels
 from tfcompress.export.pack import pack_kernels
-from tfcompress.layers import PackedKernel
-from tfcompress.quantizers.packing import packed_bytes
+from tfcompress.export.signature import input_names, output_names
 
 
 def packed_content(model, kernels=None):
@@ -78,36 +76,6 @@ def test_inputs_and_outputs_keep_their_names_and_order():
     assert [graph.tensors[i].name for i in graph.inputs] == [
         x.name for x in signature.inputs
     ]
-
-
-def test_size_is_codes_scales_and_biases_over_an_empty_graph():
-    """At most 1.05 x what must be stored, over the same graph without kernels."""
-    inputs = x = keras.Input((16, 16, 3))
-    for filters in (16, 16, 32, 32, 64, 64):
-        x = kl.Conv2D(filters, 3, padding="same", activation="relu")(x)
-    x = kl.Dense(10)(kl.GlobalAveragePooling2D()(x))
-    model = make_packed(keras.Model(inputs, x), bits=(2,))
-    layers = [layer for layer in model.layers if isinstance(layer, PackedKernel)]
-    stored = sum(
-        packed_bytes(layer.codes.size, layer.container_bits)
-        + 4 * layer.kernel_scale.shape[-1]
-        + 4 * layer.bias.shape[0]
-        for layer in layers
-    )
-    content = packed_content(model)
-    assert len(content) <= 1.05 * stored + size_of_empty_graph(content)
-
-
-def size_of_empty_graph(content):
-    model = read(content)
-    for buffer in model.buffers:
-        if buffer.data is not None:
-            buffer.data = buffer.data[:0]
-    for tensor in model.subgraphs[0].tensors:
-        if tensor.quantization is not None:
-            tensor.quantization.scale = tensor.quantization.scale[:0]
-            tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:0]
-    return len(write(model))
 
 
 def test_equal_kernels_share_their_bytes():

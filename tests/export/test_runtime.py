@@ -5,18 +5,18 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import OpResolverType
 from keras import layers as kl
 
-from tests.export.conftest import make_packed
+from tests.export.packed_models import make_packed
 from tfcompress.export import export, float_tflite, latency, predict, runtime
 from tfcompress.export.runtime import Runner, try_out
 
 
-@pytest.fixture
-def two_inputs(tmp_path):
+@pytest.fixture(scope="module")
+def two_inputs(tmp_path_factory):
     """`(path, model)`; inputs "b" (3,) and "a" (4,), two outputs."""
     b, a = keras.Input((3,), name="b"), keras.Input((4,), name="a")
     sum_ = kl.Add()([kl.Dense(2)(b), kl.Dense(2)(a)])
     model = make_packed(keras.Model([b, a], [sum_, kl.Dense(5)(a)]))
-    path = tmp_path / "two.tflite"
+    path = tmp_path_factory.mktemp("two") / "two.tflite"
     export(model, path)
     return path, model
 

@@ -76,12 +76,12 @@ def test_mobilenetv2_has_the_parameters_of_sandler_et_al():
 
 
 @pytest.mark.parametrize("name", models.BUILDERS)
-@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
-def test_built_in_networks_give_finite_logits(name, shape):
-    model = models.BUILDERS[name](shape, 7)
-    images = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
-    assert model(images).shape == (4, 7)
-    assert np.isfinite(model(images)).all()
+def test_built_in_networks_take_small_images(name):
+    model = models.BUILDERS[name]((28, 28, 1), 7)
+    images = np.random.default_rng(0).normal(size=(4, 28, 28, 1)).astype("float32")
+    outputs = np.asarray(model(images))
+    assert outputs.shape == (4, 7)
+    assert np.isfinite(outputs).all()
     assert models.outputs_logits(model, images)
 
 

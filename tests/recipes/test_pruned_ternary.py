@@ -84,6 +84,7 @@ def _never(*args, **kwargs):
         ({"sparsity": 1.5}, "sparsity=1.5"),
         ({"dataset": "cifar1O"}, "catalog"),
         ({"batch_size": 5000}, "at most 1024"),
+        ({"input_scaling": "imagenet"}, "3 channels"),
         ({"output_dir": "/dev/null/out"}, "output_dir.*Not a directory"),
     ],
 )
@@ -108,6 +109,21 @@ def test_a_model_for_other_images_is_refused(recipe, few_images, monkeypatch, tm
 def test_positional_arguments_are_refused():
     with pytest.raises(Exception, match="only --flags.*cifar10"):
         pruned_ternary.main(["recipe", "cifar10"])
+
+
+def _small_network(input_shape, num_classes):
+    layers = [
+        keras.Input(input_shape),
+        keras.layers.Conv2D(8, 5, 2),
+        keras.layers.BatchNormalization(momentum=0.9),
+        keras.layers.ReLU(),
+        keras.layers.Conv2D(16, 5, 2),
+        keras.layers.BatchNormalization(momentum=0.9),
+        keras.layers.ReLU(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(num_classes),
+    ]
+    return keras.Sequential(layers)
 
 
 def _check_artefacts(folder):
@@ -174,6 +190,7 @@ def test_recipe_writes_the_four_artefacts(recipe, few_images, tmp_path, capsys):
 
 
 def test_interrupted_run_goes_on(recipe, few_images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(models.BUILDERS, "lenet5", _small_network)
     backup = keras.callbacks.BackupAndRestore
     on_epoch_end = backup.on_epoch_end
 
@@ -200,18 +217,8 @@ def test_interrupted_run_goes_on(recipe, few_images, tmp_path, capsys, monkeypat
 
 def test_given_model_with_softmax_in_mixed_precision(recipe, few_images, tmp_path):
     path = tmp_path / "given.keras"
-    layers = [
-        keras.Input((28, 28, 1)),
-        keras.layers.Conv2D(8, 5, 2),
-        keras.layers.BatchNormalization(momentum=0.9),
-        keras.layers.ReLU(),
-        keras.layers.Conv2D(16, 5, 2),
-        keras.layers.BatchNormalization(momentum=0.9),
-        keras.layers.ReLU(),
-        keras.layers.Flatten(),
-        keras.layers.Dense(10, activation="softmax"),
-    ]
-    keras.Sequential(layers).save(path)
+    logits = _small_network((28, 28, 1), 10)
+    keras.Sequential([logits, keras.layers.Softmax()]).save(path)
     recipe(
         model=path,
         input_scaling="unit",

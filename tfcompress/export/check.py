@@ -6,6 +6,7 @@ from keras import ops
 
 from tfcompress.export.kernels import packed_kernels
 from tfcompress.export.runtime import Runner, read_file, split, try_out
+from tfcompress.export.signature import functional, input_names, output_names
 from tfcompress.export.stored import kernel_tensors, recognise
 
 BATCH_SIZE = 128
@@ -44,6 +45,7 @@ def check(path, model, verify=None):
             `model`; or if `verify` does not fit the model.
     """
     kernels = packed_kernels(model)
+    model = functional(model)
     samples = Samples(model, verify)
     try_out(path, samples.smallest_shapes())
     content = read_file(path)
@@ -102,29 +104,6 @@ def _fits(shape, expected):
     return len(shape) == len(expected) and all(
         wanted in (None, size) for size, wanted in zip(shape, expected, strict=True)
     )
-
-
-def input_names(model):
-    """Names of a model's inputs, in the order of `keras.tree.flatten`.
-
-    A dict's keys; else the names given to `keras.Input`.
-    """
-    return [
-        _key(path) or tensor.name
-        for path, tensor in keras.tree.flatten_with_path(model.input)
-    ]
-
-
-def output_names(model):
-    """The same of its outputs: a dict's keys, else output_0, output_1, ..."""
-    return [
-        _key(path) or f"output_{i}"
-        for i, (path, _) in enumerate(keras.tree.flatten_with_path(model.output))
-    ]
-
-
-def _key(path):
-    return path[0] if len(path) == 1 and isinstance(path[0], str) else None
 
 
 def compare(content, model, samples):

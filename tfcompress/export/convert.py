@@ -8,6 +8,8 @@ import keras
 from keras import ops
 
 from tfcompress import layers
+from tfcompress.export.signature import functional
+from tfcompress.surgery.graph import check_has_graph
 from tfcompress.surgery.rebuild import clone_layer, rebuild
 
 FLOAT = {
@@ -32,8 +34,8 @@ def float_tflite(model):
         `keras.tree.flatten(model.output)`.
 
     Raises:
-        ValueError: if an operation has no LiteRT counterpart, or Keras runs on
-            another backend than TensorFlow.
+        ValueError: if the model has no graph or an operation without LiteRT
+            counterpart, or Keras runs on another backend than TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -41,7 +43,8 @@ def float_tflite(model):
             f"{keras.backend.backend()}. Save the model as `.keras` and export it "
             "in a process with KERAS_BACKEND=tensorflow."
         )
-    return _convert(_decode(model))
+    check_has_graph(model)
+    return _convert(_decode(functional(model)))
 
 
 def _decode(model):

@@ -4,10 +4,11 @@ import contextlib
 import lzma
 import os
 
-from tfcompress.export.check import Samples, compare, input_names, output_names
+from tfcompress.export.check import Samples, compare
 from tfcompress.export.convert import float_tflite
 from tfcompress.export.kernels import packed_kernels
 from tfcompress.export.pack import pack_kernels
+from tfcompress.export.signature import functional, input_names, output_names
 from tfcompress.export.stored import check_written, kernel_tensors, recognise
 
 
@@ -40,6 +41,7 @@ def export(model, path, verify=None):
             its file does not pass.
     """
     kernels = packed_kernels(model)
+    model = functional(model)
     samples = Samples(model, verify)
     next(iter(samples))  # wrong samples are an error before the work starts
     with _replaced_when_done(path) as temporary:

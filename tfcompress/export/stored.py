@@ -31,11 +31,15 @@ class KernelTensor:
     scale: np.ndarray
     axis: int
 
+    def codes(self):
+        """Its integers: int8 array of its shape."""
+        size = int(np.prod(self.shape))
+        return unpack(self.packed, self.bits, size).reshape(self.shape)
+
     def values(self):
         """Its float32 values, as DEQUANTIZE computes them."""
-        codes = unpack(self.packed, self.bits, int(np.prod(self.shape)))
         lengths = [-1 if i == self.axis else 1 for i, _ in enumerate(self.shape)]
-        return codes.reshape(self.shape) * self.scale.reshape(lengths)
+        return self.codes() * self.scale.reshape(lengths)
 
 
 def kernel_tensors(content):
@@ -179,6 +183,4 @@ def _holds(tensor, kernel):
     if tensor.bits > kernel.bits:
         return False
     found = match(tensor.values(), kernel)
-    return found is not None and np.array_equal(
-        pack(found.codes, tensor.bits), tensor.packed
-    )
+    return found is not None and np.array_equal(found.codes, tensor.codes())

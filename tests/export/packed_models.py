@@ -1,0 +1,69 @@
+"""Models of packed layers, made from plain Keras models."""
+
+import keras
+import numpy as np
+from keras import layers as kl
+
+from tfcompress import layers
+from tfcompress.layers.packed import inference_config
+from tfcompress.surgery.rebuild import clone_layer, rebuild
+
+PACKED = {
+    kl.Conv1D: layers.PackedConv1D,
+    kl.Conv2D: layers.PackedConv2D,
+    kl.Dense: layers.PackedDense,
+    kl.DepthwiseConv2D: layers.PackedDepthwiseConv2D,
+}
+
+
+def make_packed(model, bits=(2, 4, 8)):
+    """Packs a plain model's layers with random codes, going round in `bits`.
+
+    Layers named "float..." are left alone; those named "zero..." get zero codes.
+    Other weights become random, of both signs; variances stay positive.
+    """
+    rng = np.random.default_rng(0)
+    widths = iter(bits * 99)
+
+    def replace(layer):
+        if type(layer) not in PACKED or layer.name.startswith("float"):
+            return clone_layer(layer)
+        config = inference_config(layer.get_config())
+        config.pop("quantization_config", None)
+        packed = PACKED[type(layer)]
+        return packed.from_config({**config, "kernel_bits": next(widths)})
+
+    packed, pairs = rebuild(model, replace)
+    for old, new in pairs:
+        if isinstance(new, layers.PackedKernel):
+            limit = 2 ** (new.kernel_bits - 1) - 1
+            codes = rng.integers(-limit, limit + 1, new.kernel_shape)
+            scale = rng.uniform(0.5, 1.5, new.kernel_scale.shape)
+            spread = np.sqrt(np.prod(new.kernel_shape[:-1])) * limit
+            new.set_kernel(codes * (not old.name.startswith("zero")), scale / spread)
+            if new.use_bias:
+                new.bias.assign(rng.normal(size=new.bias.shape))
+        elif isinstance(new, kl.Normalization):
+            new.set_weights(old.get_weights())
+            new.finalize_state()
+        else:
+            new.set_weights(
+                [
+                    rng.uniform(0.5, 1.5, variable.shape)
+                    * (1 if "variance" in variable.name else rng.choice([-1, 1]))
+                    for variable in new.weights
+                ]
+            )
+    return packed
+
+
+def make_digit_model():
+    """A small packed classifier of MNIST digits, with INT2, INT4 and INT8."""
+    inputs = keras.Input((28, 28, 1), name="digit")
+    x = kl.Conv2D(6, 3, strides=2, activation="relu", name="first")(inputs)
+    x = kl.DepthwiseConv2D(3, padding="same", name="middle")(x)
+    x = kl.Conv2D(5, 3, strides=2, name="last")(x)
+    x = kl.BatchNormalization(name="norm")(x)
+    x = kl.GlobalAveragePooling2D()(x)
+    outputs = kl.Dense(10, activation="softmax", name="head")(x)
+    return make_packed(keras.Model(inputs, outputs, name="digits"))

@@ -1,0 +1,109 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tfcompress.export.flatbuffer import read, write
+from tfcompress.export.kernels import Kernel
+from tfcompress.export.stored import KernelTensor, kernel_tensors, recognise
+from tfcompress.quantizers.packing import pack
+
+CODES = np.array([[1, 0, -1], [0, -1, 1]], np.int8)  # two weights, three channels
+KERNEL = Kernel("dense", CODES, np.array([0.1, 0.2, 0.3], np.float32), 2)
+
+
+def stored(codes=CODES, scale=KERNEL.scale, bits=2, name="dense"):
+    scale = np.asarray(scale, np.float32)
+    return KernelTensor(name, f"INT{bits}", bits, (3, 2), pack(codes.T, bits), scale, 0)
+
+
+def test_values_are_codes_times_scales():
+    expected = (CODES * KERNEL.scale).T
+    np.testing.assert_array_equal(stored().values(), expected)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        stored(),
+        stored(name="another"),
+        stored(scale=[1, 2, 3]),
+        stored(codes=CODES * np.int8([1, -1, 1])),
+    ],
+    ids=["as planned", "other name", "scales with a factor", "negated channel"],
+)
+def test_a_kernel_is_recognised(tensor):
+    (row,) = recognise([tensor], [KERNEL])
+    assert row == {
+        "layer": "dense",
+        "tensor": tensor.name,
+        "type": "INT2",
+        "container_bits": 2,
+        "shape": [3, 2],
+        "bytes": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        stored(codes=-CODES[::-1]),
+        stored(bits=4),
+        dataclasses.replace(stored(), shape=(2, 3), axis=1, scale=KERNEL.scale),
+    ],
+    ids=["other codes", "wider type", "transposed"],
+)
+def test_another_kernel_is_not_recognised(tensor):
+    with pytest.raises(
+        ValueError, match="kernel of layer 'dense', 6 codes of .* 2 bits"
+    ):
+        recognise([tensor], [KERNEL])
+
+
+def test_equal_values_from_other_codes_are_not_the_plan():
+    wide = dataclasses.replace(KERNEL, bits=4)
+    doubled = stored(codes=2 * CODES, scale=KERNEL.scale / 2, bits=4)
+    with pytest.raises(ValueError, match="kernel of layer 'dense'"):
+        recognise([doubled], [wide])
+
+
+def test_kernels_with_equal_codes_may_share_a_tensor():
+    twin = dataclasses.replace(KERNEL, layer="twin")
+    rows = recognise([stored()], [KERNEL, twin])
+    assert [(row["layer"], row["tensor"]) for row in rows] == [
+        ("dense", "dense"),
+        ("twin", "dense"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": np.zeros(10, np.float32)},
+        {"scale": np.full(10, -1, np.float32)},
+        {"scale": np.full(10, np.inf, np.float32)},
+        {"scale": np.ones(9, np.float32)},
+        {"zeroPoint": np.ones(10, np.int64)},
+        {"quantizedDimension": 1},
+        {"quantizedDimension": 4},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_tensors_that_are_not_well_formed_are_refused(digit_content, changes):
+    model = read(digit_content)
+    (head,) = [t for t in model.subgraphs[0].tensors if t.name == b"head"]
+    for field, value in changes.items():
+        setattr(head.quantization, field, value)
+    with pytest.raises(
+        ValueError, match=r"'head', INT2 of shape \(10, 5\), should have"
+    ):
+        kernel_tensors(write(model))
+
+
+def test_codes_that_are_cut_short_are_refused(digit_content):
+    model = read(digit_content)
+    (head,) = [t for t in model.subgraphs[0].tensors if t.name == b"head"]
+    buffer = model.buffers[head.buffer]
+    buffer.data = buffer.data[:-1]
+    with pytest.raises(ValueError, match="Received: 12 bytes of codes"):
+        kernel_tensors(write(model))
