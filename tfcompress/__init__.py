@@ -1,7 +1,6 @@
 """tfcompress: trained Keras 3 models made small, to a `.tflite` that is proven."""
 
 from tfcompress import layers, quantizers
-from tfcompress.export import export
 from tfcompress.reporting import summary
 from tfcompress.schemes import (
     KeepFloat,
@@ -24,3 +23,12 @@ __all__ = [
     "quantizers",
     "summary",
 ]
+
+
+def __getattr__(name):
+    # Not imported at the top: a machine that only trains may lack LiteRT.
+    if name == "export":
+        from tfcompress.litert import export
+
+        return export
+    raise AttributeError(f"module 'tfcompress' has no attribute '{name}'")

@@ -16,7 +16,7 @@ from recipes.common.train import (
     fit,
 )
 from tfcompress import reporting
-from tfcompress.export import float_tflite, latency, predict
+from tfcompress.litert import float_tflite, latency, predict
 
 FLAGS = flags.FLAGS
 LATENCY_RUNS = 50

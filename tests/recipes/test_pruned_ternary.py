@@ -12,7 +12,7 @@ from recipes import pruned_ternary
 from recipes.common import data as data_lib
 from recipes.common import models
 from recipes.common import run as run_lib
-from tfcompress.export import check
+from tfcompress.litert import check
 
 ARTEFACTS = ["layers.png", "model.keras", "model.tflite", "report.json"]
 

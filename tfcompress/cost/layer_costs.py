@@ -186,7 +186,7 @@ def _counted(calls, names):
         weight_bits=stored.bits,
         container_bits=stored.container_bits,
         activation_bits=activation_bits,
-        sparsity=1 - stored.nonzeros / stored.size,
+        sparsity=(stored.size - stored.nonzeros) / stored.size,
         weights=stored.size,
         params=stored.size + bias_size,
         macs=macs,

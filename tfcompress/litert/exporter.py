@@ -4,12 +4,12 @@ import contextlib
 import lzma
 import os
 
-from tfcompress.export.check import Samples, compare
-from tfcompress.export.convert import float_tflite
-from tfcompress.export.kernels import packed_kernels
-from tfcompress.export.pack import pack_kernels
-from tfcompress.export.signature import functional, input_names, output_names
-from tfcompress.export.stored import check_written, kernel_tensors, recognise
+from tfcompress.litert.check import Samples, compare
+from tfcompress.litert.convert import float_tflite
+from tfcompress.litert.kernels import packed_kernels
+from tfcompress.litert.pack import pack_kernels
+from tfcompress.litert.signature import functional, input_names, output_names
+from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 
 
 def export(model, path, verify=None):
@@ -31,7 +31,7 @@ def export(model, path, verify=None):
             None takes a few random samples.
 
     Returns:
-        The dict of `tfcompress.export.check`, and "size": {"float_tflite_bytes",
+        The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
         "tflite_bytes", "tflite_xz_bytes"}; the first is the same graph with
         float32 kernels, the last the file after xz.
 

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from tfcompress import layers
-from tfcompress.export.signature import functional
+from tfcompress.litert.signature import functional
 from tfcompress.surgery.graph import check_has_graph
 from tfcompress.surgery.rebuild import clone_layer, rebuild
 

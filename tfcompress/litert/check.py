@@ -4,10 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.export.kernels import packed_kernels
-from tfcompress.export.runtime import Runner, read_file, split, try_out
-from tfcompress.export.signature import functional, input_names, output_names
-from tfcompress.export.stored import kernel_tensors, recognise
+from tfcompress.litert.kernels import packed_kernels
+from tfcompress.litert.runtime import Runner, read_file, split, try_out
+from tfcompress.litert.signature import functional, input_names, output_names
+from tfcompress.litert.stored import kernel_tensors, recognise
 
 BATCH_SIZE = 128
 # Largest difference allowed, relative to the output's largest magnitude; and

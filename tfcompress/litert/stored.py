@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfcompress.export import flatbuffer
-from tfcompress.export.kernels import match
+from tfcompress.litert import flatbuffer
+from tfcompress.litert.kernels import match
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 
 

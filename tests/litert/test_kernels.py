@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tfcompress import layers, quantizers
-from tfcompress.export.kernels import Kernel, match, packed_kernels
+from tfcompress.litert.kernels import Kernel, match, packed_kernels
 
 
 @pytest.fixture

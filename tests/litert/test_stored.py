@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfcompress.export.flatbuffer import read, write
-from tfcompress.export.kernels import Kernel
-from tfcompress.export.stored import KernelTensor, kernel_tensors, recognise
+from tfcompress.litert.flatbuffer import read, write
+from tfcompress.litert.kernels import Kernel
+from tfcompress.litert.stored import KernelTensor, kernel_tensors, recognise
 from tfcompress.quantizers.packing import pack
 
 CODES = np.array([[1, 0, -1], [0, -1, 1]], np.int8)  # two weights, three channels

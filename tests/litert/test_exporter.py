@@ -9,10 +9,10 @@ import tensorflow as tf
 from keras import layers as kl
 
 import tfcompress as tfc
-from tests.export.packed_models import make_digit_model, make_packed
-from tfcompress.export import check, export, exporter, predict
-from tfcompress.export.flatbuffer import read, write
-from tfcompress.export.kernels import packed_kernels
+from tests.litert.packed_models import make_digit_model, make_packed
+from tfcompress.litert import check, export, exporter, predict
+from tfcompress.litert.flatbuffer import read, write
+from tfcompress.litert.kernels import packed_kernels
 from tfcompress.quantizers.packing import packed_bytes
 
 

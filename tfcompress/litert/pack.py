@@ -3,8 +3,8 @@
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.export import flatbuffer
-from tfcompress.export.kernels import match
+from tfcompress.litert import flatbuffer
+from tfcompress.litert.kernels import match
 from tfcompress.quantizers.packing import pack
 
 # Operators that read the kernels of packed layers, as their second input.
@@ -22,7 +22,7 @@ def pack_kernels(content, kernels, input_names, output_names):
     stored twice.
 
     Args:
-        content: a float `.tflite` of `tfcompress.export.float_tflite`, bytes.
+        content: a float `.tflite` of `tfcompress.litert.float_tflite`, bytes.
         kernels: list of `Kernel`.
         input_names, output_names: the model's, in the order of `float_tflite`.
 
@@ -86,9 +86,9 @@ def _assign(constants, kernels):
             "result is not used. Leave these layers in float."
         )
     # Codes may fit several constants: equal kernels, or few weights per channel.
-    # Every fit gives the right values. First come the kernels without a folded
-    # factor, then constants with little choice; they prefer the kernel that has
-    # most weights to agree on, and then one without a constant so far.
+    # Every fit gives the right values, but each kernel wants one. First come those
+    # without a folded factor, then constants with little choice; they prefer a
+    # kernel that has none so far.
     assigned, used = [None] * len(constants), set()
     order = sorted(
         range(len(constants)),
@@ -98,11 +98,7 @@ def _assign(constants, kernels):
         if options[i]:
             assigned[i] = min(
                 options[i],
-                key=lambda found: (
-                    found.folded,
-                    -len(found.kernel.codes),
-                    found.kernel.layer in used,
-                ),
+                key=lambda found: (found.folded, found.kernel.layer in used),
             )
             used.add(assigned[i].kernel.layer)
     return assigned

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.export import flatbuffer
+from tfcompress.litert import flatbuffer
 
 
 def model_of(buffers, names=None):

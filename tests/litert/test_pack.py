@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from tests.export.packed_models import make_packed
-from tfcompress.export import float_tflite, predict
-from tfcompress.export.flatbuffer import operator_name, read
-from tfcompress.export.kernels import Kernel, packed_kernels
-from tfcompress.export.pack import pack_kernels
-from tfcompress.export.signature import input_names, output_names
+from tests.litert.packed_models import make_packed
+from tfcompress.litert import float_tflite, predict
+from tfcompress.litert.flatbuffer import operator_name, read
+from tfcompress.litert.kernels import Kernel, packed_kernels
+from tfcompress.litert.pack import pack_kernels
+from tfcompress.litert.signature import input_names, output_names
 
 
 def packed_content(model, kernels=None):

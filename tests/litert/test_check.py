@@ -5,9 +5,9 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers as kl
 
-from tests.export.packed_models import make_packed
-from tfcompress.export import check, export, float_tflite
-from tfcompress.export.flatbuffer import operator_name, read, write
+from tests.litert.packed_models import make_packed
+from tfcompress.litert import check, export, float_tflite
+from tfcompress.litert.flatbuffer import operator_name, read, write
 
 
 def test_a_sound_file_passes(exported, images):

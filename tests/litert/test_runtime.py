@@ -5,9 +5,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import OpResolverType
 from keras import layers as kl
 
-from tests.export.packed_models import make_packed
-from tfcompress.export import export, float_tflite, latency, predict, runtime
-from tfcompress.export.runtime import Runner, try_out
+from tests.litert.packed_models import make_packed
+from tfcompress.litert import export, float_tflite, latency, predict, runtime
+from tfcompress.litert.runtime import Runner, try_out
 
 
 @pytest.fixture(scope="module")

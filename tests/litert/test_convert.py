@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from tfcompress.export import float_tflite, predict
-from tfcompress.export.convert import _quiet
-from tfcompress.export.flatbuffer import read
 from tfcompress.layers import PackedDense
+from tfcompress.litert import float_tflite, predict
+from tfcompress.litert.convert import _quiet
+from tfcompress.litert.flatbuffer import read
 
 
 def test_float_file_predicts_like_the_packed_model(digit_model, images):

@@ -1,0 +1,46 @@
+"""What importing the package asks of a machine."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import tfcompress as tfc
+
+PACKAGE = pathlib.Path(tfc.__file__).parent
+SCRIPT = """
+import sys
+sys.modules["ai_edge_litert"] = None  # as if it were not installed
+import tfcompress as tfc
+tfc.layers, tfc.PrunedTernary, tfc.compress, tfc.finalize
+try:
+    tfc.export
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_a_machine_that_only_trains_needs_no_litert():
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "ai_edge_litert" in result.stdout
+
+
+def test_tensorflow_is_imported_by_the_exporter_alone():
+    importing = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"^\s*(import|from) tensorflow", path.read_text(), re.MULTILINE)
+    }
+    assert importing == {"litert"}
+
+
+def test_public_names():
+    for name in tfc.__all__:
+        assert getattr(tfc, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'exports'"):
+        _ = tfc.exports

@@ -1,0 +1,8 @@
+"""`.tflite` files with real low-bit kernels, and the proof."""
+
+from tfcompress.litert.check import check
+from tfcompress.litert.convert import float_tflite
+from tfcompress.litert.exporter import export
+from tfcompress.litert.runtime import latency, predict
+
+__all__ = ["check", "export", "float_tflite", "latency", "predict"]
