@@ -54,7 +54,16 @@ def run(recipe, make_scheme):
     }
 
     if not models.is_file(FLAGS.model):
-        model = _train_float(model, train, test, unfinished, training)
+        fit(
+            model,
+            train,
+            test,
+            FLAGS.float_epochs,
+            FLOAT_LEARNING_RATE,
+            weight_decay=FLOAT_WEIGHT_DECAY,
+            backup_dir=unfinished.backup_dir("float"),
+            **training,
+        )
     float_accuracy = _accuracy(model, test)
     print(f"Float accuracy on {len(test[1])} test images: {float_accuracy:.4f}")
 
@@ -117,24 +126,6 @@ def _model_and_data():
             f"images of '{data.name}'. Received: {FLAGS.batch_size}."
         )
     return model, data
-
-
-def _train_float(model, train, test, unfinished, training):
-    """The trained float model; from before the interruption, if there was one."""
-    if unfinished.float_model.exists():
-        return keras.models.load_model(unfinished.float_model, compile=False)
-    fit(
-        model,
-        train,
-        test,
-        FLAGS.float_epochs,
-        FLOAT_LEARNING_RATE,
-        weight_decay=FLOAT_WEIGHT_DECAY,
-        backup_dir=unfinished.backup_dir("float"),
-        **training,
-    )
-    model.save(unfinished.float_model)
-    return model
 
 
 def _accuracy(model, test):

@@ -57,7 +57,7 @@ def fit(
         precision: name of the Keras dtype policy to train under.
         weight_decay: of the optimizer, or None.
         backup_dir: folder for the state after each epoch. Training goes on from the
-            state that is found there.
+            state that is found there; after the last epoch's there is nothing to do.
     """
     set_precision(model, precision)
     model.compile(
@@ -109,7 +109,6 @@ class UnfinishedRun:
 
     def __init__(self, folder, settings):
         self.folder = folder
-        self.float_model = folder / "float.keras"
         recorded = folder / "settings.json"
         text = json.dumps(settings, indent=2)
         if recorded.exists() and recorded.read_text() == text:

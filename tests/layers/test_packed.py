@@ -38,7 +38,7 @@ def test_predicts_with_its_codes_and_reloads_to_the_bit(
     np.testing.assert_array_equal(layer.codes, codes)
     np.testing.assert_array_equal(layer.kernel, codes * scale)
 
-    plain = cls.__mro__[2](**config)
+    plain = cls.__bases__[1](**config)
     plain.build((None, *shape))
     plain.set_weights([codes * scale, layer.bias])
     x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")

@@ -45,7 +45,7 @@ def test_computes_what_keras_computes_with_the_quantized_kernel(
 ):
     layer = cls(**config, kernel_quantizer=quantizer())
     model = model_of(layer, shape)
-    plain = cls.__mro__[2](**config)
+    plain = cls.__bases__[1](**config)
     reference = model_of(plain, shape)
     codes, scale = layer.kernel_quantizer.encode(layer._kernel)
     plain.set_weights([codes * scale, *([layer.bias] if layer.use_bias else [])])

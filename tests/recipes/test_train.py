@@ -81,11 +81,14 @@ def test_accuracy_is_a_fraction():
 
 def test_unfinished_run_is_continued_only_with_the_same_settings(tmp_path):
     folder = tmp_path / "unfinished_run"
+    state = folder / "float" / "state"
     first = train.UnfinishedRun(folder, {"epochs": 2, "sparsity": None})
-    first.float_model.write_text("trained")
-    again = train.UnfinishedRun(folder, {"epochs": 2, "sparsity": None})
-    assert again.float_model.exists()
+    assert first.backup_dir("float") == str(state.parent)
+    state.parent.mkdir()
+    state.touch()
+    train.UnfinishedRun(folder, {"epochs": 2, "sparsity": None})
+    assert state.exists()
     other = train.UnfinishedRun(folder, {"epochs": 3, "sparsity": None})
-    assert not other.float_model.exists()
+    assert not state.exists()
     other.finish()
     assert not folder.exists()

@@ -6,14 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.layers.channels import CONV_OR_DENSE, DEPTHWISE
+from tfcompress.layers.kernel import DEPTHWISE, ComputedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
 
 # Arguments that only shape training; a packed layer does not train.
 _TRAINING_ARGUMENTS = ("initializer", "regularizer", "constraint")
 
 
-class PackedKernel:
+class PackedKernel(ComputedKernel):
     """Mixin before a Keras layer: holds its kernel as packed codes and scales.
 
     The kernel is `codes * kernel_scale`. Codes lie packed, lowest bits first, in
@@ -23,8 +23,6 @@ class PackedKernel:
     Args:
         kernel_bits: bits of a code, 2 to 8 (2 for ternary).
     """
-
-    channel_axes = CONV_OR_DENSE
 
     def __init__(self, *args, kernel_bits, **kwargs):
         super().__init__(*args, **kwargs)
@@ -81,11 +79,8 @@ class PackedKernel:
         size = math.prod(self.kernel_shape)
         return unpack(packed, self.container_bits, size).reshape(self.kernel_shape)
 
-    @property
-    def kernel(self):
-        """The kernel that the layer computes with: `codes * kernel_scale`."""
-        if not self.built:
-            raise AttributeError("Build the layer before accessing `kernel`.")
+    def compute_kernel(self):
+        """The decoded kernel, `codes * kernel_scale`, in float32."""
         bits, size = self.container_bits, math.prod(self.kernel_shape)
         packed = ops.cast(self._kernel, "int32")[:, None]
         shifts = ops.arange(0, 8, bits, dtype="int32")
@@ -94,18 +89,6 @@ class PackedKernel:
         codes = ops.reshape(ops.reshape(codes, (-1,))[:size], self.kernel_shape)
         scale = ops.convert_to_tensor(self.kernel_scale)
         return ops.cast(codes, scale.dtype) * scale
-
-    @kernel.setter
-    def kernel(self, variable):
-        # Keras's depthwise layers assign `kernel` where others assign `_kernel`.
-        self._kernel = variable
-
-    def save_own_variables(self, store):
-        # Keras's convolutions would save `kernel`, the decoded value.
-        keras.layers.Layer.save_own_variables(self, store)
-
-    def load_own_variables(self, store):
-        keras.layers.Layer.load_own_variables(self, store)
 
     def get_config(self):
         return {

@@ -3,11 +3,11 @@
 import keras
 from keras import ops
 
-from tfcompress.layers.channels import CONV_OR_DENSE, DEPTHWISE
+from tfcompress.layers.kernel import DEPTHWISE, ComputedKernel
 from tfcompress.quantizers import Quantizer
 
 
-class QuantizedKernel:
+class QuantizedKernel(ComputedKernel):
     """Mixin before a Keras layer: quantizes its kernel and input as it runs.
 
     The latent float kernel is the variable `_kernel`, which the optimizer
@@ -17,8 +17,6 @@ class QuantizedKernel:
         kernel_quantizer: a `tfcompress.quantizers.Quantizer`, or None for float.
         input_quantizer: the same for the layer's input.
     """
-
-    channel_axes = CONV_OR_DENSE
 
     def __init__(self, *args, kernel_quantizer=None, input_quantizer=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -47,32 +45,17 @@ class QuantizedKernel:
             kwargs["autocast"] = False
         return super().add_weight(*args, name=name, **kwargs)
 
-    @property
-    def kernel(self):
-        """The kernel that the layer computes with: quantized, compute dtype."""
-        if not self.built:
-            raise AttributeError("Build the layer before accessing `kernel`.")
+    def compute_kernel(self):
+        """The quantized kernel in the layer's compute dtype."""
         kernel = self._kernel
         if self.kernel_quantizer is not None:
             kernel = self.kernel_quantizer(kernel)
         return ops.cast(kernel, self.compute_dtype)
 
-    @kernel.setter
-    def kernel(self, variable):
-        # Keras's depthwise layers assign `kernel` where others assign `_kernel`.
-        self._kernel = variable
-
     def call(self, inputs):
         if self.input_quantizer is not None:
             inputs = self.input_quantizer(inputs)
         return super().call(inputs)
-
-    def save_own_variables(self, store):
-        # Keras's convolutions would save `kernel`, the quantized value.
-        keras.layers.Layer.save_own_variables(self, store)
-
-    def load_own_variables(self, store):
-        keras.layers.Layer.load_own_variables(self, store)
 
     def get_config(self):
         return {

@@ -270,7 +270,7 @@ def try_out(path, shapes):
     """Loads and runs a file in a process of its own.
 
     LiteRT verifies a file's structure, yet a few damaged ones pass and then end
-    the process or never end. After this call they no longer can.
+    the process, or never end. A file that survives this is safe to run here.
 
     Args:
         path: a `.tflite`.
