@@ -165,6 +165,17 @@ def test_a_channel_without_weights_survives():
     np.testing.assert_allclose(found, student(x), rtol=1e-4, atol=1e-4)
 
 
+def test_adapted_normalization_is_kept_from_compress_to_finalize():
+    x = np.random.default_rng(0).normal(3, 2, (100, 4)).astype("float32")
+    norm = layers.Normalization()
+    norm.adapt(x)
+    model = keras.Sequential([keras.Input((4,)), norm, layers.Dense(2)])
+    uniform = tfc.PrunedTernary(overrides={"dense.*": tfc.QuantizeConfig(Uniform(8))})
+    student = tfc.compress(model, uniform)
+    np.testing.assert_allclose(student(x), model(x), atol=0.1)
+    np.testing.assert_allclose(tfc.finalize(student)(x), student(x), atol=1e-5)
+
+
 def test_what_cannot_be_finalized():
     inputs = keras.Input((4,))
     with pytest.raises(ValueError, match="Compress and train it first"):

@@ -10,7 +10,7 @@ from keras import ops
 from tfcompress import layers
 from tfcompress.litert.signature import functional
 from tfcompress.surgery.graph import check_has_graph
-from tfcompress.surgery.rebuild import clone_layer, rebuild
+from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 FLOAT = {
     layers.PackedConv1D: keras.layers.Conv1D,
@@ -63,10 +63,7 @@ def _decode(model):
             bias = [old.bias] if old.use_bias else []
             new.set_weights([ops.convert_to_numpy(x) for x in [old.kernel, *bias]])
         else:
-            new.set_weights(old.get_weights())
-        if isinstance(new, keras.layers.Normalization):
-            # It computes with tensors derived from its weights, not with them.
-            new.finalize_state()
+            copy_weights(old, new)
     return decoded
 
 

@@ -5,7 +5,7 @@ import keras
 from tfcompress.quantizers.quantizer import copy_quantizer
 from tfcompress.schemes.plan import QUANTIZED, plan
 from tfcompress.schemes.student import Student
-from tfcompress.surgery.rebuild import clone_layer, rebuild
+from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 
 def compress(model, scheme):
@@ -45,7 +45,7 @@ def compress(model, scheme):
     student, pairs = rebuild(model, replace, model_class=Student)
     for old, new in pairs:
         if id(old) not in configs:
-            new.set_weights(old.get_weights())
+            copy_weights(old, new)
             continue
         new._kernel.assign(old.kernel)
         if old.use_bias:

@@ -10,7 +10,7 @@ from tfcompress.layers.packed import inference_config
 from tfcompress.surgery import batch_norm
 from tfcompress.surgery.checks import check_finite
 from tfcompress.surgery.graph import Graph
-from tfcompress.surgery.rebuild import clone_layer, rebuild
+from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 PACKED = {
     layers.QuantConv1D: layers.PackedConv1D,
@@ -68,7 +68,7 @@ def finalize(student):
         if isinstance(new, layers.PackedKernel):
             _copy_codes(old, new, norms[id(old)])
         else:
-            new.set_weights(old.get_weights())
+            copy_weights(old, new)
     return tiny
 
 

@@ -10,6 +10,14 @@ def clone_layer(layer, **changes):
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
+def copy_weights(old, new):
+    """Gives a layer the weights of another with the same variables."""
+    new.set_weights(old.get_weights())
+    if isinstance(new, keras.layers.Normalization):
+        # It computes with tensors that are derived from its weights.
+        new.finalize_state()
+
+
 def rebuild(model, replace, model_class=keras.Model):
     """Builds the same graph from new layers; the old model is left untouched.
 
