@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/python -m recipes.pruned_ternary
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
