@@ -102,3 +102,25 @@ def subclassed():
 def test_a_model_without_a_graph_is_refused(model, hint):
     with pytest.raises(ValueError, match=f"Received.*{hint}"):
         Graph(model)
+
+
+def test_rebuild_puts_a_layer_in_front_of_another():
+    inputs = keras.Input((4,))
+    shared = keras.layers.Dense(4, use_bias=False, name="shared")
+    model = keras.Model(inputs, shared(shared(inputs)))
+
+    def replace(layer):
+        if layer.name != "shared":
+            return clone_layer(layer)
+        return [keras.layers.Rescaling(2.0, name="front"), clone_layer(layer)]
+
+    new_model, pairs = rebuild(model, replace)
+    assert ("shared", "shared") in [(old.name, new.name) for old, new in pairs]
+    new_model.set_weights(model.get_weights())
+    x = np.ones((2, 4), "float32")
+    expected = 4 * keras.ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(new_model(x), expected, rtol=1e-6)
+    assert [call.name for call in Graph(new_model).calls if call.inputs] == [
+        "front",
+        "shared",
+    ] * 2

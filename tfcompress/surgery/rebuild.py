@@ -1,5 +1,7 @@
 """A new model from an old one, layer by layer."""
 
+import functools
+
 import keras
 
 from tfcompress.surgery.graph import is_model
@@ -23,9 +25,11 @@ def rebuild(model, replace, model_class=keras.Model):
 
     Args:
         model: a built Functional or Sequential model.
-        replace: function from an old layer to its unbuilt replacement, or to
-            None to take the layer out of the graph (its input passes through).
-            Called once per layer; operations that are not layers are cloned.
+        replace: function from an old layer to its unbuilt replacement, to a
+            list of layers to call one after the other, the last of which is the
+            replacement, or to None to take the layer out of the graph (its input
+            passes through). Called once per layer; operations that are not
+            layers are cloned.
         model_class: class of the result; nested models become `keras.Model`.
 
     Returns:
@@ -42,8 +46,10 @@ def rebuild(model, replace, model_class=keras.Model):
                 built = replace(operation)
             else:
                 built = clone_layer(operation)
-            new[id(operation)] = (operation, built)
-        return new[id(operation)][1] or _pass_through
+            chain = built if isinstance(built, list) else [built or _pass_through]
+            new[id(operation)] = (operation, chain)
+        chain = new[id(operation)][1]
+        return chain[0] if len(chain) == 1 else functools.partial(_call_all, chain)
 
     def build(model, model_class):
         if isinstance(model, keras.Sequential):
@@ -67,12 +73,18 @@ def rebuild(model, replace, model_class=keras.Model):
 
     new_model = build(model, model_class)
     pairs = [
-        (old, built)
-        for old, built in new.values()
-        if isinstance(built, keras.layers.Layer) and not is_model(old)
+        (old, chain[-1])
+        for old, chain in new.values()
+        if isinstance(chain[-1], keras.layers.Layer) and not is_model(old)
     ]
     return new_model, pairs
 
 
 def _pass_through(x, *args, **kwargs):
     return x
+
+
+def _call_all(chain, x, *args, **kwargs):
+    for layer in chain[:-1]:
+        x = layer(x)
+    return chain[-1](x, *args, **kwargs)
