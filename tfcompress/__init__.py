@@ -3,18 +3,22 @@
 from tfcompress import layers, quantizers
 from tfcompress.reporting import summary
 from tfcompress.schemes import (
+    BitSharing,
     KeepFloat,
     PrunedTernary,
     QuantizeConfig,
+    Uniform,
     compress,
     plan,
 )
 from tfcompress.surgery import finalize
 
 __all__ = [
+    "BitSharing",
     "KeepFloat",
     "PrunedTernary",
     "QuantizeConfig",
+    "Uniform",
     "compress",
     "export",
     "finalize",

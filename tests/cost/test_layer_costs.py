@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 from keras import layers
 
+import tfcompress as tfc
 from tfcompress.cost import float32_cost, layer_costs, total_cost
 from tfcompress.layers import (
     PackedConv2D,
     PackedDense,
     PackedDepthwiseConv2D,
     QuantConv2D,
+    QuantDense,
     QuantDepthwiseConv2D,
 )
-from tfcompress.quantizers import Ternary, Uniform
+from tfcompress.quantizers import Ternary, Uniform, UniformActivation
 
 
 def one_layer(layer, *shape):
@@ -85,6 +87,31 @@ def test_packed_layer_costs_what_its_student_costs():
     packed.set_kernel(*student.kernel_quantizer.encode(student._kernel))
     expected, cost = (vars(layer_costs(model)[0]) for model in models)
     assert {**cost, "type": ""} == {**expected, "type": ""}
+
+
+def test_quantized_inputs_cost_the_same_before_and_after_finalize():
+    inputs = keras.Input((8, 6, 4))
+    x = inputs
+    for name, bits in (("first", 8), ("second", 2)):
+        x = QuantConv2D(
+            4,
+            3,
+            padding="same",
+            kernel_quantizer=Uniform(3),
+            input_quantizer=UniformActivation(bits),
+            name=name,
+        )(x)
+    x = layers.Flatten()(x)
+    student = keras.Model(inputs, QuantDense(5, kernel_quantizer=Uniform(4))(x))
+    before, after = (layer_costs(model) for model in (student, tfc.finalize(student)))
+    assert [cost.activation_bits for cost in after] == [8, 2, 32]
+    # One row per layer, which pays for the scale of its input.
+    weights = 3 * 3 * 4 * 4
+    assert after[1].bops == weights * 8 * 6 * 3 * 2
+    assert after[1].bytes == weights * 4 // 8 + 4 * 4 + 4 * 4 + 4
+    assert after[2].bytes == (8 * 6 * 4 * 5) * 4 // 8 + 4 * 5 + 4 * 5
+    for expected, cost in zip(before, after, strict=True):
+        assert {**vars(cost), "type": ""} == {**vars(expected), "type": ""}
 
 
 def test_packed_depthwise_has_a_scale_per_output_channel():

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from tfcompress.layers import PackedDense
+from tfcompress.layers import PackedDense, QuantizeActivation
 from tfcompress.litert import float_tflite, predict
 from tfcompress.litert.convert import _quiet
-from tfcompress.litert.flatbuffer import read
+from tfcompress.litert.flatbuffer import operator_name, read
 
 
 def test_float_file_predicts_like_the_packed_model(digit_model, images):
@@ -69,3 +69,20 @@ def test_other_backends_are_refused(digit_model, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ValueError, match="Received: jax"):
         float_tflite(digit_model)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("signed", [False, True])
+def test_quantized_activations_round_half_to_even_without_flex_operators(bits, signed):
+    inputs = keras.Input((600,))
+    layer = QuantizeActivation(bits, signed)
+    model = keras.Model(inputs, layer(inputs))
+    layer.set_scale(1 / 8)  # every tie is exact
+    content = float_tflite(model)
+    graph = read(content)
+    names = {operator_name(graph, op) for op in graph.subgraphs[0].operators}
+    assert names <= {"MUL", "DIV", "MINIMUM", "MAXIMUM", "RELU", "ROUND"}
+
+    x = np.arange(-300, 300, dtype="float32")[None] / 16
+    levels = np.clip(np.round(x * 8), layer.low, layer.high)
+    np.testing.assert_array_equal(predict(content, x), levels / 8)

@@ -14,7 +14,8 @@ from tfcompress.cost.formulas import (
     leaves_products_out,
     output_positions,
 )
-from tfcompress.layers import PackedKernel, QuantizedKernel
+from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
+from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
 from tfcompress.surgery.graph import Graph
 
@@ -92,7 +93,8 @@ def layer_costs(model):
     EinsumDense are counted. BatchNormalization and other elementwise layers cost
     parameters but no operations, and layers with neither (additions, pooling,
     activations) do not appear. What multiplies but has no formula here appears
-    with `not_counted`.
+    with `not_counted`. The `QuantizeActivation` in front of a packed layer is part
+    of that layer's row.
 
     Args:
         model: a built Functional or Sequential model: plain, a student with
@@ -108,7 +110,14 @@ def layer_costs(model):
     calls_of = {}
     for call in Graph(model).calls:
         calls_of.setdefault(id(call.operation), []).append(call)
-    costs = (_layer_cost(calls) for calls in calls_of.values())
+    levels = {
+        id(call.outputs[0]): call.operation
+        for calls in calls_of.values()
+        for call in calls
+        if isinstance(call.operation, QuantizeActivation)
+    }
+    # `levels` has the tensors that a QuantizeActivation returns, and the layer.
+    costs = (_layer_cost(calls, levels) for calls in calls_of.values())
     return [cost for cost in costs if cost is not None]
 
 
@@ -137,11 +146,13 @@ def float32_cost(cost):
     )
 
 
-def _layer_cost(calls):
+def _layer_cost(calls, levels):
     operation = calls[0].operation
+    if isinstance(operation, QuantizeActivation):
+        return None
     names = kernel_names(operation)
     if names:
-        return _counted(calls, names)
+        return _counted(calls, names, levels)
     left_out = leaves_products_out(operation)
     weights = getattr(operation, "weights", ())
     if not left_out and not weights:
@@ -168,15 +179,19 @@ def _layer_cost(calls):
     )
 
 
-def _counted(calls, names):
+def _counted(calls, names, levels):
     layer = calls[0].operation
     stored = _stored_kernel(layer, names)
     macs, why = _macs(calls, stored.shapes)
-    input_quantizer = getattr(layer, "input_quantizer", None)
-    activation_bits = getattr(input_quantizer, "bits", arithmetic.FLOAT_BITS)
+    # A student's layer quantizes its input itself.
+    quantizer = getattr(layer, "input_quantizer", None)
+    quantizer = quantizer or levels.get(id(calls[0].inputs[0]))
+    activation_bits = getattr(quantizer, "bits", arithmetic.FLOAT_BITS)
+    scaled = isinstance(quantizer, (ActivationQuantizer, QuantizeActivation))
     bias = getattr(layer, "bias", None)
     bias_size = 0 if bias is None else math.prod(bias.shape)
-    other_bytes = stored.scale_bytes + (0 if bias is None else _nbytes(bias))
+    other_bytes = stored.scale_bytes + _SCALE_BYTES * scaled
+    other_bytes += 0 if bias is None else _nbytes(bias)
     return LayerCost(
         name=calls[0].name,
         type=type(layer).__name__,

@@ -1,5 +1,8 @@
 """Layers that quantize while training, and packed ones for inference."""
 
+from tfcompress.layers.activation import QuantizeActivation
+from tfcompress.layers.bops_budget import BopsBudget
+from tfcompress.layers.filter_gate import FilterGate
 from tfcompress.layers.packed import (
     PackedConv1D,
     PackedConv2D,
@@ -16,6 +19,8 @@ from tfcompress.layers.quantized import (
 )
 
 __all__ = [
+    "BopsBudget",
+    "FilterGate",
     "PackedConv1D",
     "PackedConv2D",
     "PackedDense",
@@ -25,5 +30,6 @@ __all__ = [
     "QuantConv2D",
     "QuantDense",
     "QuantDepthwiseConv2D",
+    "QuantizeActivation",
     "QuantizedKernel",
 ]

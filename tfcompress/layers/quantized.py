@@ -54,7 +54,7 @@ class QuantizedKernel(ComputedKernel):
 
     def call(self, inputs):
         if self.input_quantizer is not None:
-            inputs = self.input_quantizer(inputs)
+            inputs = ops.cast(self.input_quantizer(inputs), self.compute_dtype)
         return super().call(inputs)
 
     def get_config(self):

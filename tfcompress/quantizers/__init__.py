@@ -1,7 +1,17 @@
 """How a tensor becomes few bits."""
 
+from tfcompress.quantizers.activation import ActivationQuantizer, UniformActivation
+from tfcompress.quantizers.bit_sharing import BitSharing, BitSharingActivation
 from tfcompress.quantizers.quantizer import Quantizer
 from tfcompress.quantizers.ternary import Ternary
 from tfcompress.quantizers.uniform import Uniform
 
-__all__ = ["Quantizer", "Ternary", "Uniform"]
+__all__ = [
+    "ActivationQuantizer",
+    "BitSharing",
+    "BitSharingActivation",
+    "Quantizer",
+    "Ternary",
+    "Uniform",
+    "UniformActivation",
+]

@@ -21,6 +21,11 @@ class Quantizer(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
         self.channel_axes = (-1,)
 
+    @property
+    def candidates(self):
+        """The bit-widths that training may choose from: a tuple, mostly of one."""
+        return (self.bits,)
+
     def codes_and_scale(self, x):
         """`(codes, scale)` as float32 tensors, `codes` integral; scale > 0."""
         raise NotImplementedError

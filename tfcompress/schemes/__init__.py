@@ -1,18 +1,22 @@
 """The compression systems: which layer gets what, and what happens during fit."""
 
+from tfcompress.schemes.bit_sharing import BitSharing
 from tfcompress.schemes.compress import compress
 from tfcompress.schemes.config import KeepFloat, QuantizeConfig
 from tfcompress.schemes.plan import plan
 from tfcompress.schemes.pruned_ternary import PrunedTernary
 from tfcompress.schemes.scheme import Scheme
 from tfcompress.schemes.student import Student
+from tfcompress.schemes.uniform import Uniform
 
 __all__ = [
+    "BitSharing",
     "KeepFloat",
     "PrunedTernary",
     "QuantizeConfig",
     "Scheme",
     "Student",
+    "Uniform",
     "compress",
     "plan",
 ]

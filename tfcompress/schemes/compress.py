@@ -31,16 +31,21 @@ def compress(model, scheme):
     """
     planned = plan(model, scheme)
     configs = {id(row.layer): row.config for row in planned.treated()}
+    names = {id(row.layer): row.name for row in planned.rows}
     if not configs:
         raise ValueError(
             "There must be at least one layer to compress. Received: a model "
             f"in which every layer is left alone.\n{planned}"
         )
 
+    in_front = scheme.layers_in_front(model, planned)
+
     def replace(layer):
-        if id(layer) not in configs:
-            return clone_layer(layer)
-        return _quantized(layer, configs[id(layer)], scheme.weight_decay)
+        if id(layer) in configs:
+            new = _quantized(layer, configs[id(layer)], scheme.weight_decay)
+        else:
+            new = clone_layer(layer)
+        return [*in_front.get(names.get(id(layer)), []), new]
 
     student, pairs = rebuild(model, replace, model_class=Student)
     for old, new in pairs:
@@ -51,6 +56,7 @@ def compress(model, scheme):
         if old.use_bias:
             new.bias.assign(old.bias)
     student.scheme = scheme
+    scheme.connect(student)
     scheme.prepare(student)
     return student
 

@@ -9,8 +9,10 @@ from rich.table import Table
 from tfcompress import layers
 from tfcompress.reporting.tables import render
 from tfcompress.schemes.config import KeepFloat, QuantizeConfig
+from tfcompress.schemes.scheme import Place
 from tfcompress.surgery.checks import check_compressible
 from tfcompress.surgery.graph import Graph
+from tfcompress.surgery.signs import may_be_negative
 
 QUANTIZED = {
     keras.layers.Conv1D: layers.QuantConv1D,
@@ -28,15 +30,17 @@ class PlanRow:
     layer: keras.layers.Layer
     config: QuantizeConfig | None
     reason: str = ""
+    note: str = ""
 
     @property
     def treatment(self):
         if self.config is None:
-            return f"left alone: {self.reason}"
-        text = _describe(self.config.kernel_quantizer)
-        if self.config.input_quantizer is not None:
-            text += f", input {_describe(self.config.input_quantizer)}"
-        return text
+            text = f"left alone: {self.reason}"
+        else:
+            text = _describe(self.config.kernel_quantizer)
+            if self.config.input_quantizer is not None:
+                text += f", input {_describe(self.config.input_quantizer)}"
+        return f"{text}; {self.note}" if self.note else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,8 @@ def plan(model, scheme):
 
     Raises:
         TypeError, ValueError: if the model cannot be compressed (see
-            `tfcompress.compress`) or an override matches no layer.
+            `tfcompress.compress`), an override matches no layer, or the scheme's
+            budget cannot be met.
     """
     check_compressible(model)
     graph = Graph(model)
@@ -81,6 +86,7 @@ def plan(model, scheme):
     _check_overrides(scheme.overrides, named)
     first = _at_the_border(graph.calls)
     last = _at_the_border(graph.calls[::-1], reverse=True)
+    negative = may_be_negative(graph)
     rows = []
     for name, layer in named.items():
         if isinstance(layer, keras.layers.InputLayer):
@@ -95,12 +101,23 @@ def plan(model, scheme):
                 )
             choice = KeepFloat(reason)
         elif choice is None:
-            choice = scheme.config_for(layer, id(layer) in first, id(layer) in last)
+            signed = any(negative(x) for c in graph.calls_of(layer) for x in c.inputs)
+            place = Place(id(layer) in first, id(layer) in last, signed)
+            choice = scheme.config_for(layer, place)
         if isinstance(choice, KeepFloat):
             rows.append(PlanRow(name, layer, None, choice.reason))
         else:
             rows.append(PlanRow(name, layer, choice))
-    return Plan(tuple(rows))
+    result = Plan(tuple(rows))
+    if result.treated():
+        scheme.check(model, result)
+    notes = scheme.notes(model, result)
+    return Plan(
+        tuple(
+            dataclasses.replace(row, note=notes.get(row.name, ""))
+            for row in result.rows
+        )
+    )
 
 
 def _why_not(layer):
@@ -157,4 +174,5 @@ def _check_overrides(overrides, names):
 
 
 def _describe(quantizer):
-    return f"{type(quantizer).__name__} {quantizer.bits} bit"
+    bits = "/".join(map(str, quantizer.candidates))
+    return f"{type(quantizer).__name__} {bits} bit"

@@ -9,6 +9,7 @@ from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Ternary, Uniform
 from tfcompress.quantizers.ternary import check_sparsity
 from tfcompress.schemes.config import KeepFloat, QuantizeConfig
+from tfcompress.schemes.progress import ProgressCallback
 from tfcompress.schemes.scheme import Scheme
 from tfcompress.surgery.graph import Graph
 
@@ -19,7 +20,7 @@ FINISH = 0.8
 FINISH_LEARNING_RATE = 0.01
 
 
-@keras.saving.register_keras_serializable(package="tfcompress")
+@keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class PrunedTernary(Scheme):
     """Ternary weights by L2 normalisation and pruning (arXiv 2107.10998).
 
@@ -65,8 +66,8 @@ class PrunedTernary(Scheme):
         self.discrepancy = discrepancy
         self.ternary = QuantizeConfig(Ternary(sparsity, discrepancy))
 
-    def config_for(self, layer, is_first, is_last):
-        if self.first_last == "ternary" or not (is_first or is_last):
+    def config_for(self, layer, place):
+        if self.first_last == "ternary" or not (place.is_first or place.is_last):
             return self.ternary
         if self.first_last == "8bit":
             return QuantizeConfig(Uniform(8))
@@ -80,7 +81,7 @@ class PrunedTernary(Scheme):
                 natural = quantizer.natural_sparsity(layer._kernel)
                 quantizer.current_sparsity.assign(natural)
 
-    def callbacks(self, student):
+    def callbacks(self, student, batches):
         return [TernarySchedule(), LowRateFinish()]
 
     def get_config(self):
@@ -100,34 +101,6 @@ def ternary_layers(model):
         if isinstance(layer, QuantizedKernel)
         and isinstance(layer.kernel_quantizer, Ternary)
     ]
-
-
-class ProgressCallback(keras.callbacks.Callback):
-    """Calls `on_progress(share)` as a training goes from 0 to 1.
-
-    The share counts batches where their number is known, else epochs, and is
-    reported when it has grown by a hundredth.
-    """
-
-    def on_progress(self, share):
-        raise NotImplementedError
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-        self.reported = -1
-        self._report(epoch / self.params["epochs"])
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.params["steps"]:
-            epoch = self.epoch + batch / self.params["steps"]
-            self._report(epoch / self.params["epochs"])
-
-    def _report(self, share):
-        if int(100 * share) > self.reported:
-            self.reported = int(100 * share)
-            if keras.backend.backend() == "jax":
-                self.model.jax_state_sync()
-            self.on_progress(share)
 
 
 class TernarySchedule(ProgressCallback):

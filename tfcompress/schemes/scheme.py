@@ -1,5 +1,6 @@
 """What every scheme can do, and what `compress` asks of it."""
 
+import dataclasses
 import re
 
 import keras
@@ -7,11 +8,27 @@ import keras
 from tfcompress.schemes.config import KeepFloat, QuantizeConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a layer stands in its model.
+
+    Attributes:
+        is_first: whether it sees the model's input through no other layer that
+            could be compressed.
+        is_last: whether no other such layer comes after it.
+        signed_input: whether its input may be negative.
+    """
+
+    is_first: bool
+    is_last: bool
+    signed_input: bool
+
+
 class Scheme:
     """Decides every layer's treatment and what happens while it trains; base class.
 
-    Subclasses give `config_for(layer, is_first, is_last)` and, if anything has
-    to happen during `fit`, `callbacks(student)`.
+    Subclasses give `config_for(layer, place)` and, if anything has to happen during
+    `fit`, `callbacks(student, batches)`.
 
     Args:
         overrides: `{pattern: KeepFloat() or QuantizeConfig(...)}`. A pattern is a
@@ -43,21 +60,44 @@ class Scheme:
         self.overrides = dict(overrides or {})
         self.weight_decay = weight_decay
 
-    def config_for(self, layer, is_first, is_last):
+    def config_for(self, layer, place):
         """`QuantizeConfig` or `KeepFloat` for an eligible layer.
 
         Args:
             layer: a Keras convolution or dense layer.
-            is_first: whether it sees the model's input through no other such layer.
-            is_last: whether no other such layer comes after it.
+            place: its `Place`.
         """
         raise NotImplementedError
+
+    def check(self, model, plan):
+        """Raises ValueError if the scheme cannot keep its promise for a model.
+
+        Args:
+            model: the user's model.
+            plan: its `Plan`.
+        """
+
+    def notes(self, model, plan):
+        """`{layer name: text}` that the plan adds to the layers' treatment."""
+        return {}
+
+    def layers_in_front(self, model, plan):
+        """`{layer name: [new layers]}` that the student calls in front of a layer."""
+        return {}
+
+    def connect(self, student):
+        """Ties layers of a new or loaded student together that know of each other."""
 
     def prepare(self, student):
         """Sets the starting state of a new student."""
 
-    def callbacks(self, student):
-        """Keras callbacks that `student.fit` runs before the user's."""
+    def callbacks(self, student, batches):
+        """Keras callbacks that `student.fit` runs before the user's.
+
+        Args:
+            student: the `Student`.
+            batches: list of model inputs, about 2048 training samples.
+        """
         return []
 
     def get_config(self):

@@ -42,7 +42,7 @@ class Student(keras.Model):
         batches, x = take_inputs(x, batch_size, validation_split)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
-        own = [*self.scheme.callbacks(self), RecalibrateBatchNorm(batches)]
+        own = [*self.scheme.callbacks(self, batches), RecalibrateBatchNorm(batches)]
         return super().fit(
             x,
             y,
@@ -65,4 +65,6 @@ class Student(keras.Model):
         scheme = config.pop("scheme")
         student = super().from_config(config, custom_objects)
         student.scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
+        if student.scheme is not None:
+            student.scheme.connect(student)
         return student

@@ -7,10 +7,12 @@ from keras import ops
 
 from tfcompress import layers
 from tfcompress.layers.packed import inference_config
+from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.surgery import batch_norm
 from tfcompress.surgery.checks import check_finite
 from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.surgery.remove import remove_channels
 
 PACKED = {
     layers.QuantConv1D: layers.PackedConv1D,
@@ -19,15 +21,20 @@ PACKED = {
     layers.QuantDepthwiseConv2D: layers.PackedDepthwiseConv2D,
 }
 
+# They serve the search for bits and filters, and pass their input on.
+SEARCH_LAYERS = (layers.BopsBudget, layers.FilterGate)
+
 
 def finalize(student):
     """Fixes what was trained: integer codes in packed layers, BN folded.
 
     Every `Quant*` layer becomes its `Packed*` counterpart with the codes and
     scales that the student computes with, and takes up the BatchNormalization
-    behind it where nothing else reads the layer's output. All other layers are
-    copied. Everything computes in float32, also if the student was trained in
-    mixed precision.
+    behind it where nothing else reads the layer's output. A quantized input becomes
+    a `QuantizeActivation` in front, with the layer's name and "_input". Filters
+    behind closed gates are removed, with all that reads them. All other layers are
+    copied. Everything computes in float32, also if the student was trained in mixed
+    precision.
 
     Args:
         student: a model from `tfcompress.compress`, or any Functional or
@@ -39,8 +46,9 @@ def finalize(student):
         inference and needs no scheme to be loaded.
 
     Raises:
-        ValueError: if the model has no graph, no `Quant*` layer, or weights
-            that are not finite.
+        ValueError: if the model has no graph, no `Quant*` layer, weights that are
+            not finite, or a `Quant*` layer with a float kernel or an
+            `input_quantizer` that is no `ActivationQuantizer`.
     """
     graph = Graph(student)
     quantized = {
@@ -54,11 +62,18 @@ def finalize(student):
     }
     folded = {id(norm) for norm in norms.values() if norm is not None}
 
+    inputs = {
+        id(layer): _quantized_input(layer, graph)
+        for layer in quantized.values()
+        if layer.input_quantizer is not None
+    }
+
     def replace(layer):
-        if id(layer) in folded:
+        if id(layer) in folded or isinstance(layer, SEARCH_LAYERS):
             return None
         if isinstance(layer, layers.QuantizedKernel):
-            return _packed(layer, norms[id(layer)])
+            packed = _packed(layer, norms[id(layer)])
+            return [inputs[id(layer)], packed] if id(layer) in inputs else packed
         if layer.compute_dtype in ("float16", "bfloat16"):
             return clone_layer(layer, dtype="float32")
         return clone_layer(layer)
@@ -67,9 +82,22 @@ def finalize(student):
     for old, new in pairs:
         if isinstance(new, layers.PackedKernel):
             _copy_codes(old, new, norms[id(old)])
+            if id(old) in inputs:
+                inputs[id(old)].set_scale(old.input_quantizer.scale_value())
         else:
             copy_weights(old, new)
-    return tiny
+    return remove_channels(tiny, _kept_channels(graph))
+
+
+def _kept_channels(graph):
+    """`{layer name: open channels}` of the layers with closed filter gates."""
+    gates = [x for x in graph.layers().values() if isinstance(x, layers.FilterGate)]
+    kept = {gate.source: gate.open_channels() for gate in gates}
+    return {
+        gate.source: kept[gate.source]
+        for gate in gates
+        if len(kept[gate.source]) < gate.filters
+    }
 
 
 def _check(student, quantized):
@@ -81,15 +109,28 @@ def _check(student, quantized):
         )
     check_finite(student, "Its training diverged: lower the learning rate.")
     for name, layer in quantized.items():
-        if layer.kernel_quantizer is None or layer.input_quantizer is not None:
+        if layer.kernel_quantizer is None or not isinstance(
+            layer.input_quantizer, (ActivationQuantizer, type(None))
+        ):
             raise ValueError(
                 f"Layer '{name}' cannot be packed: a packed layer has a quantized "
-                "kernel and a float input. Received: kernel_quantizer="
-                f"{layer.kernel_quantizer}, input_quantizer={layer.input_quantizer}."
+                "kernel, and a float input or one of an ActivationQuantizer. Received: "
+                f"kernel_quantizer={layer.kernel_quantizer}, "
+                f"input_quantizer={layer.input_quantizer}."
             )
-        message = layer.kernel_quantizer.unfinished()
-        if message:
-            warnings.warn(f"Layer '{name}': {message}", stacklevel=3)
+        for quantizer in (layer.kernel_quantizer, layer.input_quantizer):
+            message = quantizer and quantizer.unfinished()
+            if message:
+                warnings.warn(f"Layer '{name}': {message}", stacklevel=3)
+
+
+def _quantized_input(layer, graph):
+    name = f"{layer.name}_input"
+    # Sequential models of Keras 2 call their own inputs like that.
+    if any(name == tensor.name for call in graph.calls for tensor in call.inputs):
+        name += "_levels"
+    quantizer = layer.input_quantizer
+    return layers.QuantizeActivation(quantizer.bits, quantizer.signed, name=name)
 
 
 def _packed(layer, norm):

@@ -1,0 +1,137 @@
+"""The nested grids against an independent NumPy version of the paper's recursion."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from tfcompress.quantizers import nested
+from tfcompress.quantizers.activation import activation_range
+
+
+def recursion(x, clip, signed):
+    """z_2, z_4, z_8 by the paper's residual rounding, in float64."""
+    z = np.clip(x.astype(np.float64), -clip * (1 - 1e-7) if signed else 0, clip)
+    if signed:
+        z = np.minimum(z, clip * (1 - 1e-7))
+    step = (2 if signed else 1) * clip / 3
+    value = step * np.round(z / step)
+    values = [value]
+    for bits in (2, 4):
+        step /= 2**bits + 1
+        value = value + step * np.round((z - value) / step)
+        values.append(value)
+    return values
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_nested_recursion_equals_direct_rounding_to_the_bit(signed):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1.5, 400_000).astype("float32")
+    clip = np.float32(1.7)
+    for bits, expected in zip(nested.BITS, recursion(x, 1.7, signed), strict=True):
+        steps = nested.levels(bits)
+        codes = ops.convert_to_numpy(nested.nested_codes(x, clip, steps, signed))
+        step = (2 if signed else 1) * 1.7 / steps
+        wrong = codes != np.round(expected / step)
+        # float32 division may fall on the other side of a tie: nothing else may.
+        distance = np.abs(x[wrong] / step - np.round(x[wrong] / step))
+        assert wrong.sum() < 10 and (distance > 0.49999).all()
+        low, high = activation_range(bits, signed)
+        assert (codes.min(), codes.max()) == (low, high)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_rounding_in_stages_equals_rounding_once(signed):
+    x = np.random.default_rng(1).normal(0, 1, 100_000).astype("float32")
+    clip = np.float32(1.3)
+
+    def rounded(x, bits):
+        steps = nested.levels(bits)
+        codes = nested.nested_codes(x, clip, steps, signed)
+        return ops.convert_to_numpy(codes * nested.step_size(clip, steps, signed))
+
+    in_stages = rounded(rounded(rounded(x, 8), 4), 2)
+    np.testing.assert_array_equal(in_stages, rounded(x, 2))
+
+
+@pytest.mark.parametrize("gates, bits", [((0, 0), 2), ((0, 1), 2), ((1, 0), 4),
+                                         ((1, 1), 8)])  # fmt: skip
+@pytest.mark.parametrize("signed", [True, False])
+def test_share_bits_computes_the_bits_of_the_open_gates(gates, bits, signed):
+    x = np.random.default_rng(2).normal(0, 1, (50, 20)).astype("float32")
+    clip = ops.convert_to_tensor(1.5, "float32")
+    gates = ops.convert_to_tensor(gates, "float32")
+    value = nested.share_bits(x, clip, gates, nested.BITS, signed, ops.ones(()))
+    steps = nested.levels(bits)
+    codes = nested.nested_codes(x, clip, steps, signed)
+    expected = codes * nested.step_size(clip, steps, signed)
+    np.testing.assert_array_equal(value, expected)
+    assert float(nested.expected_bits(gates, nested.BITS)) == bits
+    assert float(nested.open_levels(gates, nested.BITS)) == 2**bits - 1
+
+
+def gradients(function, *arrays):
+    import tensorflow as tf
+
+    tensors = [tf.constant(a, tf.float32) for a in arrays]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        loss = function(*tensors)
+    return [g.numpy() for g in tape.gradient(loss, tensors)]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("hard", [(0, 0), (1, 0), (1, 1)])
+def test_gradients_of_share_bits(signed, hard):
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 1, (40, 30)).astype("float32")
+    g = rng.normal(0, 1, x.shape).astype("float32")
+
+    def loss(x, clip, gates):
+        value = nested.share_bits(x, clip, gates, nested.BITS, signed, ops.ones(()))
+        return ops.sum(value * g)
+
+    to_x, to_clip, to_gates = gradients(loss, x, 1.2, hard)
+
+    z2, z4, z8 = (v.astype("float32") for v in recursion(x, 1.2, signed))
+    g4, g8 = hard
+    value = z2 + g4 * (z4 - z2 + g8 * (z8 - z4))
+    inside = (x < 1.2) & (x > (-1.2 if signed else 0))
+    np.testing.assert_array_equal(to_x, g * inside)
+    edge = np.where(x > 0, value, value if signed else 0)
+    expected = np.sum(g * np.where(inside, value - x, edge)) / 1.2
+    np.testing.assert_allclose(to_clip, expected, rtol=1e-4)
+    expected = [np.sum(g * (z4 - z2 + g8 * (z8 - z4))), np.sum(g * g4 * (z8 - z4))]
+    np.testing.assert_allclose(to_gates, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_gates_that_do_not_learn_get_no_gradient():
+    x = np.random.default_rng(3).normal(0, 1, (40, 30)).astype("float32")
+
+    def loss(gates):
+        value = nested.share_bits(
+            x, ops.ones(()), gates, nested.BITS, True, ops.zeros(())
+        )
+        return ops.sum(value * x)
+
+    (to_gates,) = gradients(loss, (1.0, 1.0))
+    np.testing.assert_array_equal(to_gates, [0, 0])
+
+
+def test_paper_grid_has_the_papers_values():
+    x = np.linspace(-2, 2, 1001).astype("float32")
+    for gates, bits in (((0, 0), 2), ((1, 0), 4), ((1, 1), 8)):
+        value = nested.paper_grid(
+            x, ops.ones(()), ops.convert_to_tensor(gates, "float32"), nested.BITS
+        )
+        z = (np.clip(x, -1, 1) + 1) / 2
+        expected = 2 * np.round(z * (2**bits - 1)) / (2**bits - 1) - 1
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+        assert not (np.asarray(value) == 0).any()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_errors_are_one_for_values_that_are_spread_evenly(signed):
+    x = np.random.default_rng(0).uniform(-1 if signed else 0, 1, 200_000)
+    errors = nested.mean_errors(x.astype("float32"), ops.ones(()), nested.BITS, signed)
+    np.testing.assert_allclose(errors, [1, 1], rtol=0.02)

@@ -1,0 +1,164 @@
+"""Gates that learn a choice: hard on the way forward, a sigmoid on the way back."""
+
+import keras
+from keras import ops
+
+from tfcompress.quantizers import nested
+from tfcompress.quantizers.functional import straight_through
+
+# Importances and errors are scaled to lie around 1; no gate is open above this.
+MAX_THRESHOLD = 2.0
+# How soft the backward sigmoid is. The paper's 1, on errors of 0.01 to 0.1, makes
+# every threshold drift alike; relative to errors around 1 this tells them apart.
+TEMPERATURE = 0.5
+# Of the running averages that gates compare with their thresholds, per step.
+MOMENTUM = 0.98
+
+
+def hard_gates(importances, thresholds):
+    """1 where the importance exceeds the threshold; backward the sigmoid's slope.
+
+    The gradient goes to `thresholds` and `importances` alike, with opposite signs
+    (Single-path Bit Sharing, section 3.3).
+    """
+    margins = importances - thresholds
+    soft = ops.sigmoid(margins / TEMPERATURE)
+    return straight_through(ops.cast(margins > 0, soft.dtype), soft)
+
+
+class Threshold(keras.layers.Layer):
+    """A vector of learned thresholds in [0, `MAX_THRESHOLD`].
+
+    The optimizer sees `raw`; the threshold is `pace * raw`, with the gradient of
+    `raw` itself. A search sets `pace` to the inverse of the sum of its learning
+    rates, times a constant: thresholds then travel as far in a short search as in
+    a long one, with SGD as with Adam.
+
+    Args:
+        size: number of thresholds.
+
+    Variables: `raw`, float32 (size,), trainable; `pace` and `learns`, scalars that
+    are not: the latter is 1 where the gradient is to be used, else 0.
+    """
+
+    def __init__(self, size, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.size = size
+
+    def build(self):
+        state = {"trainable": False, "aggregation": "only_first_replica"}
+        self.pace = self.add_weight(name="pace", initializer="ones", **state)
+        self.learns = self.add_weight(name="learns", initializer="ones", **state)
+        self.raw = self.add_weight(
+            name="threshold",
+            shape=(self.size,),
+            initializer="zeros",
+            # Or it would wander off and take as long to come back.
+            constraint=lambda raw: ops.clip(raw, 0.0, MAX_THRESHOLD / self.pace),
+        )
+
+    def value(self):
+        """The thresholds, float32 (size,), with their gradient if they learn."""
+        raw = ops.convert_to_tensor(self.raw)
+        value = straight_through(raw * ops.convert_to_tensor(self.pace), raw)
+        return ops.where(self.learns > 0, value, ops.stop_gradient(value))
+
+    def set_pace(self, pace):
+        """Changes `pace` and leaves the thresholds where they are."""
+        value = ops.convert_to_numpy(self.raw) * float(ops.convert_to_numpy(self.pace))
+        self.pace.assign(pace)
+        self.raw.assign(value / pace)
+
+    def get_build_config(self):
+        return None  # Built by the layer it belongs to.
+
+
+class BitGates(keras.layers.Layer):
+    """Chooses one of several nested bit-widths by learned gates.
+
+    Gate j is open while the running average of the error that grid j leaves
+    exceeds its threshold; the bits are those up to the first closed gate. The
+    average makes the choice the same on every replica, in training and inference.
+
+    Args:
+        bits: increasing bit-widths; a single one is a choice already made.
+
+    Variables that are not trainable: `errors`, float32 (len(bits) - 1,), the running
+    averages; `fixed_bits`, 0 while the gates choose.
+    """
+
+    def __init__(self, bits, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.candidates = tuple(bits)
+
+    def build(self):
+        count = len(self.candidates) - 1
+        self.fixed_bits = self.add_weight(
+            name="fixed_bits",
+            trainable=False,
+            aggregation="only_first_replica",
+            initializer=keras.initializers.Constant(0 if count else self.candidates[0]),
+        )
+        self.threshold = None
+        if count:
+            # Before any data: the error of a variable that is spread evenly.
+            self.errors = self.add_weight(
+                name="errors",
+                shape=(count,),
+                initializer="ones",
+                trainable=False,
+                aggregation="mean",
+            )
+            self.threshold = Threshold(count, name="threshold")
+            self.threshold.build()
+
+    def gates(self):
+        """Zeros and ones, float32 (len(bits) - 1,), with the thresholds' gradient."""
+        upper = ops.convert_to_tensor(self.candidates[1:], "float32")
+        fixed = ops.cast(upper <= self.fixed_bits, "float32")
+        if self.threshold is None:
+            return fixed
+        learned = hard_gates(
+            ops.stop_gradient(ops.convert_to_tensor(self.errors)),
+            self.threshold.value(),
+        )
+        return ops.where(self.fixed_bits > 0, fixed, learned)
+
+    def learn(self):
+        """Whether the gates' gradient is wanted now: scalar float tensor, 1 or 0."""
+        if self.threshold is None:
+            return ops.zeros(())
+        searching = ops.cast(ops.equal(self.fixed_bits, 0.0), "float32")
+        return searching * ops.convert_to_tensor(self.threshold.learns)
+
+    def observe(self, errors):
+        """Moves the running averages towards the errors of this step."""
+        new = MOMENTUM * self.errors + (1.0 - MOMENTUM) * errors
+        self.errors.assign(ops.where(self.learn() > 0, new, self.errors))
+
+    def expected_bits(self):
+        """The bits now, a float32 scalar, differentiable in the thresholds."""
+        expected = nested.expected_bits(self.gates(), self.candidates)
+        return ops.where(self.fixed_bits > 0, self.fixed_bits, expected)
+
+    def bits(self):
+        """The bits now, a Python int."""
+        return int(ops.convert_to_numpy(self.expected_bits()))
+
+    def margins(self):
+        """Error minus threshold of each gate, NumPy (len(bits) - 1,)."""
+        if self.threshold is None:
+            return ops.convert_to_numpy(ops.zeros((0,)))
+        margins = ops.convert_to_tensor(self.errors) - self.threshold.value()
+        return ops.convert_to_numpy(margins)
+
+    def fix(self, bits):
+        """Ends the search with one of the candidates."""
+        if bits not in self.candidates:
+            raise ValueError(
+                f"`bits` is one of {self.candidates}. Received: bits={bits}."
+            )
+        self.fixed_bits.assign(float(bits))
+
+    def get_build_config(self):
+        return None  # Built by the quantizer it belongs to.

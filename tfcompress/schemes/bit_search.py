@@ -1,0 +1,125 @@
+"""The search of bit sharing, as it goes along in `fit`."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from tfcompress.schemes.budget import parse_budget
+from tfcompress.schemes.calibration import calibrate_activations, calibrate_weights
+from tfcompress.schemes.progress import ProgressCallback
+from tfcompress.schemes.recalibration import recalibrate
+
+# How far thresholds may travel in a search when the gradient is 1 throughout; gates
+# change when thresholds reach about 1.
+TRAVEL = 10.0
+# Share of the search after which the BOPs should have come down to the budget.
+DESCENT = 0.8
+# Deviation of ln(BOPs) from its course at which the penalty is applied in full.
+TOLERANCE = 0.05
+# Growth of ln(multiplier) over a whole search that never reaches its course, and what
+# remains of the multiplier when the BOPs cross it.
+GROWTH = 20.0
+DAMPING = 0.5
+# Of a fit whose number of steps is not known.
+STEPS_PER_EPOCH = 100
+
+
+class BitSearch(ProgressCallback):
+    """Steers the penalty so that the budget is met, then fixes the choice.
+
+    ln(BOPs) is to fall along a straight line from where it starts to the budget. The
+    penalty is the deviation from the line, limited to the tolerance, times a
+    multiplier that grows while the BOPs stay on one side of the line and is halved
+    when they cross it: the search finds the paper's lambda by itself, whatever the
+    scale of the loss. Below the line the penalty is negative and opens gates.
+
+    A search that is interrupted leaves a student whose gates stand as they are; the
+    next `fit` searches on.
+
+    Args:
+        space: the student's `SearchSpace`.
+        batches: list of model inputs to calibrate the chosen ranges with.
+        fraction: share of the training that searches.
+        bops: the budget, as `BitSharing` takes it, or None.
+        penalty: its weight, if there is no budget.
+    """
+
+    def __init__(self, space, batches, fraction, bops=None, penalty=None):
+        super().__init__()
+        self.space = space
+        self.batches = batches
+        self.fraction = fraction
+        self.budget = None
+        if bops is not None:
+            self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
+        self.penalty = penalty
+
+    def on_train_begin(self, logs=None):
+        self.searching = not self.space.is_fixed()
+        if not self.searching:
+            return
+        pace = TRAVEL / self._sum_of_learning_rates()
+        thresholds = self.space.weight_thresholds() + self.space.activation_thresholds()
+        for threshold in thresholds:
+            threshold.set_pace(pace)
+        self.start = None
+        self.multiplier = 1.0
+        self.reached = 0.0
+        self.deviation = 0.0
+
+    def _sum_of_learning_rates(self):
+        """Over the steps of the search, as the optimizer plans them."""
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        per_epoch = self.params["steps"] or STEPS_PER_EPOCH
+        steps = max(1.0, self.fraction * self.params["epochs"] * per_epoch)
+        schedule = getattr(optimizer, "_learning_rate", None)
+        if not callable(schedule):
+            return steps * float(ops.convert_to_numpy(optimizer.learning_rate))
+        done = int(ops.convert_to_numpy(optimizer.iterations))
+        points = done + np.linspace(0, steps, 50)
+        rates = [float(ops.convert_to_numpy(schedule(int(step)))) for step in points]
+        return steps * max(float(np.mean(rates)), 1e-12)
+
+    def on_progress(self, share):
+        if not self.searching:
+            return
+        share = share / self.fraction
+        if share >= 1.0:
+            self._finish()
+        elif self.budget is None:
+            self.space.budget.strength.assign(self.penalty)
+        else:
+            self._steer(share)
+
+    def _steer(self, share):
+        log_bops = math.log(float(ops.convert_to_numpy(self.space.expected_bops())))
+        if self.start is None:
+            self.start = log_bops
+        goal = math.log(self.budget)
+        course = self.start + (goal - self.start) * min(1.0, share / DESCENT)
+        deviation = (log_bops - course) / TOLERANCE
+        deviation = max(-1.0, min(1.0, deviation))
+        elapsed, self.reached = share - self.reached, share
+        if deviation * self.deviation < 0:
+            self.multiplier *= DAMPING
+        else:
+            self.multiplier *= math.exp(GROWTH * abs(deviation) * elapsed)
+        self.deviation = deviation
+        self.space.budget.strength.assign(self.multiplier * deviation)
+
+    def on_train_end(self, logs=None):
+        # A search of the whole training ends with its last step.
+        if self.searching:
+            self._finish()
+
+    def _finish(self):
+        self.searching = False
+        self.space.budget.strength.assign(0.0)
+        self.space.fix(self.budget)
+        # The ranges served all candidates so far; now they serve one.
+        calibrate_weights(self.model)
+        recalibrate(self.model, self.batches)
+        calibrate_activations(self.model, self.batches)
+        recalibrate(self.model, self.batches)

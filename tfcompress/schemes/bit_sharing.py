@@ -1,0 +1,211 @@
+"""Single-path bit sharing as a scheme: bits and filters under a BOPs budget."""
+
+import keras
+import numpy as np
+
+from tfcompress.cost.bops_model import BopsModel
+from tfcompress.layers import BopsBudget, FilterGate
+from tfcompress.quantizers import nested
+from tfcompress.schemes.bit_search import BitSearch
+from tfcompress.schemes.budget import parse_budget
+from tfcompress.schemes.calibration import CalibrateActivations, calibrate_weights
+from tfcompress.schemes.scheme import Scheme
+from tfcompress.schemes.search_space import SearchSpace, candidates
+from tfcompress.schemes.uniform import quantize_config
+from tfcompress.surgery.channels import channel_spaces, input_spaces
+from tfcompress.surgery.graph import Graph
+
+
+@keras.saving.register_keras_serializable(package="tfcompress.schemes")
+class BitSharing(Scheme):
+    """Learns every layer's bits and filters in one model (arXiv 2101.04935).
+
+    Each kernel and each input is quantized on nested grids of 2, 4 and 8 bits; gates
+    with learned thresholds choose among them and close groups of filters, at a
+    cost in BOPs: MACs * weight bits * activation bits. The first part of a `fit`
+    searches, with a penalty that is steered so that the BOPs come down to the budget;
+    then the choice is fixed, put right where it misses the budget, and the rest of
+    the `fit`, or further ones, fine-tune it. The first and the last layers have 8
+    and 8 bits.
+
+    Args:
+        bops: the budget: a count, or a share of the float model's (32 x 32 bits) as
+            text, such as "1/60". The finished model takes at most that, and at least
+            98 % of it wherever a choice of bits does. None for a fixed `penalty`.
+        penalty: lambda of the paper's loss, cross-entropy + lambda ln(BOPs), in
+            place of a budget.
+        weight_bits, activation_bits: candidates, subsets of (2, 4, 8).
+        group_size: filters that are kept or removed together; None keeps all.
+        max_pruned: share of a layer's groups that may be removed at most.
+        search_fraction: share of the first `fit` that searches, in (0, 1].
+        grid: of the weights; see `quantizers.BitSharing`.
+        weight_decay, overrides: see `Scheme`.
+
+    Example:
+
+    >>> student = tfc.compress(model, tfc.BitSharing(bops="1/60"))
+    """
+
+    def __init__(
+        self,
+        bops=None,
+        penalty=None,
+        weight_bits=nested.BITS,
+        activation_bits=nested.BITS,
+        group_size=4,
+        max_pruned=0.75,
+        search_fraction=0.4,
+        grid="symmetric",
+        weight_decay=1e-4,
+        overrides=None,
+    ):
+        super().__init__(overrides, weight_decay)
+        if (bops is None) == (penalty is None):
+            raise ValueError(
+                "Either `bops`, a budget, or `penalty`, the weight of ln(BOPs) in the "
+                f"loss, is expected. Received: bops={bops!r}, penalty={penalty!r}."
+            )
+        if bops is not None:
+            parse_budget(bops, 1.0, "bops")
+        elif not 0 <= penalty < float("inf"):
+            raise ValueError(
+                f"`penalty` is a finite number >= 0. Received: penalty={penalty}."
+            )
+        if not 0 < search_fraction <= 1:
+            raise ValueError(
+                "`search_fraction` is the share of the first fit that searches, in "
+                f"(0, 1]. Received: search_fraction={search_fraction}."
+            )
+        self.bops = bops
+        self.penalty = penalty
+        self.weight_bits = tuple(weight_bits)
+        self.activation_bits = tuple(activation_bits)
+        self.group_size = group_size
+        self.max_pruned = max_pruned
+        self.search_fraction = search_fraction
+        self.grid = grid
+        quantize_config(self.weight_bits, self.activation_bits, False, grid)  # checks
+        if group_size is not None:
+            FilterGate("", 1, group_size, max_pruned)  # checks
+
+    def config_for(self, layer, place):
+        if place.is_first or place.is_last:
+            return quantize_config(8, 8, place.signed_input, self.grid)
+        return quantize_config(
+            self.weight_bits, self.activation_bits, place.signed_input, self.grid
+        )
+
+    def check(self, model, plan):
+        if self.bops is None:
+            return
+        bops_model = BopsModel(Graph(model), model)
+        budget = parse_budget(self.bops, bops_model.float_bops, "bops")
+        bits = {
+            row.name: (
+                candidates(row.config.kernel_quantizer),
+                candidates(row.config.input_quantizer),
+            )
+            for row in plan.treated()
+        }
+        gates = self._filter_gates(model, plan)
+        kept = {
+            name: 1 - gate.most_closed / gate.group_count for name, gate in gates.items()
+        }
+        lowest = bops_model.total(
+            {name: (min(w), min(a)) for name, (w, a) in bits.items()}, kept
+        )
+        highest = bops_model.total(
+            {name: (max(w), max(a)) for name, (w, a) in bits.items()}, {}
+        )
+        if not lowest <= budget <= highest:
+            raise ValueError(
+                f"A BOPs budget from {lowest:.4g} (lowest bits, most filters removed) "
+                f"to {highest:.4g} (highest bits) can be met: 1/"
+                f"{bops_model.float_bops / lowest:.1f} to 1/"
+                f"{bops_model.float_bops / highest:.1f} of the float model's "
+                f"{bops_model.float_bops:.4g}. Received: bops={self.bops!r}, "
+                f"{budget:.4g}."
+            )
+
+    def notes(self, model, plan):
+        if self.group_size is None:
+            return {}
+        gates = self._filter_gates(model, plan)
+        notes = {}
+        for name, space in channel_spaces(Graph(model)).items():
+            if name in gates:
+                gate = gates[name]
+                notes[name] = (
+                    f"up to {gate.most_closed} of {gate.group_count} groups of "
+                    f"{gate.group_size} filters may go"
+                )
+            elif space.tied:
+                notes[name] = f"filters stay: {space.tied}"
+            elif space.consumers:
+                notes[name] = "filters stay: not quantized, or a depthwise multiplier"
+        return notes
+
+    def layers_in_front(self, model, plan):
+        spaces = channel_spaces(Graph(model))
+        in_front = {}
+        for producer, gate in self._filter_gates(model, plan).items():
+            for consumer in spaces[producer].consumers:
+                in_front.setdefault(consumer, []).append(gate)
+        first = plan.treated()[0].name
+        in_front.setdefault(first, []).insert(0, BopsBudget(name="bops_budget"))
+        return in_front
+
+    def _filter_gates(self, model, plan):
+        """`{producer: FilterGate}` for the filters that may be removed."""
+        if self.group_size is None:
+            return {}
+        treated = {row.name for row in plan.treated()}
+        graph = Graph(model)
+        # A depthwise multiplier makes several channels of each filter's.
+        multiplied = {
+            space.producer
+            for space in input_spaces(graph).values()
+            if (np.diff(space.channel_of) == 0).any()
+        }
+        return {
+            name: FilterGate(
+                name,
+                space.channels,
+                self.group_size,
+                self.max_pruned,
+                name=f"{name.replace('/', '_')}_gate",
+            )
+            for name, space in channel_spaces(graph).items()
+            if name in treated - multiplied and not space.tied and space.consumers
+        }
+
+    def connect(self, student):
+        SearchSpace(student).connect()
+
+    def prepare(self, student):
+        calibrate_weights(student)
+        for threshold in SearchSpace(student).activation_thresholds():
+            threshold.learns.assign(0.0)  # the weights' gates begin
+
+    def callbacks(self, student, batches):
+        search = BitSearch(
+            SearchSpace(student),
+            batches,
+            self.search_fraction,
+            bops=self.bops,
+            penalty=self.penalty,
+        )
+        return [CalibrateActivations(batches), search]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "bops": self.bops,
+            "penalty": self.penalty,
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+            "group_size": self.group_size,
+            "max_pruned": self.max_pruned,
+            "search_fraction": self.search_fraction,
+            "grid": self.grid,
+        }

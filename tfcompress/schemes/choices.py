@@ -1,0 +1,179 @@
+"""From learned gates to a choice of bits and filters that meets a budget."""
+
+import dataclasses
+
+import numpy as np
+
+from tfcompress.schemes.budget import SLACK
+
+# Resolution of the budget in the search for bits; rounding is to the safe side.
+_BUCKETS = 20_000
+# What a change costs apart from its margins: of two equal choices, the nearer one.
+_CHANGE = 1e-3
+# Filter groups that are opened or closed at most to come nearer to the budget.
+_MOST_GROUPS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated:
+    """Candidates for a number of bits, and how sure their gates are.
+
+    Attributes:
+        bits: increasing bit-widths.
+        margins: float array (len(bits) - 1,): positive where a gate is open, the
+            larger the surer; see `BitGates.margins`.
+    """
+
+    bits: tuple
+    margins: np.ndarray
+
+    def learned(self):
+        """Index of the bits that the gates choose: up to the first closed gate."""
+        is_open = np.append(np.asarray(self.margins) > 0, False)
+        return int(np.argmin(is_open))
+
+    def regret(self, index):
+        """How much gates have to be moved against their margins to choose `index`."""
+        learned, margins = self.learned(), np.asarray(self.margins)
+        closing = np.maximum(margins[index:learned], 0).sum()
+        opening = np.maximum(-margins[learned:index], 0).sum()
+        return float(closing + opening) + _CHANGE * abs(index - learned)
+
+
+def choose(bops_model, weights, activations, filters, budget):
+    """The choice nearest to the learned gates with BOPs in (1 - SLACK, 1] * budget.
+
+    First the filters: as learned, and fewer where even the lowest bits exceed the
+    budget. Then the bits of all layers together: the smallest sum of regrets that
+    meets the budget, by dynamic programming over it. Where bits alone cannot use the
+    budget, groups of filters open again, or close, if that comes nearer to it.
+
+    Args:
+        bops_model: a `tfcompress.cost.bops_model.BopsModel`.
+        weights, activations: `{layer name: Gated}`, the same layers in both.
+        filters: `{layer name: (margins, group sizes, most closed)}` with two arrays
+            (groups,), and the number of groups that may close.
+        budget: in BOPs, or None to take what the gates say.
+
+    Returns:
+        `(bits, open_groups, bops)`: `{layer name: (weight bits, activation bits)}`,
+        `{layer name: boolean array (groups,)}` and what it costs. Only if nothing
+        fits is that more than `budget`.
+    """
+    open_groups = {name: margins > 0 for name, (margins, *_) in filters.items()}
+    for name, (margins, _, most_closed) in filters.items():
+        stay = np.argsort(-margins)[: len(margins) - most_closed]
+        open_groups[name][stay] = True
+
+    def kept():
+        return {
+            name: float(sizes[open_groups[name]].sum() / sizes.sum())
+            for name, (_, sizes, _) in filters.items()
+        }
+
+    if budget is None:
+        bits = {
+            name: tuple(
+                gated.bits[gated.learned()]
+                for gated in (weights[name], activations[name])
+            )
+            for name in weights
+        }
+        return bits, open_groups, bops_model.total(bits, kept())
+    lowest = {name: (weights[name].bits[0], activations[name].bits[0])
+              for name in weights}  # fmt: skip
+    for name, group in _surest(filters, open_groups, closing=True):
+        if bops_model.total(lowest, kept()) <= budget:
+            break
+        open_groups[name][group] = False
+    bits, bops = _choose_bits(bops_model, weights, activations, kept(), budget)
+    best = bits, {name: groups.copy() for name, groups in open_groups.items()}, bops
+    # Bits come in large steps: some filter groups more, or fewer, fill the gap.
+    for closing in (False, True):
+        open_groups = {name: groups.copy() for name, groups in best[1].items()}
+        for name, group in _surest(filters, open_groups, closing)[:_MOST_GROUPS]:
+            if best[2] >= (1 - SLACK) * budget:
+                break
+            open_groups[name][group] = not closing
+            bits, bops = _choose_bits(bops_model, weights, activations, kept(), budget)
+            if best[2] < bops <= budget:
+                copies = {name: groups.copy() for name, groups in open_groups.items()}
+                best = bits, copies, bops
+    return best
+
+
+def _surest(filters, open_groups, closing):
+    """`(layer name, group)` of the open groups, the least important first; or of the
+    closed ones, the most important first."""
+    candidates = []
+    for name, (margins, _, most_closed) in filters.items():
+        groups = np.flatnonzero(open_groups[name] == closing)
+        order = groups[np.argsort(margins[groups] if closing else -margins[groups])]
+        if closing:
+            may_close = most_closed - int((~open_groups[name]).sum())
+            order = order[: max(0, may_close)]
+        candidates += [(margins[group], name, group) for group in order]
+    candidates.sort(key=lambda entry: entry[0], reverse=not closing)
+    return [(name, int(group)) for _, name, group in candidates]
+
+
+def _choose_bits(bops_model, weights, activations, kept, budget):
+    """`(bits, bops)`: least regret within the budget and its slack.
+
+    If nothing is within the slack, what comes nearest to the budget from below; if
+    nothing is below, the lowest bits.
+    """
+    names = list(weights)
+    fixed = bops_model.total(dict.fromkeys(names, (0, 0)), kept)
+    options = [
+        _options(bops_model, name, weights[name], activations[name], kept)
+        for name in names
+    ]
+    unit = max(budget - fixed, 1e-9) / _BUCKETS
+    # best[k]: least regret with a sum of costs of k units; choice[i, k] leads there.
+    best = np.full(_BUCKETS + 1, np.inf)
+    best[0] = 0.0
+    choice = np.zeros((len(names), _BUCKETS + 1), np.int32)
+    for i, layer_options in enumerate(options):
+        new = np.full_like(best, np.inf)
+        for index, (_, cost, regret) in enumerate(layer_options):
+            shift = int(np.ceil(cost / unit - 1e-9))
+            if shift > _BUCKETS:
+                continue
+            shifted = np.full_like(best, np.inf)
+            shifted[shift:] = best[: _BUCKETS + 1 - shift] + regret
+            better = shifted < new
+            new[better] = shifted[better]
+            choice[i, better] = index
+        best = new
+    lowest = {name: layer_options[0][0] for name, layer_options in
+              zip(names, options, strict=True)}  # fmt: skip
+    reachable = np.flatnonzero(np.isfinite(best))
+    if not reachable.size:
+        return lowest, bops_model.total(lowest, kept)
+    # The window is on the whole budget, the units only on what bits decide. Units
+    # round up, so the window is widened by what rounding may have added.
+    first = ((1 - SLACK) * budget - fixed) / unit + len(names)
+    window = reachable[reachable >= min(first, _BUCKETS)]
+    end = window[np.argmin(best[window])] if window.size else reachable[-1]
+    bits = {}
+    for i in reversed(range(len(names))):
+        pair, cost, _ = options[i][choice[i, end]]
+        bits[names[i]] = pair
+        end -= int(np.ceil(cost / unit - 1e-9))
+    return bits, bops_model.total(bits, kept)
+
+
+def _options(bops_model, name, weight, activation, kept):
+    """List of `((weight bits, activation bits), bops, regret)` of one layer."""
+    (term,) = [term for term in bops_model.terms if term.name == name]
+    share = kept.get(term.reads, 1.0) * kept.get(term.makes, 1.0)
+    return [
+        (
+            (weight_bits, activation_bits),
+            term.macs * share * weight_bits * activation_bits,
+            weight.regret(i) + activation.regret(j),
+        )
+        for i, weight_bits in enumerate(weight.bits)
+        for j, activation_bits in enumerate(activation.bits)
+    ]

@@ -1,0 +1,123 @@
+"""What a bit-sharing student can choose from, and what its gates say now."""
+
+from tfcompress.cost.arithmetic import FLOAT_BITS
+from tfcompress.cost.bops_model import BopsModel
+from tfcompress.layers import BopsBudget, FilterGate
+from tfcompress.quantizers import BitSharing, BitSharingActivation
+from tfcompress.schemes.calibration import quantized_layers
+from tfcompress.schemes.choices import Gated, choose
+from tfcompress.surgery.graph import Graph
+
+
+class SearchSpace:
+    """The gates of a student and the cost that they decide on.
+
+    Attributes:
+        layers: `{name: layer}` of the student's quantized layers.
+        filter_gates: `{name of the layer whose filters it judges: FilterGate}`.
+        budget: the `BopsBudget`.
+        bops_model: the `BopsModel`.
+    """
+
+    def __init__(self, student):
+        graph = Graph(student)
+        named = graph.layers()
+        self._named = named
+        self.layers = quantized_layers(student)
+        (self.budget,) = [x for x in named.values() if isinstance(x, BopsBudget)]
+        self.filter_gates = {
+            x.source: x for x in named.values() if isinstance(x, FilterGate)
+        }
+        self.bops_model = BopsModel(graph, student)
+
+    def connect(self):
+        """Ties the filter gates to their layers and the budget to all gates."""
+        for name, gate in self.filter_gates.items():
+            gate.connect(self._named[name])
+        self.budget.connect(
+            self.expected_bops, self.weight_thresholds() + self.activation_thresholds()
+        )
+
+    def expected_bops(self):
+        """BOPs now, a float32 scalar tensor, differentiable in the thresholds."""
+        bits = {
+            name: (
+                _expected_bits(layer.kernel_quantizer),
+                _expected_bits(layer.input_quantizer),
+            )
+            for name, layer in self.layers.items()
+        }
+        kept = {name: gate.kept() for name, gate in self.filter_gates.items()}
+        return self.bops_model.total(bits, kept)
+
+    def weight_thresholds(self):
+        """The `Threshold`s of weight bits and of filters."""
+        quantizers = [layer.kernel_quantizer for layer in self.layers.values()]
+        own = [gate.threshold for gate in self.filter_gates.values()]
+        return _thresholds(quantizers) + own
+
+    def activation_thresholds(self):
+        """The `Threshold`s of activation bits."""
+        return _thresholds(layer.input_quantizer for layer in self.layers.values())
+
+    def is_fixed(self):
+        """Whether nothing is left to choose."""
+        quantizers = [
+            quantizer
+            for layer in self.layers.values()
+            for quantizer in (layer.kernel_quantizer, layer.input_quantizer)
+        ]
+        return all(q is None or q.unfinished() is None for q in quantizers)
+
+    def fix(self, budget=None):
+        """Ends the search with what the gates say, put right to meet the budget.
+
+        Args:
+            budget: in BOPs; None takes the gates as they are.
+
+        Returns:
+            The BOPs of the choice.
+        """
+        counted = {term.name for term in self.bops_model.terms}
+        names = [name for name in self.layers if name in counted]
+        weights = {n: _gated(self.layers[n].kernel_quantizer) for n in names}
+        activations = {n: _gated(self.layers[n].input_quantizer) for n in names}
+        filters = {
+            name: (gate.margins(), gate.group_sizes(), gate.most_closed)
+            for name, gate in self.filter_gates.items()
+        }
+        bits, open_groups, bops = choose(
+            self.bops_model, weights, activations, filters, budget
+        )
+        for name, layer in self.layers.items():
+            for i, quantizer in enumerate(
+                (layer.kernel_quantizer, layer.input_quantizer)
+            ):
+                if isinstance(quantizer, (BitSharing, BitSharingActivation)):
+                    gates = quantizer.gates
+                    gates.fix(bits[name][i] if name in bits else gates.bits())
+        for name, gate in self.filter_gates.items():
+            gate.fix(open_groups[name])
+        return bops
+
+
+def candidates(quantizer):
+    """The bit-widths that a quantizer, or None for float, chooses from: a tuple."""
+    return (FLOAT_BITS,) if quantizer is None else quantizer.candidates
+
+
+def _gated(quantizer):
+    if isinstance(quantizer, (BitSharing, BitSharingActivation)):
+        return Gated(quantizer.candidates, quantizer.gates.margins())
+    return Gated(candidates(quantizer), [])
+
+
+def _expected_bits(quantizer):
+    if isinstance(quantizer, (BitSharing, BitSharingActivation)):
+        return quantizer.gates.expected_bits()
+    return candidates(quantizer)[0]
+
+
+def _thresholds(quantizers):
+    gates = [getattr(quantizer, "gates", None) for quantizer in quantizers]
+    return [gate.threshold for gate in gates if gate is not None and gate.threshold]
