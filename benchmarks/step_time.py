@@ -1,10 +1,25 @@
 """What a training step of a student costs: `python -m benchmarks.step_time [--flags]`.
 
-Times steps of a `tfc.PrunedTernary` student and of the plain model in turns, in one
-process, and prints the median of the ratios of neighbouring steps: a machine that slows
-down or speeds up meanwhile does so for both.
+Times steps of a student and of the plain model in turns, in one process, and prints the
+median of the ratios of neighbouring steps: a machine that slows down or speeds up
+meanwhile does so for both. A student of bit sharing is timed in its search, with all
+gates learning in every step (in a real one, half of them do).
+
+Memory is measured in a process of its own for each model, on Linux: the peak of its
+resident set in some steps, less the resident set before them. Steps of one and two
+images come first, so that what TensorFlow itself takes does not count. The peak is the
+kernel's VmHWM, which can be set back, where `ru_maxrss` would still show the import of
+TensorFlow or the parent process. Memory that the allocator keeps back counts.
+
+With --multi_path the student of bit sharing is also compared with what it replaces: a
+search with a path of its own, kernel and all, for 2, 4 and 8 bits in each layer.
 """
 
+import functools
+import pathlib
+import re
+import subprocess
+import sys
 import time
 
 import keras
@@ -14,9 +29,15 @@ from absl import app, flags
 import tfcompress as tfc
 from recipes.common import models
 from recipes.common.train import make_optimizer, set_precision
+from tfcompress.quantizers import nested
+from tfcompress.quantizers.quantizer import copy_quantizer
+from tfcompress.schemes.plan import QUANTIZED
+from tfcompress.schemes.search_space import SearchSpace
+from tfcompress.surgery.rebuild import clone_layer, rebuild
 
 FLAGS = flags.FLAGS
 WARM_UP_STEPS = 3
+MEMORY_STEPS = 3
 
 flags.DEFINE_string(
     "model",
@@ -33,13 +54,126 @@ flags.DEFINE_enum(
     ["float32", "mixed_bfloat16", "mixed_float16"],
     "Keras dtype policy of both models.",
 )
+flags.DEFINE_enum(
+    "scheme",
+    "pruned_ternary",
+    ["pruned_ternary", "bit_sharing", "uniform"],
+    "Of the student.",
+)
 flags.DEFINE_float(
-    "sparsity", None, "Of the scheme; by default the best cosine decides.", 0, 1
+    "sparsity", None, "Of pruned_ternary; by default the best cosine decides.", 0, 1
+)
+flags.DEFINE_bool("multi_path", False, "Also time and measure a multi-path search.")
+flags.DEFINE_enum(
+    "memory_of",
+    None,
+    ["plain", "student", "multi_path"],
+    "Only print the bytes that steps of this model take; used by the program itself.",
 )
 
 
-def make_step(model, images, labels):
-    """A function that takes one training step on fixed data and waits for its end."""
+class MultiPath(keras.layers.Layer):
+    """The sum of several layers' outputs, weighted by a softmax of learned numbers."""
+
+    def __init__(self, paths, **kwargs):
+        super().__init__(**kwargs)
+        self.paths = paths
+
+    def build(self, input_shape):
+        for path in self.paths:
+            path.build(input_shape)
+        self.mix = self.add_weight(shape=(len(self.paths),), initializer="zeros")
+
+    def call(self, inputs):
+        shares = keras.ops.softmax(keras.ops.convert_to_tensor(self.mix))
+        outputs = [path(inputs) for path in self.paths]
+        return sum(shares[i] * output for i, output in enumerate(outputs))
+
+    def compute_output_shape(self, input_shape):
+        return self.paths[0].compute_output_shape(input_shape)
+
+
+def make_multi_path(model):
+    """`model` with a path for every number of bits, as a search without sharing."""
+    plans = [tfc.plan(model, tfc.Uniform(bits, bits)) for bits in nested.BITS]
+    configs = {}
+    for plan in plans:
+        for row in plan.treated():
+            configs.setdefault(id(row.layer), {})[
+                row.config.kernel_quantizer.candidates
+            ] = row.config
+
+    def replace(layer):
+        paths = [
+            QUANTIZED[type(layer)].from_config(
+                {
+                    **layer.get_config(),
+                    "name": f"{layer.name}_path{i}",
+                    "kernel_quantizer": copy_quantizer(config.kernel_quantizer),
+                    "input_quantizer": copy_quantizer(config.input_quantizer),
+                }
+            )
+            for i, config in enumerate(configs.get(id(layer), {}).values())
+        ]
+        return MultiPath(paths, name=layer.name) if paths else clone_layer(layer)
+
+    return rebuild(model, replace)[0]
+
+
+def make_student(model):
+    """A student of the scheme that the flags ask for."""
+    if FLAGS.scheme == "pruned_ternary":
+        return tfc.compress(model, tfc.PrunedTernary(FLAGS.sparsity))
+    if FLAGS.scheme == "uniform":
+        return tfc.compress(model, tfc.Uniform())
+    student = tfc.compress(model, tfc.BitSharing(penalty=0.1))
+    space = SearchSpace(student)
+    space.budget.strength.assign(0.1)
+    for threshold in space.thresholds():
+        threshold.learns.assign(1.0)
+    space.budget.connect(space.expected_bops, ())  # no turns
+    return student
+
+
+MAKERS = {
+    "plain": lambda model: model,
+    "student": make_student,
+    "multi_path": make_multi_path,
+}
+
+
+def memory_of_steps(step, images, labels):
+    """Bytes that the peak of this process grows by when it trains.
+
+    Args:
+        step: function that takes one training step on images and labels.
+    """
+    for size in (1, 2):
+        step(images[:size], labels[:size])
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is now's size
+    before = resident_set("VmRSS")
+    for _ in range(MEMORY_STEPS):
+        step(images, labels)
+    return resident_set("VmHWM") - before
+
+
+def resident_set(field):
+    """Bytes of this process in memory: now, "VmRSS", or at its peak, "VmHWM"."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
+
+
+def measure_memory(kind):
+    """`memory_of_steps` of one model in a new process."""
+    command = [sys.executable, "-m", "benchmarks.step_time", *sys.argv[1:]]
+    child = subprocess.run(
+        [*command, f"--memory_of={kind}"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return int(child.stdout.split()[-1])
+
+
+def make_step(model, images):
+    """A function that takes one training step on a batch and waits for its end."""
     set_precision(model, FLAGS.precision)
     model.compile(
         make_optimizer(0.01, steps=1000),
@@ -49,7 +183,7 @@ def make_step(model, images, labels):
         metrics=["accuracy"],
         jit_compile=FLAGS.jit_compile,
     )
-    return lambda: model.train_on_batch(images, labels)
+    return model.train_on_batch
 
 
 def timed(step):
@@ -89,20 +223,32 @@ def main(argv):
     images = random.normal(size=shape).astype("float32")
     labels = random.integers(model.outputs[0].shape[-1], size=FLAGS.batch_size)
 
-    student = tfc.compress(model, tfc.PrunedTernary(FLAGS.sparsity))
-    plain_step = make_step(model, images, labels)
-    student_step = make_step(student, images, labels)
-    times = time_pairs(plain_step, student_step, FLAGS.pairs)
-    ratios = times[:, 1] / times[:, 0]
-    low, ratio, high = np.percentile(ratios, (25, 50, 75))
-    plain, compressed = np.median(times, axis=0)
+    if FLAGS.memory_of:
+        step = make_step(MAKERS[FLAGS.memory_of](model), images)
+        print(memory_of_steps(step, images, labels))
+        return
     print(
-        f"{model.name}, batch {FLAGS.batch_size}, {FLAGS.precision}, "
-        f"jit_compile={FLAGS.jit_compile}, {keras.backend.backend()} backend\n"
-        f"plain step {plain:.1f} ms, student step {compressed:.1f} ms (medians of "
-        f"{FLAGS.pairs})\n"
-        f"ratio {ratio:.3f} (quartiles {low:.3f} to {high:.3f})"
+        f"{model.name}, {FLAGS.scheme}, batch {FLAGS.batch_size}, {FLAGS.precision}, "
+        f"jit_compile={FLAGS.jit_compile}, {keras.backend.backend()} backend"
     )
+    memory, steps = {}, {}
+    for kind in ("plain", "student", "multi_path")[: 3 if FLAGS.multi_path else 2]:
+        memory[kind] = measure_memory(kind)
+        step = make_step(MAKERS[kind](model), images)
+        steps[kind] = functools.partial(step, images, labels)
+    pairs = [("plain", "student"), ("student", "multi_path")]
+    for first, second in pairs[: 2 if FLAGS.multi_path else 1]:
+        times = time_pairs(steps[first], steps[second], FLAGS.pairs)
+        low, ratio, high = np.percentile(times[:, 1] / times[:, 0], (25, 50, 75))
+        one, other = np.median(times, axis=0)
+        print(
+            f"step: {first} {one:.1f} ms, {second} {other:.1f} ms (medians of "
+            f"{FLAGS.pairs}), ratio {ratio:.3f} (quartiles {low:.3f} to {high:.3f})\n"
+            f"memory: {first} {memory[first] / 2**20:.0f} MiB, {second} "
+            f"{memory[second] / 2**20:.0f} MiB, ratio "
+            f"{memory[second] / memory[first]:.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

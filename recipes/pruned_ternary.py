@@ -7,8 +7,12 @@ trains on, and writes `model.keras`, `model.tflite`, `report.json` and `layers.p
 from absl import app, flags
 
 import tfcompress as tfc
-from recipes.common.run import run
+from recipes.common.flags import refuse_arguments
+from recipes.common.run import Experiment
 
+FLAGS = flags.FLAGS
+
+flags.DEFINE_integer("epochs", 10, "Epochs of compressed training.", lower_bound=1)
 flags.DEFINE_float(
     "sparsity",
     None,
@@ -23,14 +27,16 @@ flags.DEFINE_enum(
 )
 
 
-def make_scheme():
-    return tfc.PrunedTernary(flags.FLAGS.sparsity, flags.FLAGS.first_last)
+def make_schemes():
+    return [tfc.PrunedTernary(FLAGS.sparsity, FLAGS.first_last)]
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
-    run("pruned_ternary", make_scheme)
+    refuse_arguments(argv)
+    experiment = Experiment("pruned_ternary", FLAGS.epochs, make_schemes)
+    experiment.train_float()
+    experiment.compress(*experiment.schemes)
+    experiment.finish()
 
 
 if __name__ == "__main__":

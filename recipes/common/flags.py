@@ -2,7 +2,7 @@
 
 import pathlib
 
-from absl import flags
+from absl import app, flags
 
 from recipes.common.data import MNIST5K, SCALINGS
 from recipes.common.models import BUILDERS, MODEL_SUFFIXES, is_file
@@ -31,7 +31,6 @@ flags.DEFINE_enum(
     "the statistics of ImageNet or of the training images. Required for a model file; "
     f"built-in networks take '{FOR_BUILT_IN_MODELS}' by default.",
 )
-flags.DEFINE_integer("epochs", 10, "Epochs of compressed training.", lower_bound=1)
 flags.DEFINE_integer(
     "float_epochs",
     15,
@@ -91,6 +90,12 @@ def _scaling_is_known(values):
             f"scaled in training, one of {', '.join(SCALINGS)}"
         )
     return True
+
+
+def refuse_arguments(argv):
+    """Raises `app.UsageError` if there is more on the command line than flags."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
 
 
 def input_scaling():

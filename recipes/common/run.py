@@ -1,4 +1,4 @@
-"""From flags and a scheme to the four artefacts: the flow that all recipes share."""
+"""From flags and schemes to the artefacts: the flow that all recipes share."""
 
 import sys
 import time
@@ -16,98 +16,159 @@ from recipes.common.train import (
     fit,
 )
 from tfcompress import reporting
+from tfcompress.cost import layer_costs
 from tfcompress.litert import float_tflite, latency, predict
 
 FLAGS = flags.FLAGS
 LATENCY_RUNS = 50
 
 
-def run(recipe, make_scheme):
-    """Trains, compresses, exports, measures and reports, as the flags say.
+class Experiment:
+    """A float model, its data and a folder: what a recipe applies schemes to.
 
-    Writes `model.keras`, `model.tflite`, `report.json` and `layers.png` into the output
-    folder.
+    Everything comes from the flags. The order is `train_float`, `compress` for each
+    scheme, `finish`. An interrupted experiment goes on when it is started again.
 
     Args:
         recipe: its name, as in `python -m recipes.NAME`.
-        make_scheme: function without arguments that returns the scheme.
+        epochs: of the training of each scheme.
+        make_schemes: function without arguments that returns a list of schemes.
+
+    Attributes:
+        schemes: that list.
+        model: the float model.
+        folder: `pathlib.Path` to write to.
+        unfinished: the `UnfinishedRun`.
+
+    Raises:
+        SystemExit: with one line, if the flags do not fit each other, the model or the
+            data.
     """
-    start = time.perf_counter()
-    keras.utils.set_random_seed(FLAGS.seed)
-    try:
-        scheme = make_scheme()
-        folder = flags.make_output_dir(recipe)
-        model, data = _model_and_data()
-        scaling = make_scaling(flags.input_scaling(), data.train_images)
-        print(tfc.plan(model, scheme))
-    except ValueError as error:
-        sys.exit(f"{recipe}: {error}")
-    print(f"Input scaling {scaling}")
 
-    settings = {**flags.shared_settings(), "scheme": scheme.get_config()}
-    unfinished = UnfinishedRun(folder / "unfinished_run", settings)
-    train = train_pipeline(data, scaling, FLAGS.batch_size, FLAGS.seed)
-    test = scaling(data.test_images), data.test_labels
-    training = {
-        "precision": FLAGS.precision,
-        "from_logits": models.outputs_logits(model, scaling(data.train_images[:64])),
-    }
+    def __init__(self, recipe, epochs, make_schemes):
+        self.recipe = recipe
+        self.epochs = epochs
+        self._start = time.perf_counter()
+        keras.utils.set_random_seed(FLAGS.seed)
+        try:
+            self.schemes = make_schemes()
+            self.folder = flags.make_output_dir(recipe)
+            self.model, data = _model_and_data()
+            scaling = make_scaling(flags.input_scaling(), data.train_images)
+            for scheme in self.schemes:
+                print(tfc.plan(self.model, scheme))
+        except ValueError as error:
+            sys.exit(f"{recipe}: {error}")
+        print(f"Input scaling {scaling}")
 
-    if not models.is_file(FLAGS.model):
+        settings = {
+            **flags.shared_settings(),
+            "epochs": epochs,
+            "schemes": [scheme.get_config() for scheme in self.schemes],
+        }
+        self.unfinished = UnfinishedRun(self.folder / "unfinished_run", settings)
+        self._train = train_pipeline(data, scaling, FLAGS.batch_size, FLAGS.seed)
+        self._test = scaling(data.test_images), data.test_labels
+        images = scaling(data.train_images[:64])
+        self._from_logits = models.outputs_logits(self.model, images)
+
+    def train_float(self):
+        """Trains the model, unless it came from a file, and measures it."""
+        if not models.is_file(FLAGS.model):
+            self._fit(
+                self.model,
+                "float",
+                FLAGS.float_epochs,
+                FLOAT_LEARNING_RATE,
+                weight_decay=FLOAT_WEIGHT_DECAY,
+            )
+        self._float_accuracy = _accuracy(self.model, self._test)
+        print(
+            f"Float accuracy on {len(self._test[1])} test images: "
+            f"{self._float_accuracy:.4f}"
+        )
+        self._float_seconds = time.perf_counter() - self._start
+
+    def compress(self, scheme, subfolder=".", callbacks=(), budget=None):
+        """Compresses, trains, exports, measures and reports.
+
+        Writes `model.keras`, `model.tflite`, `report.json` and `layers.png`.
+
+        Args:
+            scheme: one of `schemes`.
+            subfolder: of the output folder, to write to.
+            callbacks: Keras callbacks for the training.
+            budget: see `tfcompress.reporting.build_report`.
+
+        Returns:
+            The report.
+        """
+        start = time.perf_counter()
+        folder = self.folder / subfolder
+        folder.mkdir(exist_ok=True)
+        student = tfc.compress(self.model, scheme)
+        self._fit(
+            student,
+            f"{subfolder}/student",
+            self.epochs,
+            FLAGS.learning_rate,
+            callbacks=callbacks,
+        )
+        tiny = tfc.finalize(student)
+        tiny.save(folder / "model.keras")
+        tflite = folder / "model.tflite"
+        images, labels = self._test
+        export_report = tfc.export(tiny, tflite, verify=images)
+
+        accuracies = {
+            "float": self._float_accuracy,
+            "compressed": _accuracy(tiny, self._test),
+            "litert": accuracy(predict(tflite, images), labels),
+        }
+        float_file = float_tflite(self.model)
+        # The exporter's is that of the network without the removed filters.
+        export_report["size"]["float_tflite_bytes"] = len(float_file)
+        seconds = self._float_seconds + time.perf_counter() - start
+        report = reporting.build_report(
+            recipe=self.recipe,
+            scheme=type(scheme).__name__,
+            model=flags.model_name(),
+            dataset=FLAGS.dataset,
+            seed=FLAGS.seed,
+            epochs=self.epochs,
+            wall_seconds=round(seconds, 1),
+            accuracy=accuracies,
+            export_report=export_report,
+            float_model=self.model,
+            tiny=tiny,
+            keras_path=folder / "model.keras",
+            budget=budget,
+            latency_ms=_latency(float_file, tflite),
+        )
+        reporting.write_report(report, folder / "report.json")
+        reporting.plot_layers(
+            report["layers"], folder / "layers.png", before=layer_costs(self.model)
+        )
+        print(tfc.summary(tiny))
+        _print_results(report, folder)
+        return report
+
+    def finish(self):
+        """Forgets what an interrupted run needs: the results are written."""
+        self.unfinished.finish()
+
+    def _fit(self, model, phase, epochs, learning_rate, **options):
         fit(
             model,
-            train,
-            test,
-            FLAGS.float_epochs,
-            FLOAT_LEARNING_RATE,
-            weight_decay=FLOAT_WEIGHT_DECAY,
-            backup_dir=unfinished.backup_dir("float"),
-            **training,
+            self._train,
+            self._test,
+            epochs,
+            learning_rate,
+            backup_dir=self.unfinished.backup_dir(phase),
+            precision=FLAGS.precision,
+            from_logits=self._from_logits,
+            **options,
         )
-    float_accuracy = _accuracy(model, test)
-    print(f"Float accuracy on {len(test[1])} test images: {float_accuracy:.4f}")
-
-    student = tfc.compress(model, scheme)
-    fit(
-        student,
-        train,
-        test,
-        FLAGS.epochs,
-        FLAGS.learning_rate,
-        backup_dir=unfinished.backup_dir("student"),
-        **training,
-    )
-    tiny = tfc.finalize(student)
-    tiny.save(folder / "model.keras")
-    tflite = folder / "model.tflite"
-    export_report = tfc.export(tiny, tflite, verify=test[0])
-
-    accuracies = {
-        "float": float_accuracy,
-        "compressed": _accuracy(tiny, test),
-        "litert": accuracy(predict(tflite, test[0]), test[1]),
-    }
-    latency_ms = _latency(model, tflite)
-    report = reporting.build_report(
-        recipe=recipe,
-        scheme=type(scheme).__name__,
-        model=flags.model_name(),
-        dataset=FLAGS.dataset,
-        seed=FLAGS.seed,
-        epochs=FLAGS.epochs,
-        wall_seconds=round(time.perf_counter() - start, 1),
-        accuracy=accuracies,
-        export_report=export_report,
-        float_model=model,
-        tiny=tiny,
-        keras_path=folder / "model.keras",
-        latency_ms=latency_ms,
-    )
-    reporting.write_report(report, folder / "report.json")
-    reporting.plot_layers(report["layers"], folder / "layers.png")
-    unfinished.finish()
-    print(tfc.summary(tiny))
-    _print_results(report, folder)
 
 
 def _model_and_data():
@@ -133,9 +194,9 @@ def _accuracy(model, test):
     return accuracy(model.predict(images, FLAGS.batch_size, verbose=0), labels)
 
 
-def _latency(model, tflite):
+def _latency(float_file, tflite):
     """Milliseconds per image, on one thread, of the float file and the small one."""
-    float_ms, compressed_ms = latency([float_tflite(model), tflite], LATENCY_RUNS)
+    float_ms, compressed_ms = latency([float_file, tflite], LATENCY_RUNS)
     return {
         "float": float_ms,
         "compressed": compressed_ms,

@@ -41,6 +41,7 @@ def fit(
     precision,
     weight_decay=None,
     backup_dir,
+    callbacks=(),
 ):
     """Trains `model` in place, under `precision`; it is float32 again afterwards.
 
@@ -58,6 +59,7 @@ def fit(
         weight_decay: of the optimizer, or None.
         backup_dir: folder for the state after each epoch. Training goes on from the
             state that is found there; after the last epoch's there is nothing to do.
+        callbacks: Keras callbacks; they see the end of an epoch before it is backed up.
     """
     set_precision(model, precision)
     model.compile(
@@ -67,7 +69,11 @@ def fit(
     )
     backup = keras.callbacks.BackupAndRestore(backup_dir, delete_checkpoint=False)
     model.fit(
-        train, epochs=epochs, validation_data=test, callbacks=[backup], shuffle=False
+        train,
+        epochs=epochs,
+        validation_data=test,
+        callbacks=[*callbacks, backup],
+        shuffle=False,
     )
     set_precision(model, "float32")
 

@@ -1,13 +1,11 @@
 """The recipe: its flags, its errors, and one small run with everything it writes."""
 
-import dataclasses
-import json
+import functools
 import re
 
 import keras
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 from recipes import pruned_ternary
 from recipes.common import data as data_lib
@@ -19,29 +17,20 @@ ARTEFACTS = ["layers.png", "model.keras", "model.tflite", "report.json"]
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path, run_recipe):
     """Runs the recipe with flags, writing to `tmp_path / "out"`."""
-
-    def call(**values):
-        values = {"output_dir": str(tmp_path / "out"), **values}
-        flags.FLAGS(["recipe", *[f"--{key}={value}" for key, value in values.items()]])
-        pruned_ternary.main(["recipe"])
-
-    with flagsaver.flagsaver():
-        yield call
+    return functools.partial(run_recipe, pruned_ternary, tmp_path / "out")
 
 
 @pytest.fixture
-def few_images(monkeypatch, mnist5k):
-    """A part of mnist5k, to be quick."""
-    part = dataclasses.replace(
-        mnist5k,
-        train_images=mnist5k.train_images[:1024],
-        train_labels=mnist5k.train_labels[:1024],
-        test_images=mnist5k.test_images[:200],
-        test_labels=mnist5k.test_labels[:200],
-    )
-    monkeypatch.setattr(run_lib, "load", lambda *_: part)
+def check_artefacts(check_report):
+    """Function that checks everything a run wrote, and returns the report."""
+
+    def call(folder):
+        assert sorted(path.name for path in folder.iterdir()) == ARTEFACTS
+        return check_report(folder)
+
+    return call
 
 
 QUICK = {"epochs": 2, "float_epochs": 3, "batch_size": 64}
@@ -127,38 +116,11 @@ def _small_network(input_shape, num_classes):
     return keras.Sequential(layers)
 
 
-def _check_artefacts(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ARTEFACTS
-    assert (folder / "layers.png").read_bytes().startswith(b"\x89PNG")
-    report = json.loads((folder / "report.json").read_text())
-    assert set(report) == {
-        *("recipe", "scheme", "model", "dataset", "seed", "epochs", "keras_backend"),
-        *("wall_seconds", "accuracy", "size", "cost", "budget", "agreement"),
-        *("latency_ms", "layers"),
-    }
-    assert set(report["accuracy"]) == {"float", "compressed", "litert"}
-    assert set(report["size"]) == {
-        *("float_tflite_bytes", "tflite_bytes", "tflite_xz_bytes", "keras_bytes"),
-        *("entropy_bytes", "value_bits"),
-    }
-    assert set(report["cost"]) == {
-        *("params", "macs", "bops", "float_params", "float_macs", "float_bops"),
-    }
-    assert set(report["agreement"]) == {"samples", "top1", "max_abs_diff"}
-    assert set(report["latency_ms"]) == {"float", "compressed", "threads", "runs"}
-    for layer in report["layers"]:
-        assert set(layer) == {
-            *("name", "type", "weight_bits", "activation_bits", "container_bits"),
-            *("sparsity", "rank", "channels", "macs", "bytes"),
-        }
-    assert report["size"]["tflite_bytes"] == (folder / "model.tflite").stat().st_size
-    assert report["size"]["keras_bytes"] == (folder / "model.keras").stat().st_size
-    return report
-
-
-def test_recipe_writes_the_four_artefacts(recipe, few_images, tmp_path, capsys):
+def test_recipe_writes_the_four_artefacts(
+    recipe, check_artefacts, few_images, tmp_path, capsys
+):
     recipe(sparsity=0.8, seed=3, **QUICK)
-    report = _check_artefacts(tmp_path / "out")
+    report = check_artefacts(tmp_path / "out")
     expected = {
         "recipe": "pruned_ternary",
         "scheme": "PrunedTernary",
@@ -194,7 +156,9 @@ def _interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def test_interrupted_run_goes_on(recipe, few_images, tmp_path, capsys, monkeypatch):
+def test_interrupted_run_goes_on(
+    recipe, check_artefacts, few_images, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(models.BUILDERS, "lenet5", _small_network)
     backup = keras.callbacks.BackupAndRestore
     on_epoch_end = backup.on_epoch_end
@@ -220,11 +184,13 @@ def test_interrupted_run_goes_on(recipe, few_images, tmp_path, capsys, monkeypat
     printed = capsys.readouterr().out
     assert "Going on with the interrupted run" in printed
     assert "Epoch" not in printed
-    report = _check_artefacts(tmp_path / "out")
+    report = check_artefacts(tmp_path / "out")
     assert report["accuracy"]["compressed"] > 0.7
 
 
-def test_given_model_with_softmax_in_mixed_precision(recipe, few_images, tmp_path):
+def test_given_model_with_softmax_in_mixed_precision(
+    recipe, check_artefacts, few_images, tmp_path
+):
     path = tmp_path / "given.keras"
     logits = _small_network((28, 28, 1), 10)
     keras.Sequential([logits, keras.layers.Softmax()]).save(path)
@@ -235,7 +201,7 @@ def test_given_model_with_softmax_in_mixed_precision(recipe, few_images, tmp_pat
         precision="mixed_bfloat16",
         **QUICK,
     )
-    report = _check_artefacts(tmp_path / "out")
+    report = check_artefacts(tmp_path / "out")
     assert report["model"] == "given"
     assert report["accuracy"]["compressed"] > 0.6
     assert report["agreement"]["top1"] == 1.0
@@ -244,9 +210,9 @@ def test_given_model_with_softmax_in_mixed_precision(recipe, few_images, tmp_pat
 
 
 @pytest.mark.slow
-def test_default_recipe_loses_at_most_one_point(recipe, tmp_path):
+def test_default_recipe_loses_at_most_one_point(recipe, check_artefacts, tmp_path):
     recipe()
-    report = _check_artefacts(tmp_path / "out")
+    report = check_artefacts(tmp_path / "out")
     accuracy = report["accuracy"]
     assert accuracy["float"] - accuracy["litert"] <= 0.01
     assert accuracy["float"] > 0.96

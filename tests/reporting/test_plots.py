@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from matplotlib import colormaps
 from matplotlib.image import imread
 
 from tfcompress.cost import layer_costs
-from tfcompress.reporting import plot_layers
+from tfcompress.reporting import plot_gates, plot_layers
 
 
 def rows(count):
@@ -16,10 +17,25 @@ def rows(count):
         {
             "name": f"stage{i}_block{i}_conv{i}",
             "weight_bits": 3,
+            "activation_bits": 32,
             "container_bits": 4,
+            "channels": 16,
             "sparsity": i / count,
         }
         for i in range(count)
+    ]
+
+
+def epochs(layers, gated):
+    """What a search of two epochs and a fine-tuning of one went through."""
+    names = [f"stage{i}_block{i}_conv{i}" for i in range(layers)]
+    return [
+        {
+            "searching": epoch < 2,
+            "bits": dict.fromkeys(names, (2, 4)),
+            "kept": dict.fromkeys(names[:gated], (4 * epoch, 8)),
+        }
+        for epoch in range(3)
     ]
 
 
@@ -47,8 +63,50 @@ def test_wider_for_more_layers(tmp_path):
     assert sizes[1][1] > 60 * 20
 
 
+def test_activation_bits_and_removed_channels(tmp_path):
+    path = tmp_path / "layers.png"
+    before = rows(2)
+    after = [{**row, "activation_bits": 8} for row in before]
+    plot_layers(after, path, before=before)
+    assert "#56B4E9" in colours(path)
+    assert "#009E73" not in colours(path)
+    height = imread(path).shape[0]
+    after[1]["channels"] = 12
+    plot_layers(after, path, before=before)
+    assert "#009E73" in colours(path)
+    assert imread(path).shape[0] == height * 3 // 2
+
+
+def test_gates_of_small_and_large_models(tmp_path):
+    shapes = {}
+    for layers_, gated in ((1, 0), (60, 0), (60, 30)):
+        path = tmp_path / "gates.png"
+        plot_gates(epochs(layers_, gated), path)
+        shapes[layers_, gated] = imread(path).shape
+    # Room for a label of 8 points (about 13 pixels) per layer.
+    assert shapes[60, 0][0] > 60 * 20 > shapes[1, 0][0]
+    # A panel more where filters can go.
+    assert shapes[60, 30][1] > 1.3 * shapes[60, 0][1]
+
+
+def test_gates_show_each_number_of_bits_in_its_colour(tmp_path):
+    path = tmp_path / "gates.png"
+    history = epochs(layers=2, gated=0)
+    history[0]["bits"]["stage0_block0_conv0"] = (8, 4)
+    plot_gates(history, path)
+    shades = colormaps["Blues"](np.linspace(0.15, 0.95, 3), bytes=True)
+    assert {"#{:02X}{:02X}{:02X}".format(*shade[:3]) for shade in shades} <= colours(
+        path
+    )
+
+
+def test_gates_without_epochs_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="At least one epoch"):
+        plot_gates([], tmp_path / "gates.png")
+
+
 def test_model_without_kernels_is_an_error(tmp_path):
-    norm = {"name": "norm", "weight_bits": None}
+    norm = {"name": "norm", "weight_bits": None, "channels": 4}
     with pytest.raises(ValueError, match="layer with a kernel.*Received: 1 layers"):
         plot_layers([norm], tmp_path / "layers.png")
 

@@ -27,6 +27,7 @@ class BopsBudget(keras.layers.Layer):
             name="strength",
             initializer="zeros",
             trainable=False,
+            autocast=False,
             aggregation="only_first_replica",
         )
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.quantizers.functional import straight_through
 from tfcompress.quantizers.gates import Threshold, hard_gates
 
 
@@ -56,7 +57,9 @@ class FilterGate(keras.layers.Layer):
                 f"each position of a flattened tensor. Received: inputs of shape "
                 f"{tuple(input_shape)}."
             )
-        state = {"trainable": False, "aggregation": "only_first_replica"}
+        # The choice is made in float32 whatever the layer computes in.
+        state = {"trainable": False, "autocast": False}
+        state["aggregation"] = "only_first_replica"
         self.threshold.build()
         self.fixed = self.add_weight(name="fixed", initializer="zeros", **state)
         self.mask = self.add_weight(
@@ -88,11 +91,15 @@ class FilterGate(keras.layers.Layer):
         return per_group / ops.maximum(ops.mean(per_group), 1e-12)
 
     def gates(self):
-        """Zeros and ones, float32 (filters,), with the threshold's gradient."""
-        importances = self.importances()
-        bound = ops.sort(ops.stop_gradient(importances))[self.most_closed]
-        # Just below the least important group that has to stay.
-        threshold = ops.minimum(self.threshold.value(), 0.999 * bound)
+        """Zeros and ones, float32 (filters,); gradients to threshold and filters."""
+        return self._gates(self.importances())
+
+    def _gates(self, importances):
+        # Just below the least important group that has to stay. The gradient ignores
+        # the bound: a threshold above it must find its way back.
+        bound = 0.999 * ops.sort(ops.stop_gradient(importances))[self.most_closed]
+        threshold = self.threshold.value()
+        threshold = straight_through(ops.minimum(threshold, bound), threshold)
         # A filter of zeros is not closed before the search says so.
         groups = hard_gates(importances + 1e-6, threshold)
         learned = ops.repeat(groups, self.group_size)[: self.filters]
@@ -104,8 +111,12 @@ class FilterGate(keras.layers.Layer):
         return inputs * ops.cast(gates, inputs.dtype)
 
     def kept(self):
-        """Share of the channels that are open, a differentiable scalar."""
-        return ops.mean(self.gates())
+        """Share of the channels that are open, a scalar tensor.
+
+        Its gradient goes to the threshold alone: a penalty on it decides on filters
+        and does not shrink them.
+        """
+        return ops.mean(self._gates(ops.stop_gradient(self.importances())))
 
     def margins(self):
         """Importance minus threshold of each group, NumPy (groups,)."""

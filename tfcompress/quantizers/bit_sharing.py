@@ -61,8 +61,9 @@ class BitSharing(Quantizer):
     def _normalized(self, kernel):
         """`(u, factor)` with kernel = u * factor, factor held constant."""
         if self.grid == "paper":
-            mean, std = ops.mean(kernel), ops.std(kernel)
-            return (kernel - ops.stop_gradient(mean)) / ops.stop_gradient(std), 1.0
+            mean = ops.stop_gradient(ops.mean(kernel))
+            std = ops.stop_gradient(ops.std(kernel))
+            return (kernel - mean) / ops.maximum(std, math.sqrt(F.TINY)), 1.0
         axes = F.filter_axes(kernel, self.channel_axes)
         square = ops.mean(ops.square(kernel), axis=axes, keepdims=True)
         factor = ops.stop_gradient(ops.sqrt(ops.maximum(square, F.TINY)))
@@ -273,7 +274,10 @@ def best_clip(values, bits, signed):
 
 def _sample(values):
     values = np.asarray(values, np.float32).reshape(-1)
-    return values[:: max(1, values.size // CLIP_SAMPLES)]
+    if values.size <= CLIP_SAMPLES:
+        return values
+    # At random: every n-th value may be of the same few channels.
+    return values[np.random.default_rng(0).integers(values.size, size=CLIP_SAMPLES)]
 
 
 def unfinished(gates):

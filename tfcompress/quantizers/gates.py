@@ -7,7 +7,7 @@ from tfcompress.quantizers import nested
 from tfcompress.quantizers.functional import straight_through
 
 # Importances and errors are scaled to lie around 1; no gate is open above this.
-MAX_THRESHOLD = 2.0
+MAX_THRESHOLD = 1.5
 # How soft the backward sigmoid is. The paper's 1, on errors of 0.01 to 0.1, makes
 # every threshold drift alike; relative to errors around 1 this tells them apart.
 TEMPERATURE = 0.5
@@ -46,15 +46,20 @@ class Threshold(keras.layers.Layer):
         self.size = size
 
     def build(self):
-        state = {"trainable": False, "aggregation": "only_first_replica"}
-        self.pace = self.add_weight(name="pace", initializer="ones", **state)
-        self.learns = self.add_weight(name="learns", initializer="ones", **state)
+        self._largest = MAX_THRESHOLD
+        # Read inside layers that compute in 16 bits; it stays float32 there.
+        state = {"initializer": "ones", "trainable": False, "autocast": False}
+        state["aggregation"] = "only_first_replica"
+        self.pace = self.add_weight(name="pace", **state)
+        self.learns = self.add_weight(name="learns", **state)
         self.raw = self.add_weight(
             name="threshold",
             shape=(self.size,),
             initializer="zeros",
+            autocast=False,
             # Or it would wander off and take as long to come back.
-            constraint=lambda raw: ops.clip(raw, 0.0, MAX_THRESHOLD / self.pace),
+            # On some backends an optimizer's step can read no other variable.
+            constraint=lambda raw: ops.clip(raw, 0.0, self._largest),
         )
 
     def value(self):
@@ -64,8 +69,12 @@ class Threshold(keras.layers.Layer):
         return ops.where(self.learns > 0, value, ops.stop_gradient(value))
 
     def set_pace(self, pace):
-        """Changes `pace` and leaves the thresholds where they are."""
+        """Changes `pace` and leaves the thresholds where they are.
+
+        A training step that is compiled already has to be compiled anew.
+        """
         value = ops.convert_to_numpy(self.raw) * float(ops.convert_to_numpy(self.pace))
+        self._largest = MAX_THRESHOLD / pace
         self.pace.assign(pace)
         self.raw.assign(value / pace)
 
@@ -96,6 +105,7 @@ class BitGates(keras.layers.Layer):
         self.fixed_bits = self.add_weight(
             name="fixed_bits",
             trainable=False,
+            autocast=False,
             aggregation="only_first_replica",
             initializer=keras.initializers.Constant(0 if count else self.candidates[0]),
         )
@@ -107,6 +117,7 @@ class BitGates(keras.layers.Layer):
                 shape=(count,),
                 initializer="ones",
                 trainable=False,
+                autocast=False,
                 aggregation="mean",
             )
             self.threshold = Threshold(count, name="threshold")
@@ -133,13 +144,15 @@ class BitGates(keras.layers.Layer):
 
     def observe(self, errors):
         """Moves the running averages towards the errors of this step."""
-        new = MOMENTUM * self.errors + (1.0 - MOMENTUM) * errors
-        self.errors.assign(ops.where(self.learn() > 0, new, self.errors))
+        old = ops.convert_to_tensor(self.errors)
+        new = MOMENTUM * old + (1.0 - MOMENTUM) * errors
+        self.errors.assign(ops.where(self.learn() > 0, new, old))
 
     def expected_bits(self):
         """The bits now, a float32 scalar, differentiable in the thresholds."""
         expected = nested.expected_bits(self.gates(), self.candidates)
-        return ops.where(self.fixed_bits > 0, self.fixed_bits, expected)
+        fixed = ops.convert_to_tensor(self.fixed_bits)
+        return ops.where(fixed > 0, fixed, expected)
 
     def bits(self):
         """The bits now, a Python int."""

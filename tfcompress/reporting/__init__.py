@@ -1,11 +1,12 @@
 """What came out: a table to print, a report to keep, a picture to look at."""
 
-from tfcompress.reporting.plots import plot_layers
+from tfcompress.reporting.plots import plot_gates, plot_layers
 from tfcompress.reporting.report import build_report, validate_report, write_report
 from tfcompress.reporting.summary import summary
 
 __all__ = [
     "build_report",
+    "plot_gates",
     "plot_layers",
     "summary",
     "validate_report",

@@ -1,74 +1,150 @@
 """Pictures of what compression did."""
 
+import numpy as np
+
 from tfcompress.cost import LayerCost
+from tfcompress.cost.arithmetic import FLOAT_BITS
 
 _INCHES_PER_LAYER = 0.26
 # From the palette of Okabe and Ito, told apart by colour-blind readers too.
-_BLUE, _ORANGE = "#0072B2", "#E69F00"
+_BLUE, _ORANGE, _GREEN, _SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
 
 
-def plot_layers(layers, path):
-    """Draws the bits and the sparsity of every layer into one PNG file.
+def plot_layers(layers, path, before=None):
+    """Draws bits, sparsity and, where some were removed, channels into one PNG file.
+
+    The bits of activations are those of a layer's input; they are drawn if any layer
+    quantizes them.
 
     Args:
         layers: what `tfcompress.cost.layer_costs` returns, or the "layers" of a
             report; those without a kernel are left out.
         path: of the file; its folder must exist.
+        before: the same of the model before compression, to tell which channels were
+            removed. By default none were.
 
     Raises:
         ImportError: if matplotlib is missing.
         ValueError: if no layer has a kernel.
         OSError: if the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "`plot_layers` draws with matplotlib, which is not installed. "
-            'Install it with: pip install "tfcompress[recipes]"'
-        ) from error
-    rows = [vars(row) if isinstance(row, LayerCost) else row for row in layers]
-    rows = [row for row in rows if row["weight_bits"] is not None]
+    rows = [row for row in _as_dicts(layers) if row["weight_bits"] is not None]
     if not rows:
         raise ValueError(
             "At least one layer with a kernel is needed for a plot. Received: "
             f"{len(layers)} layers, none with `weight_bits`."
         )
+    channels = {row["name"]: row["channels"] for row in _as_dicts(before or ())}
+    channels = [channels.get(row["name"], row["channels"]) for row in rows]
+    panels = [_draw_bits, _draw_sparsity]
+    if channels != [row["channels"] for row in rows]:
+        panels.append(lambda axes, rows: _draw_channels(axes, rows, channels))
+
     width = max(6.4, 1.2 + _INCHES_PER_LAYER * len(rows))
-    figure = Figure(figsize=(width, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    bits_axes, sparsity_axes = figure.subplots(2, 1, sharex=True)
-    _draw_bits(bits_axes, rows)
-    _draw_sparsity(sparsity_axes, rows)
-    sparsity_axes.set_xticks(range(len(rows)))
-    sparsity_axes.set_xticklabels([row["name"] for row in rows], rotation=90, size=8)
-    sparsity_axes.set_xlim(-0.7, len(rows) - 0.3)
-    sparsity_axes.set_xlabel("layer, in running order")
+    figure = _figure(width, 3.2 * len(panels))
+    all_axes = figure.subplots(len(panels), 1, sharex=True)
+    for draw, axes in zip(panels, all_axes, strict=True):
+        draw(axes, rows)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.88")
+        axes.set_axisbelow(True)
+    all_axes[-1].set_xticks(range(len(rows)))
+    all_axes[-1].set_xticklabels([row["name"] for row in rows], rotation=90, size=8)
+    all_axes[-1].set_xlim(-0.7, len(rows) - 0.3)
+    all_axes[-1].set_xlabel("layer, in running order")
     figure.align_ylabels()
     figure.savefig(path, format="png", dpi=120)
 
 
+def plot_gates(epochs, path):
+    """Draws every layer's bits and kept filters over the epochs into one PNG file.
+
+    One heat-map each for weight bits, activation bits and, where there are gates for
+    them, filters. A line marks the end of the search.
+
+    Args:
+        epochs: list of dictionaries, one per epoch: "searching", whether anything was
+            left to choose; "bits", `{layer name: (weight bits, activation bits)}`;
+            "kept", `{layer name: (filters kept, filters)}` of the gated layers. The
+            layers are the same in all.
+        path: of the file; its folder must exist.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if there is no epoch.
+        OSError: if the file cannot be written.
+    """
+    if not epochs:
+        raise ValueError("At least one epoch is needed for a plot. Received: none.")
+    names = list(epochs[0]["bits"])
+    bits = np.array([[epoch["bits"][name] for name in names] for epoch in epochs])
+    all_kept = epochs[0]["kept"]
+    panels = 3 if all_kept else 2
+    figure = _figure(1.5 + 3.4 * panels, max(3.6, 1.4 + _INCHES_PER_LAYER * len(names)))
+    all_axes = figure.subplots(1, panels, sharey=True)
+    _draw_bit_history(all_axes[:2], bits)
+    if all_kept:
+        kept = [[epoch["kept"].get(name) for name in names] for epoch in epochs]
+        _draw_kept_history(all_axes[2], kept)
+    searched = sum(epoch["searching"] for epoch in epochs)
+    for axes in all_axes:
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        if 0 < searched < len(epochs):
+            axes.axvline(searched + 0.5, color="black", linestyle="--", linewidth=1.2)
+    all_axes[0].set_yticks(range(len(names)))
+    all_axes[0].set_yticklabels(names, size=8)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _as_dicts(layers):
+    return [vars(row) if isinstance(row, LayerCost) else row for row in layers]
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots are drawn with matplotlib, which is not installed. "
+            'Install it with: pip install "tfcompress[recipes]"'
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def _draw_bits(axes, rows):
-    positions = range(len(rows))
+    positions = np.arange(len(rows))
     bits = [row["weight_bits"] for row in rows]
     containers = [row["container_bits"] for row in rows]
-    bars = axes.bar(positions, bits, color=_BLUE, label="weight")
+    activations = [row["activation_bits"] for row in rows]
+    quantized = any(bits != FLOAT_BITS for bits in activations)
+    width = 0.4 if quantized else 0.8
+    weights_at = positions - 0.2 if quantized else positions
+    bars = axes.bar(weights_at, bits, width, color=_BLUE, label="weight")
     axes.bar_label(bars, size=8, padding=2)
+    if quantized:
+        bars = axes.bar(
+            positions + 0.2, activations, width, color=_SKY, label="activation"
+        )
+        axes.bar_label(bars, size=8, padding=2)
     if containers != bits:
         axes.bar(
-            positions,
+            weights_at,
             containers,
+            width,
             facecolor="none",
             edgecolor="black",
             linewidth=0.8,
             label="container in the file",
         )
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
-    axes.set_ylabel("bits per weight")
+    if quantized or containers != bits:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+    axes.set_ylabel("bits" if quantized else "bits per weight")
     axes.margins(y=0.15)
     axes.locator_params(axis="y", integer=True, steps=[1, 2, 4, 8, 10])
-    _style(axes)
 
 
 def _draw_sparsity(axes, rows):
@@ -78,10 +154,64 @@ def _draw_sparsity(axes, rows):
     axes.set_ylabel("zero weights (%)")
     axes.set_ylim(0, 110)
     axes.set_yticks(range(0, 101, 20))
-    _style(axes)
 
 
-def _style(axes):
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.88")
-    axes.set_axisbelow(True)
+def _draw_channels(axes, rows, before):
+    kept = [row["channels"] for row in rows]
+    shares = [100 * now / total for now, total in zip(kept, before, strict=True)]
+    bars = axes.bar(range(len(rows)), shares, color=_GREEN)
+    axes.bar_label(bars, labels=map(str, kept), size=8, padding=2)
+    axes.set_ylabel("kept channels (%, number)")
+    axes.set_ylim(0, 110)
+    axes.set_yticks(range(0, 101, 20))
+
+
+def _draw_bit_history(all_axes, bits):
+    """`bits` is an int array (epochs, layers, 2)."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    # One shade per number of bits that occurs.
+    found, shades = np.unique(bits, return_inverse=True)
+    colours = _colormap()(np.linspace(0.15, 0.95, len(found)))
+    style = {
+        "cmap": ListedColormap(colours),
+        "norm": BoundaryNorm(np.arange(len(found) + 1) - 0.5, len(found)),
+    }
+    shades = shades.reshape(bits.shape)
+    for axes, title, values in zip(
+        all_axes, ("weight bits", "activation bits"), np.moveaxis(shades, 2, 0),
+        strict=True,
+    ):  # fmt: skip
+        image = _draw_history(axes, title, values, style)
+    colorbar = axes.figure.colorbar(image, ax=axes, ticks=range(len(found)))
+    colorbar.ax.set_yticklabels(map(str, found))
+
+
+def _draw_kept_history(axes, kept):
+    """`kept` is a list (epochs, layers) of (filters kept, filters) or None."""
+    percent = [
+        [np.nan if pair is None else 100 * pair[0] / pair[1] for pair in row]
+        for row in kept
+    ]
+    style = {"cmap": _colormap("Greens"), "vmin": 0, "vmax": 100}
+    image = _draw_history(axes, "kept filters (%)", np.array(percent), style)
+    axes.set_facecolor("0.92")  # of layers without gates
+    axes.figure.colorbar(image, ax=axes)
+
+
+def _draw_history(axes, title, values, style):
+    epochs, layers = values.shape
+    axes.set_title(title, size=10)
+    return axes.imshow(
+        values.T,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, epochs + 0.5, layers - 0.5, -0.5),
+        **style,
+    )
+
+
+def _colormap(name="Blues"):
+    from matplotlib import colormaps
+
+    return colormaps[name]

@@ -110,7 +110,8 @@ def build_report(
         float_model: the Keras model before compression.
         tiny: the finalized Keras model.
         keras_path: the file that `tiny` was saved to.
-        budget: {"kind", "requested", "achieved"} in bytes, BOPs or MACs, or None.
+        budget: {"kind": "bops", "macs" or "bytes", "requested": a number}, or None.
+            What `tiny` achieved is added to it; bytes are those of the file.
         latency_ms: {"float", "compressed", "threads", "runs"}, or None.
 
     Returns:
@@ -118,6 +119,11 @@ def build_report(
     """
     costs = layer_costs(tiny)
     total, before = total_cost(costs), total_cost(layer_costs(float_model))
+    achieved = {
+        "bops": total.bops,
+        "macs": total.macs,
+        "bytes": export_report["size"]["tflite_bytes"],
+    }
     return {
         "recipe": recipe,
         "scheme": scheme,
@@ -142,7 +148,7 @@ def build_report(
             "float_macs": before.macs,
             "float_bops": before.bops,
         },
-        "budget": budget,
+        "budget": budget and {**budget, "achieved": achieved[budget["kind"]]},
         "agreement": export_report["agreement"],
         "latency_ms": latency_ms,
         "layers": [{key: getattr(cost, key) for key in _LAYER} for cost in costs],

@@ -2,13 +2,14 @@
 
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.schemes.budget import parse_budget
 from tfcompress.schemes.calibration import calibrate_activations, calibrate_weights
 from tfcompress.schemes.progress import ProgressCallback
-from tfcompress.schemes.recalibration import recalibrate
+from tfcompress.schemes.recalibration import Recalibration
 
 # How far thresholds may travel in a search when the gradient is 1 throughout; gates
 # change when thresholds reach about 1.
@@ -21,6 +22,8 @@ TOLERANCE = 0.05
 # remains of the multiplier when the BOPs cross it.
 GROWTH = 20.0
 DAMPING = 0.5
+# No deviation is worth more: beyond, single steps would throw all gates about.
+MAX_MULTIPLIER = 1000.0
 # Of a fit whose number of steps is not known.
 STEPS_PER_EPOCH = 100
 
@@ -56,36 +59,55 @@ class BitSearch(ProgressCallback):
         self.penalty = penalty
 
     def on_train_begin(self, logs=None):
+        self.searching = None
+
+    def _begin(self, share):
+        """At the first step: by then, a callback has restored an interrupted run."""
         self.searching = not self.space.is_fixed()
         if not self.searching:
             return
-        pace = TRAVEL / self._sum_of_learning_rates()
-        thresholds = self.space.weight_thresholds() + self.space.activation_thresholds()
-        for threshold in thresholds:
-            threshold.set_pace(pace)
-        self.start = None
-        self.multiplier = 1.0
-        self.reached = 0.0
+        if share == 0:
+            self._set_pace()
+        strength = float(ops.convert_to_numpy(self.space.budget.strength))
+        self.multiplier = abs(strength) or 1.0
+        self.start = self._log_bops()
+        self.began = self.reached = share
         self.deviation = 0.0
+        self.margins = []
+
+    def _set_pace(self):
+        pace = TRAVEL / self._sum_of_learning_rates()
+        for threshold in self.space.thresholds():
+            threshold.set_pace(pace)
+        self.model.make_train_function(force=True)
 
     def _sum_of_learning_rates(self):
-        """Over the steps of the search, as the optimizer plans them."""
+        """Over the steps of the search, as the optimizer plans them.
+
+        With momentum, a step goes on to have an effect: 1 / (1 - momentum) times it.
+        """
         optimizer = self.model.optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         per_epoch = self.params["steps"] or STEPS_PER_EPOCH
         steps = max(1.0, self.fraction * self.params["epochs"] * per_epoch)
+        momentum = getattr(optimizer, "momentum", 0.0)
         schedule = getattr(optimizer, "_learning_rate", None)
         if not callable(schedule):
-            return steps * float(ops.convert_to_numpy(optimizer.learning_rate))
+            rate = float(ops.convert_to_numpy(optimizer.learning_rate))
+            return steps * rate / (1.0 - momentum)
         done = int(ops.convert_to_numpy(optimizer.iterations))
         points = done + np.linspace(0, steps, 50)
         rates = [float(ops.convert_to_numpy(schedule(int(step)))) for step in points]
-        return steps * max(float(np.mean(rates)), 1e-12)
+        return steps * max(float(np.mean(rates)), 1e-12) / (1.0 - momentum)
 
     def on_progress(self, share):
+        share = share / self.fraction
+        if self.searching is None:
+            self._begin(share)
         if not self.searching:
             return
-        share = share / self.fraction
+        if share > DESCENT:
+            self.margins.append(self.space.margins())
         if share >= 1.0:
             self._finish()
         elif self.budget is None:
@@ -94,32 +116,42 @@ class BitSearch(ProgressCallback):
             self._steer(share)
 
     def _steer(self, share):
-        log_bops = math.log(float(ops.convert_to_numpy(self.space.expected_bops())))
-        if self.start is None:
-            self.start = log_bops
         goal = math.log(self.budget)
-        course = self.start + (goal - self.start) * min(1.0, share / DESCENT)
-        deviation = (log_bops - course) / TOLERANCE
+        passed = (share - self.began) / max(DESCENT - self.began, 1e-6)
+        course = self.start + (goal - self.start) * min(1.0, passed)
+        deviation = (self._log_bops() - course) / TOLERANCE
         deviation = max(-1.0, min(1.0, deviation))
         elapsed, self.reached = share - self.reached, share
         if deviation * self.deviation < 0:
             self.multiplier *= DAMPING
         else:
             self.multiplier *= math.exp(GROWTH * abs(deviation) * elapsed)
+        self.multiplier = min(self.multiplier, MAX_MULTIPLIER)
         self.deviation = deviation
         self.space.budget.strength.assign(self.multiplier * deviation)
+
+    def _log_bops(self):
+        return math.log(float(ops.convert_to_numpy(self.space.expected_bops())))
 
     def on_train_end(self, logs=None):
         # A search of the whole training ends with its last step.
         if self.searching:
+            self.margins.append(self.space.margins())
             self._finish()
 
     def _finish(self):
         self.searching = False
         self.space.budget.strength.assign(0.0)
-        self.space.fix(self.budget)
+        # Gates that compete for the budget take turns in being open; what each is
+        # worth shows in the average.
+        self.space.fix(keras.tree.map_structure(_mean, *self.margins), self.budget)
         # The ranges served all candidates so far; now they serve one.
         calibrate_weights(self.model)
-        recalibrate(self.model, self.batches)
+        recalibrate = Recalibration(self.model)
+        recalibrate(self.batches)
         calibrate_activations(self.model, self.batches)
-        recalibrate(self.model, self.batches)
+        recalibrate(self.batches)
+
+
+def _mean(*arrays):
+    return np.mean(arrays, axis=0)

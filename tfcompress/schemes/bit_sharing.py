@@ -109,7 +109,8 @@ class BitSharing(Scheme):
         }
         gates = self._filter_gates(model, plan)
         kept = {
-            name: 1 - gate.most_closed / gate.group_count for name, gate in gates.items()
+            name: 1 - gate.most_closed / gate.group_count
+            for name, gate in gates.items()
         }
         lowest = bops_model.total(
             {name: (min(w), min(a)) for name, (w, a) in bits.items()}, kept
@@ -151,7 +152,10 @@ class BitSharing(Scheme):
         for producer, gate in self._filter_gates(model, plan).items():
             for consumer in spaces[producer].consumers:
                 in_front.setdefault(consumer, []).append(gate)
-        first = plan.treated()[0].name
+        # It counts steps by its calls, so a layer that is called once is wanted.
+        graph = Graph(model)
+        rows = [row for row in plan.treated() if len(graph.calls_of(row.layer)) == 1]
+        first = (rows or plan.treated())[0].name
         in_front.setdefault(first, []).insert(0, BopsBudget(name="bops_budget"))
         return in_front
 

@@ -24,10 +24,11 @@ def parse_budget(budget, reference, name):
     """
     value = None
     if isinstance(budget, str):
-        with contextlib.suppress(ValueError, ZeroDivisionError):
+        with contextlib.suppress(ValueError, ArithmeticError):
             value = float(fractions.Fraction(budget)) * reference
     elif isinstance(budget, numbers.Real) and not isinstance(budget, bool):
-        value = float(budget)
+        with contextlib.suppress(OverflowError):
+            value = float(budget)
     if value is None or not 0 < value < float("inf"):
         raise ValueError(
             f"`{name}` is a positive count, or a share of the float model's as text, "

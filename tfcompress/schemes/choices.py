@@ -10,8 +10,8 @@ from tfcompress.schemes.budget import SLACK
 _BUCKETS = 20_000
 # What a change costs apart from its margins: of two equal choices, the nearer one.
 _CHANGE = 1e-3
-# Filter groups that are opened or closed at most to come nearer to the budget.
-_MOST_GROUPS = 64
+# Changes of filters that are tried at most to come nearer to the budget.
+_MOST_CHANGES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,39 +82,52 @@ def choose(bops_model, weights, activations, filters, budget):
         return bits, open_groups, bops_model.total(bits, kept())
     lowest = {name: (weights[name].bits[0], activations[name].bits[0])
               for name in weights}  # fmt: skip
-    for name, group in _surest(filters, open_groups, closing=True):
+    for name, group in _least_important(filters, open_groups):
         if bops_model.total(lowest, kept()) <= budget:
             break
         open_groups[name][group] = False
     bits, bops = _choose_bits(bops_model, weights, activations, kept(), budget)
-    best = bits, {name: groups.copy() for name, groups in open_groups.items()}, bops
     # Bits come in large steps: some filter groups more, or fewer, fill the gap.
-    for closing in (False, True):
-        open_groups = {name: groups.copy() for name, groups in best[1].items()}
-        for name, group in _surest(filters, open_groups, closing)[:_MOST_GROUPS]:
-            if best[2] >= (1 - SLACK) * budget:
-                break
-            open_groups[name][group] = not closing
-            bits, bops = _choose_bits(bops_model, weights, activations, kept(), budget)
-            if best[2] < bops <= budget:
-                copies = {name: groups.copy() for name, groups in open_groups.items()}
-                best = bits, copies, bops
-    return best
+    for name, changed in _nearest_changes(filters, open_groups):
+        if bops >= (1 - SLACK) * budget:
+            break
+        before, open_groups[name] = open_groups[name], changed
+        other = _choose_bits(bops_model, weights, activations, kept(), budget)
+        if bops < other[1] <= budget:
+            bits, bops = other
+        else:
+            open_groups[name] = before
+    return bits, open_groups, bops
 
 
-def _surest(filters, open_groups, closing):
-    """`(layer name, group)` of the open groups, the least important first; or of the
-    closed ones, the most important first."""
+def _nearest_changes(filters, open_groups):
+    """`(layer name, boolean array (groups,))`: other numbers of open groups.
+
+    Those that overrule the smallest margins come first.
+    """
+    changes = []
+    for name, (margins, _, most_closed) in filters.items():
+        ranked = np.argsort(-margins)
+        now = int(open_groups[name].sum())
+        for count in range(len(margins) - most_closed, len(margins) + 1):
+            changed = np.zeros(len(margins), bool)
+            changed[ranked[:count]] = True
+            regret = np.abs(margins[changed != open_groups[name]]).sum()
+            if count != now:
+                changes.append((regret, name, changed))
+    changes.sort(key=lambda change: change[0])
+    return [(name, changed) for _, name, changed in changes[:_MOST_CHANGES]]
+
+
+def _least_important(filters, open_groups):
+    """`(layer name, group)` of the open groups that may close, in that order."""
     candidates = []
     for name, (margins, _, most_closed) in filters.items():
-        groups = np.flatnonzero(open_groups[name] == closing)
-        order = groups[np.argsort(margins[groups] if closing else -margins[groups])]
-        if closing:
-            may_close = most_closed - int((~open_groups[name]).sum())
-            order = order[: max(0, may_close)]
-        candidates += [(margins[group], name, group) for group in order]
-    candidates.sort(key=lambda entry: entry[0], reverse=not closing)
-    return [(name, int(group)) for _, name, group in candidates]
+        groups = np.flatnonzero(open_groups[name])
+        may_close = most_closed - (len(margins) - len(groups))
+        for group in groups[np.argsort(margins[groups])][:may_close]:
+            candidates.append((margins[group], name, int(group)))
+    return [(name, group) for _, name, group in sorted(candidates)]
 
 
 def _choose_bits(bops_model, weights, activations, kept, budget):

@@ -5,6 +5,7 @@ import itertools
 import keras
 import numpy as np
 
+from tfcompress.schemes.compiled import compiled_forward
 from tfcompress.surgery.graph import Graph
 
 # Batch statistics average over samples and positions; 2048 images fix them well
@@ -32,6 +33,7 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.training = True
+        self.recalibrate = Recalibration(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
         self.stale = True
@@ -49,33 +51,48 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
 
     def _refresh(self):
         if self.stale:
-            recalibrate(self.model, self.batches)
+            self.recalibrate(self.batches)
             self.stale = False
 
 
-def recalibrate(model, batches):
-    """Sets every trainable BatchNormalization's statistics to those of `batches`.
+class Recalibration:
+    """Sets every trainable BatchNormalization's statistics to those of some batches.
+
+    The forward pass is compiled at the first call: keep the object to call it again.
 
     Args:
         model: a Functional or Sequential model.
-        batches: iterable of model inputs. Each batch weighs the same.
     """
-    norms = [
-        layer
-        for layer in Graph(model).layers().values()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    try:
-        for seen, inputs in enumerate(batches):
-            for norm in norms:
-                norm.momentum = seen / (seen + 1)  # the running mean of all batches
-            model(inputs, training=True)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+
+    def __init__(self, model):
+        self.norms = [
+            layer
+            for layer in Graph(model).layers().values()
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        ]
+        self.variables = [
+            variable
+            for norm in self.norms
+            for variable in (norm.moving_mean, norm.moving_variance)
+        ]
+        self.forward = compiled_forward(model, self.variables)
+
+    def __call__(self, batches):
+        """Averages over `batches`, a list of model inputs; each weighs the same."""
+        if not self.norms:
+            return
+        momenta = [norm.momentum for norm in self.norms]
+        try:
+            for norm in self.norms:
+                norm.momentum = 0.0  # its statistics become those of the last batch
+            seen = [self.forward(inputs) for inputs in batches]
+        finally:
+            for norm, momentum in zip(self.norms, momenta, strict=True):
+                norm.momentum = momentum
+        for variable, values in zip(
+            self.variables, zip(*seen, strict=True), strict=True
+        ):
+            variable.assign(np.mean(values, axis=0))
 
 
 def take_inputs(data, batch_size=None, validation_split=0.0, samples=SAMPLES):

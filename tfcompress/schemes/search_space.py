@@ -1,5 +1,7 @@
 """What a bit-sharing student can choose from, and what its gates say now."""
 
+import numpy as np
+
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.cost.bops_model import BopsModel
 from tfcompress.layers import BopsBudget, FilterGate
@@ -34,9 +36,7 @@ class SearchSpace:
         """Ties the filter gates to their layers and the budget to all gates."""
         for name, gate in self.filter_gates.items():
             gate.connect(self._named[name])
-        self.budget.connect(
-            self.expected_bops, self.weight_thresholds() + self.activation_thresholds()
-        )
+        self.budget.connect(self.expected_bops, self.thresholds())
 
     def expected_bops(self):
         """BOPs now, a float32 scalar tensor, differentiable in the thresholds."""
@@ -49,6 +49,10 @@ class SearchSpace:
         }
         kept = {name: gate.kept() for name, gate in self.filter_gates.items()}
         return self.bops_model.total(bits, kept)
+
+    def thresholds(self):
+        """The `Threshold`s of all gates."""
+        return self.weight_thresholds() + self.activation_thresholds()
 
     def weight_thresholds(self):
         """The `Threshold`s of weight bits and of filters."""
@@ -69,21 +73,43 @@ class SearchSpace:
         ]
         return all(q is None or q.unfinished() is None for q in quantizers)
 
-    def fix(self, budget=None):
+    def margins(self):
+        """By how much each gate is open (positive) or closed.
+
+        Returns:
+            Dict of "weights" and "activations", `{layer name: array (gates,)}`, and
+            "filters", `{layer name: array (groups,)}`.
+        """
+        return {
+            "weights": {n: _margins(x.kernel_quantizer) for n, x in self._counted()},
+            "activations": {n: _margins(x.input_quantizer) for n, x in self._counted()},
+            "filters": {n: gate.margins() for n, gate in self.filter_gates.items()},
+        }
+
+    def _counted(self):
+        counted = {term.name for term in self.bops_model.terms}
+        return [(n, layer) for n, layer in self.layers.items() if n in counted]
+
+    def fix(self, margins, budget=None):
         """Ends the search with what the gates say, put right to meet the budget.
 
         Args:
+            margins: as `margins()` returns them.
             budget: in BOPs; None takes the gates as they are.
 
         Returns:
             The BOPs of the choice.
         """
-        counted = {term.name for term in self.bops_model.terms}
-        names = [name for name in self.layers if name in counted]
-        weights = {n: _gated(self.layers[n].kernel_quantizer) for n in names}
-        activations = {n: _gated(self.layers[n].input_quantizer) for n in names}
+        weights, activations = {}, {}
+        for name, layer in self._counted():
+            weights[name] = Gated(
+                candidates(layer.kernel_quantizer), margins["weights"][name]
+            )
+            activations[name] = Gated(
+                candidates(layer.input_quantizer), margins["activations"][name]
+            )
         filters = {
-            name: (gate.margins(), gate.group_sizes(), gate.most_closed)
+            name: (margins["filters"][name], gate.group_sizes(), gate.most_closed)
             for name, gate in self.filter_gates.items()
         }
         bits, open_groups, bops = choose(
@@ -106,10 +132,10 @@ def candidates(quantizer):
     return (FLOAT_BITS,) if quantizer is None else quantizer.candidates
 
 
-def _gated(quantizer):
+def _margins(quantizer):
     if isinstance(quantizer, (BitSharing, BitSharingActivation)):
-        return Gated(quantizer.candidates, quantizer.gates.margins())
-    return Gated(candidates(quantizer), [])
+        return quantizer.gates.margins()
+    return np.zeros(0)
 
 
 def _expected_bits(quantizer):

@@ -7,7 +7,6 @@ _ACTIVATIONS = {
     getattr(keras.activations, name)
     for name in ("relu", "relu6", "sigmoid", "hard_sigmoid", "softmax", "softplus")
 }
-_RECTIFIERS = (layers.Softmax,)
 _RECTIFYING_OPERATIONS = {
     "Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Absolute",
     "Square",
@@ -42,7 +41,9 @@ _KEEPING = (
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
 )
-_KEEPING_OPERATIONS = {"Add", "Concatenate", "Maximum", "Mean", "Multiply", "Reshape"}
+_KEEPING_OPERATIONS = {"Maximum", "Mean", "Reshape"}
+# These keep signs if both operands are tensors; a constant's sign is not known here.
+_KEEPING_MERGES = {"Add", "Concatenate", "Multiply"}
 
 
 def may_be_negative(graph):
@@ -57,22 +58,30 @@ def may_be_negative(graph):
     nonnegative = set()
     for call in graph.calls:
         known = call.inputs and all(id(x) in nonnegative for x in call.inputs)
-        if _rectifies(call.operation) or (known and _keeps(call.operation)):
+        if _rectifies(call.operation) or (known and _keeps(call)):
             nonnegative.update(id(x) for x in call.outputs)
     return lambda tensor: id(tensor) not in nonnegative
 
 
 def _rectifies(operation):
-    if isinstance(operation, layers.ReLU):
-        return not operation.negative_slope
-    if isinstance(operation, _RECTIFIERS):
+    kind = type(operation)
+    # What a layer of somebody else's does behind its activation is not known.
+    if kind.__module__.partition(".")[0] not in ("keras", "tfcompress"):
+        return False
+    if kind.__name__ == "ReLU":  # the layer, and what `keras.activations.relu` makes
+        return not operation.negative_slope and operation.threshold >= 0
+    if isinstance(operation, layers.Softmax):
         return True
-    if isinstance(operation, keras.layers.Layer):
+    if isinstance(operation, layers.Layer):
         return getattr(operation, "activation", None) in _ACTIVATIONS
-    return type(operation).__name__ in _RECTIFYING_OPERATIONS
+    return kind.__name__ in _RECTIFYING_OPERATIONS
 
 
-def _keeps(operation):
-    if isinstance(operation, keras.layers.Layer):
-        return type(operation) in _KEEPING
-    return type(operation).__name__ in _KEEPING_OPERATIONS
+def _keeps(call):
+    kind = type(call.operation)
+    if not isinstance(call.operation, layers.Layer):
+        merges = kind.__name__ in _KEEPING_MERGES and len(call.inputs) > 1
+        return merges or kind.__name__ in _KEEPING_OPERATIONS
+    # Interpolation of a higher order overshoots.
+    interpolation = getattr(call.operation, "interpolation", "nearest")
+    return kind in _KEEPING and interpolation in ("nearest", "bilinear")

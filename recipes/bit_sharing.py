@@ -1,0 +1,107 @@
+"""Bits and filters under a BOPs budget: `python -m recipes.bit_sharing [--flags]`.
+
+Trains a float network unless `--model` names a trained one, searches every layer's
+weight bits, activation bits and filter groups, fine-tunes the choice, and writes
+`model.keras`, `model.tflite`, `report.json`, `layers.png` and `gates.png`. Beside it,
+in `uniform/`, the same network with 4 bits throughout, trained alike.
+"""
+
+from absl import app, flags
+from rich.table import Table
+
+import tfcompress as tfc
+from recipes.common.bit_history import BitHistory
+from recipes.common.flags import refuse_arguments
+from recipes.common.run import Experiment
+from tfcompress import reporting
+from tfcompress.cost import layer_costs, total_cost
+from tfcompress.reporting.tables import render
+from tfcompress.schemes.budget import parse_budget
+
+FLAGS = flags.FLAGS
+UNIFORM_BITS = 4
+
+flags.DEFINE_string(
+    "bops",
+    "1/60",
+    "The budget in bit operations, MACs * weight bits * activation bits: a share of "
+    "the float model's (32 x 32), such as 1/60 or 0.02, or, above 1, a count.",
+)
+flags.DEFINE_integer(
+    "search_epochs",
+    4,
+    "Epochs that search, the first of one training; the learning rate decays over "
+    "search and fine-tuning together.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "finetune_epochs", 6, "Epochs that fine-tune what was found.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "group_size", 4, "Filters that go or stay together; 0 keeps all.", lower_bound=0
+)
+flags.DEFINE_boolean(
+    "uniform_baseline",
+    True,
+    f"Whether to train {UNIFORM_BITS} bits throughout as well, for as many epochs.",
+)
+
+
+def make_schemes():
+    schemes = [
+        tfc.BitSharing(
+            bops=_share_or_count(FLAGS.bops),
+            group_size=FLAGS.group_size or None,
+            search_fraction=FLAGS.search_epochs / _epochs(),
+        )
+    ]
+    if FLAGS.uniform_baseline:
+        schemes.append(tfc.Uniform(UNIFORM_BITS, UNIFORM_BITS))
+    return schemes
+
+
+def _share_or_count(text):
+    """`BitSharing` takes a share as text and a count as a number."""
+    try:
+        count = float(text)
+    except ValueError:
+        return text
+    return count if count > 1 else text
+
+
+def _epochs():
+    return FLAGS.search_epochs + FLAGS.finetune_epochs
+
+
+def main(argv):
+    refuse_arguments(argv)
+    experiment = Experiment("bit_sharing", _epochs(), make_schemes)
+    experiment.train_float()
+    own, *uniform = experiment.schemes
+    history = BitHistory(experiment.unfinished.folder / "bits.json")
+    float_bops = total_cost(layer_costs(experiment.model)).bops
+    budget = {"kind": "bops", "requested": parse_budget(own.bops, float_bops, "bops")}
+    reports = [experiment.compress(own, callbacks=[history], budget=budget)]
+    reporting.plot_gates(history.epochs, experiment.folder / "gates.png")
+    reports += [experiment.compress(scheme, "uniform") for scheme in uniform]
+    experiment.finish()
+    print(_comparison(reports))
+
+
+def _comparison(reports):
+    """One row per scheme, as text."""
+    table = Table("scheme", "accuracy", "BOPs", "of float", ".tflite bytes")
+    for report in reports:
+        cost = report["cost"]
+        table.add_row(
+            report["scheme"],
+            f"{report['accuracy']['litert']:.4f}",
+            f"{cost['bops']:,}",
+            f"1/{cost['float_bops'] / cost['bops']:.1f}",
+            f"{report['size']['tflite_bytes']:,}",
+        )
+    return render(table)
+
+
+if __name__ == "__main__":
+    app.run(main)

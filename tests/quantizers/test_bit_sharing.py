@@ -1,0 +1,301 @@
+"""Weights on nested grids: exact codes, gradients, ranges and what gates learn."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfcompress as tfc
+from tfcompress.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D
+from tfcompress.quantizers import BitSharing, nested
+from tfcompress.quantizers.activation import activation_range
+from tfcompress.quantizers.bit_sharing import CLIP_FACTORS, CLIP_SAMPLES, best_clip
+from tfcompress.schemes.search_space import SearchSpace
+
+SHAPES = {
+    "conv": ((3, 3, 5, 7), (-1,)),
+    "depthwise": ((3, 3, 5, 2), (-2, -1)),
+    "dense": ((20, 6), (-1,)),
+}
+shapes = pytest.mark.parametrize("shape, axes", SHAPES.values(), ids=SHAPES)
+# Thresholds on errors of 1, and the bits that they leave.
+OPEN = [((0.5, 0.5), 8), ((0.5, 1.5), 4), ((1.5, 0.5), 2)]
+
+
+def built(shape, axes=(-1,), **config):
+    quantizer = BitSharing(**config)
+    quantizer.channel_axes = axes
+    quantizer.build(shape)
+    return quantizer
+
+
+def kernel(shape, seed=0):
+    """Normal, with filters of different lengths."""
+    w = np.random.default_rng(seed).normal(size=shape)
+    return (w * np.geomspace(0.01, 10, shape[-1])).astype("float32")
+
+
+def set_bits(quantizer, bits):
+    if len(quantizer.candidates) > 1:
+        thresholds = next(t for t, b in OPEN if b == bits)
+        quantizer.gates.threshold.raw.assign(thresholds)
+    assert quantizer.bits == bits
+
+
+@shapes
+@pytest.mark.parametrize("candidates, bits", [
+    ((2, 4, 8), 2), ((2, 4, 8), 4), ((2, 4, 8), 8), *(((b,), b) for b in range(2, 9)),
+])  # fmt: skip
+def test_encode_is_exactly_what_call_returns(shape, axes, candidates, bits):
+    quantizer = built(shape, axes, bits=candidates)
+    set_bits(quantizer, bits)
+    w = kernel(shape)
+    quantizer.calibrate(w)
+    quantizer.clip.assign(-0.8 * quantizer.clip)  # it is used as |v|
+    codes, scale = quantizer.encode(w)
+    limit = 2 ** (bits - 1) - 1
+    assert codes.dtype == np.int8 and codes.shape == shape
+    assert (codes.min(), codes.max()) == (-limit, limit)
+    expected = [n if i - len(shape) in axes else 1 for i, n in enumerate(shape)]
+    assert list(scale.shape) == expected and (scale > 0).all()
+    for training in (False, True):
+        np.testing.assert_array_equal(quantizer(w, training=training), codes * scale)
+
+
+@shapes
+def test_each_channel_has_the_scale_of_its_root_mean_square(shape, axes):
+    quantizer = built(shape, axes, bits=(4,))
+    quantizer.clip.assign(2.5)
+    w = kernel(shape)
+    _, scale = quantizer.encode(w)
+    others = tuple(i for i in range(len(shape)) if i - len(shape) not in axes)
+    rms = np.sqrt(np.mean(w.astype("float64") ** 2, axis=others, keepdims=True))
+    np.testing.assert_allclose(scale, 2 * 2.5 / 15 * rms, rtol=1e-5)
+    # So the length of a filter does not change its codes (a power of 2: exactly).
+    codes, _ = quantizer.encode(w)
+    np.testing.assert_array_equal(quantizer.encode(4 * w)[0], codes)
+
+
+@pytest.mark.parametrize("zero", ["channel", "kernel"])
+@pytest.mark.parametrize("grid", ["symmetric", "paper"])
+def test_zeros_stay_finite(zero, grid):
+    w = kernel((6, 3))
+    w[:, 1 if zero == "channel" else slice(None)] = 0
+    quantizer = built(w.shape, grid=grid)
+    quantizer.calibrate(w)
+    with tf.GradientTape() as tape:
+        x = tf.constant(w)
+        tape.watch(x)
+        value = quantizer(x, training=True)
+        loss = tf.reduce_sum(value)
+    assert np.isfinite(tape.gradient(loss, x)).all() and np.isfinite(value).all()
+    if grid == "symmetric":
+        codes, scale = quantizer.encode(w)
+        assert not codes[:, 1].any() and (scale > 0).all()
+        np.testing.assert_array_equal(value, codes * scale)
+
+
+@pytest.mark.parametrize("thresholds, bits", OPEN)
+def test_the_papers_grid(thresholds, bits):
+    quantizer = built((40, 6), grid="paper")
+    quantizer.gates.threshold.raw.assign(thresholds)
+    quantizer.clip.assign(1.5)
+    w = kernel((40, 6))
+    z = (np.clip((w - w.mean()) / w.std() / 1.5, -1, 1) + 1) / 2
+    codes = np.round(z * (2**bits - 1))
+    expected = 1.5 * (2 * codes / (2**bits - 1) - 1)
+    np.testing.assert_allclose(quantizer(w), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="grid='paper'.*Use grid='symmetric'"):
+        quantizer.encode(w)
+
+
+@shapes
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradients_of_kernel_and_clip(shape, axes, bits):
+    quantizer = built(shape, axes)
+    set_bits(quantizer, bits)
+    clip = 1.3
+    quantizer.clip.assign(clip)
+    w = kernel(shape)
+    g = np.random.default_rng(1).normal(size=shape).astype("float32")
+    x = tf.constant(w)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = quantizer(x, training=True)
+        loss = tf.reduce_sum(g * value)
+    to_kernel, to_clip = tape.gradient(loss, (x, quantizer.clip.value))
+    others = tuple(i for i in range(len(shape)) if i - len(shape) not in axes)
+    rms = np.sqrt(np.mean(np.square(w), axis=others, keepdims=True))
+    inside = np.abs(w / rms) < clip
+    assert 0.5 < inside.mean() < 0.95
+    np.testing.assert_allclose(to_kernel, g * inside, rtol=1e-5)
+    # The value is proportional to the clip, but where rounding follows the weight.
+    slope = np.where(inside, value - w, value) / clip
+    expected = np.sum(g * slope) / np.sqrt(np.prod(shape))
+    np.testing.assert_allclose(to_clip, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_of_the_thresholds_is_the_slope_times_the_offsets():
+    w = kernel((30, 5))
+    quantizer = built(w.shape)
+    quantizer.clip.assign(1.3)
+    quantizer.gates.threshold.raw.assign([0.5, 0.5])
+    values = {}
+    for bits in nested.BITS:
+        fixed = built(w.shape, bits=(bits,))
+        fixed.clip.assign(1.3)
+        values[bits] = np.asarray(fixed(w))
+    g = np.random.default_rng(1).normal(size=w.shape).astype("float32")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(g * quantizer(w))
+    found = tape.gradient(loss, quantizer.gates.threshold.raw.value)
+    soft = 1 / (1 + np.exp(-0.5 / 0.5))
+    slope = -soft * (1 - soft) / 0.5
+    to_gates = [
+        np.sum(g * (values[8] - values[2])),
+        np.sum(g * (values[8] - values[4])),
+    ]
+    np.testing.assert_allclose(found, slope * np.array(to_gates), rtol=1e-3)
+
+
+def test_training_observes_the_errors_of_the_grids():
+    w = kernel((3, 3, 5, 7))
+    quantizer = built(w.shape)
+    quantizer.calibrate(w)
+    before = np.array(quantizer.gates.errors)
+    unit = w / np.sqrt(np.mean(np.square(w), axis=(0, 1, 2), keepdims=True))
+    clip = float(quantizer.clip)
+    unit, errors = np.clip(unit, -clip, clip), []
+    for steps in (3, 15):
+        step, limit = 2 * clip / steps, (steps - 1) / 2
+        value = np.clip(np.round(unit / step), -limit, limit) * step
+        errors.append(np.mean(np.abs(unit - value)) / (step / 4))
+    np.testing.assert_allclose(before, errors, rtol=1e-4)
+    quantizer(w, training=False)
+    np.testing.assert_array_equal(quantizer.gates.errors, before)
+    quantizer(2 * w[::-1] + 0.1, training=True)
+    assert (np.array(quantizer.gates.errors) != before).all()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_best_clip_has_the_least_squared_error(bits, signed):
+    values = np.random.default_rng(bits).normal(size=3000).astype("float32")
+    low, high = activation_range(bits, signed)
+    largest = np.abs(values).max() if signed else values.max()
+
+    def error(clip):
+        step = (2 * clip if signed else clip) / (2**bits - 1)
+        return np.mean(
+            (values - step * np.clip(np.round(values / step), low, high)) ** 2
+        )
+
+    found = best_clip(values, bits, signed)
+    errors = [error(largest * f) for f in CLIP_FACTORS]
+    assert found == pytest.approx(largest * CLIP_FACTORS[np.argmin(errors)])
+    # Nor does a search that is ten times as fine find anything much better.
+    finest = min(error(clip) for clip in largest * np.geomspace(0.02, 1, 400))
+    assert error(found) <= 1.06 * finest
+
+
+@pytest.mark.parametrize("values", [np.zeros(9), -np.ones(9), np.zeros(0)])
+def test_best_clip_of_values_without_a_range(values):
+    assert best_clip(values, 4, signed=False) == 1.0
+
+
+def test_calibrate_serves_the_bits_in_use():
+    w = kernel((60, 8))
+    unit = w / np.sqrt(np.mean(np.square(w), axis=0, keepdims=True))
+    quantizer = built(w.shape)
+    for bits in (4, 2, 8):  # the middle ones while the search goes on
+        quantizer.calibrate(w)
+        expected = best_clip(unit, bits, signed=True)
+        assert float(quantizer.clip) == pytest.approx(expected, rel=1e-5)
+        quantizer.gates.fix({4: 2, 2: 8, 8: 8}[bits])
+
+
+def test_calibration_of_large_tensors_sees_every_channel():
+    channels = 64
+    w = np.ones((CLIP_SAMPLES, channels), "float32")
+    w[:, 0] = 0  # every n-th value would be of this channel
+    w[:, 1::2] = 3
+    assert best_clip(w.reshape(-1), 8, True) == pytest.approx(3, rel=0.05)
+    quantizer = built(w.shape, axes=(-2, -1), bits=(8,))
+    quantizer.calibrate(w)
+    assert float(quantizer.clip) == pytest.approx(1, rel=0.05)
+
+
+def test_save_and_load_restore_gates_range_and_codes(tmp_path):
+    inputs = keras.Input((9, 9, 4))
+    x = QuantConv2D(3, 3, name="conv", kernel_quantizer=BitSharing())(inputs)
+    x = QuantDepthwiseConv2D(3, kernel_quantizer=BitSharing((4, 8)))(x)
+    model = keras.Model(inputs, QuantDense(2, kernel_quantizer=BitSharing((5,)))(x))
+    quantizers = [layer.kernel_quantizer for layer in model.layers[1:]]
+    quantizers[0].gates.threshold.raw.assign([0.2, 0.6])
+    quantizers[0].gates.errors.assign([0.3, 0.5])
+    quantizers[0].clip.assign(1.7)
+    quantizers[1].gates.fix(4)
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    x = np.random.default_rng(0).normal(size=(2, 9, 9, 4)).astype("float32")
+    np.testing.assert_array_equal(restored(x), model(x))
+    loaded = [layer.kernel_quantizer for layer in restored.layers[1:]]
+    assert [q.bits for q in loaded] == [q.bits for q in quantizers] == [4, 4, 5]
+    assert [q.unfinished() is None for q in loaded] == [False, True, True]
+    for old, new in zip(quantizers, loaded, strict=True):
+        assert new.get_config() == old.get_config()
+        for a, b in zip(old.variables, new.variables, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_decides_codes_in_float32(policy):
+    layer = QuantDense(8, kernel_quantizer=BitSharing(), dtype=policy)
+    layer.build((None, 64))
+    quantizer = layer.kernel_quantizer
+    quantizer.calibrate(layer._kernel)
+    codes, scale = quantizer.encode(layer._kernel)
+    x = np.eye(64, dtype="float32")
+    expected = tf.cast(codes * scale, layer.compute_dtype)
+    np.testing.assert_array_equal(layer(x, training=True), expected)
+    assert quantizer.clip.dtype == quantizer.gates.errors.dtype == "float32"
+
+
+def test_depthwise_layers_have_a_scale_per_channel_and_multiplier():
+    layer = QuantDepthwiseConv2D(3, depth_multiplier=2, kernel_quantizer=BitSharing())
+    layer.build((None, 8, 8, 5))
+    _, scale = layer.kernel_quantizer.encode(layer._kernel)
+    assert scale.shape == (1, 1, 5, 2)
+
+
+@pytest.mark.parametrize("penalty, bits", [(0.0, 8), (1e4, 2)])
+def test_a_cost_closes_gates_and_none_leaves_them_open(penalty, bits):
+    inputs = keras.Input((6, 6, 2))
+    x = inputs
+    for name in ("first", "conv", "last"):
+        x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name=name)(x)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    scheme = tfc.BitSharing(penalty=penalty, group_size=None)
+    student = tfc.compress(model, scheme)
+    space = SearchSpace(student)
+    space.budget.strength.assign(penalty)
+    student.compile(keras.optimizers.SGD(0.01), "mse")
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(8, 6, 6, 2)), rng.normal(size=(8, 8))
+    for step in range(2):  # weights and activations take turns
+        student.train_on_batch(images.astype("float32"), labels.astype("float32"))
+        layer = space.layers["conv"]
+        pair = (layer.kernel_quantizer.bits, layer.input_quantizer.bits)
+        assert pair == ((8, bits) if step == 0 else (bits, bits))
+    assert space.layers["first"].kernel_quantizer.bits == 8
+
+
+@pytest.mark.parametrize("bits", [(), (3, 4), (2, 16), (1,), (9,), (2, 3, 4)])
+def test_bad_candidates(bits):
+    with pytest.raises(ValueError, match="whose grids are nested.*Received"):
+        BitSharing(bits)
+
+
+def test_bad_grid():
+    with pytest.raises(ValueError, match="'symmetric', 'paper'.*grid='round'"):
+        BitSharing(grid="round")
