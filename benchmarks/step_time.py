@@ -127,11 +127,7 @@ def make_student(model):
     if FLAGS.scheme == "uniform":
         return tfc.compress(model, tfc.Uniform())
     student = tfc.compress(model, tfc.BitSharing(penalty=0.1))
-    space = SearchSpace(student)
-    space.budget.strength.assign(0.1)
-    for threshold in space.thresholds():
-        threshold.learns.assign(1.0)
-    space.budget.connect(space.expected_bops, ())  # no turns
+    SearchSpace(student).budget.strength.assign(0.1)
     return student
 
 

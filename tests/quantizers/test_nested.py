@@ -105,6 +105,22 @@ def test_gradients_of_share_bits(signed, hard):
     np.testing.assert_allclose(to_gates, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("batch", [1, 7, 8, 9, 16])
+def test_the_estimate_from_a_part_of_a_batch_of_equal_samples_is_exact(batch):
+    x, g = np.random.default_rng(4).normal(0, 1, (2, 1, 200)).astype("float32")
+    x, g = np.tile(x, (batch, 1)), np.tile(g, (batch, 1))
+
+    def loss(gates, one_of):
+        value = nested.share_bits(
+            x, ops.ones(()), gates, nested.BITS, True, ops.ones(()), one_of
+        )
+        return ops.sum(value * g)
+
+    (whole,) = gradients(lambda gates: loss(gates, 1), (1.0, 1.0))
+    (part,) = gradients(lambda gates: loss(gates, 8), (1.0, 1.0))
+    np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-4)
+
+
 def test_gates_that_do_not_learn_get_no_gradient():
     x = np.random.default_rng(3).normal(0, 1, (40, 30)).astype("float32")
 

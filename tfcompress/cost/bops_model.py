@@ -28,7 +28,7 @@ class BopsModel:
     """MACs * weight bits * activation bits, summed over the layers.
 
     A share of a layer's filters that is removed takes the same share of its MACs
-    and of those of the layers that read it (Single-path Bit Sharing, section 3.4).
+    and of those of the layers that read it (Single-path Bit Sharing).
 
     Attributes:
         terms: list of `BopsTerm`.

@@ -15,7 +15,7 @@ class FilterGate(keras.layers.Layer):
     Stands in front of the layers that sum over the channels, behind batch
     normalization and activation: a closed channel is exactly zero there, so its
     filter can be removed. A group stays open while its mean |w|, relative to the
-    layer's, exceeds one threshold per layer (Single-path Bit Sharing, section 3.4;
+    layer's, exceeds one threshold per layer (Single-path Bit Sharing;
     the paper divides by max |w|, the mean keeps all layers' gates around 1).
 
     Args:

@@ -16,16 +16,50 @@ GRIDS = ("symmetric", "paper")
 # Where the range may end, in units of the largest magnitude.
 CLIP_FACTORS = np.geomspace(0.02, 1.0, 40)
 CLIP_SAMPLES = 100_000
+# This part of a batch tells what the gates of activations want to know of it.
+ONE_OF = 8
+
+
+class GatedBits:
+    """Mixin before a quantizer: its `gates`, a `BitGates`, choose the bits.
+
+    Args:
+        bits: candidates, a subset of (2, 4, 8), or any one from 2 to 8.
+    """
+
+    def __init__(self, bits, **kwargs):
+        super().__init__(**kwargs)
+        self._candidates = check_candidates(bits)
+        self.gates = BitGates(self._candidates, name="gates")
+
+    @property
+    def candidates(self):
+        return self._candidates
+
+    @property
+    def bits(self):
+        return self.gates.bits()
+
+    def unfinished(self):
+        if ops.convert_to_numpy(self.gates.fixed_bits) > 0:
+            return None
+        return (
+            f"its bits are not fixed; the gates stand at {self.bits}. Train with "
+            "`fit` to the end of the search."
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "bits": self.candidates}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class BitSharing(Quantizer):
+class BitSharing(GatedBits, Quantizer):
     """Weights on nested grids of 2, 4 and 8 bits with one learned range.
 
     Weights are divided by the root mean square of their filter, a constant for the
     gradient, and rounded on a zero-centred grid over [-v, v], the learned `clip` v.
     Gates choose the bits; see `BitGates`. "Single-path Bit Sharing" (Liu et al.,
-    TPAMI 2023, arXiv 2101.04935), sections 3.1 to 3.3.
+    TPAMI 2023, arXiv 2101.04935): its quantizer, bit sharing and gates.
 
     Differences from the paper: it normalises by mean and standard deviation over
     the whole tensor, and its grid has no zero, so no integer kernel can hold it;
@@ -38,25 +72,15 @@ class BitSharing(Quantizer):
     """
 
     def __init__(self, bits=nested.BITS, grid="symmetric", **kwargs):
-        super().__init__(**kwargs)
-        self._candidates = check_candidates(bits)
+        super().__init__(bits, **kwargs)
         if grid not in GRIDS:
             raise ValueError(f"`grid` is one of {GRIDS}. Received: grid={grid!r}.")
         self.grid = grid
-        self.gates = BitGates(self.candidates, name="gates")
 
     def build(self, kernel_shape):
         self.clip = self.add_weight(name="clip", initializer="ones")
         self.clip_gradient = 1.0 / math.sqrt(math.prod(kernel_shape))
         self.gates.build()
-
-    @property
-    def candidates(self):
-        return self._candidates
-
-    @property
-    def bits(self):
-        return self.gates.bits()
 
     def _normalized(self, kernel):
         """`(u, factor)` with kernel = u * factor, factor held constant."""
@@ -108,15 +132,12 @@ class BitSharing(Quantizer):
         unit, _ = self._normalized(ops.convert_to_tensor(kernel, "float32"))
         calibrate(self, ops.convert_to_numpy(unit), signed=True)
 
-    def unfinished(self):
-        return unfinished(self.gates)
-
     def get_config(self):
-        return {**super().get_config(), "bits": self.candidates, "grid": self.grid}
+        return {**super().get_config(), "grid": self.grid}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class BitSharingActivation(ActivationQuantizer):
+class BitSharingActivation(GatedBits, ActivationQuantizer):
     """Activations on nested grids of 2, 4 and 8 bits with one learned range.
 
     The range is [0, v] after a ReLU and the zero-centred [-v, v] elsewhere
@@ -128,9 +149,7 @@ class BitSharingActivation(ActivationQuantizer):
     """
 
     def __init__(self, bits=nested.BITS, signed=False, **kwargs):
-        super().__init__(signed=signed, **kwargs)
-        self._candidates = check_candidates(bits)
-        self.gates = BitGates(self.candidates, name="gates")
+        super().__init__(bits, signed=signed, **kwargs)
         self._recorded = None
 
     def build(self, input_shape):
@@ -144,14 +163,6 @@ class BitSharingActivation(ActivationQuantizer):
         features = [size for size in input_shape[1:] if size]
         self.clip_gradient = 1.0 / math.sqrt(max(1, math.prod(features)))
         self.gates.build()
-
-    @property
-    def candidates(self):
-        return self._candidates
-
-    @property
-    def bits(self):
-        return self.gates.bits()
 
     def step(self):
         clip = learned_clip(self.clip)
@@ -172,11 +183,11 @@ class BitSharingActivation(ActivationQuantizer):
             self.candidates,
             self.signed,
             self.gates.learn(),
+            ONE_OF,
         )
 
     def _observe(self, inputs, clip):
-        # A part of the batch tells the mean of so many values well enough.
-        part = inputs[: ops.shape(inputs)[0] // 8 + 1]
+        (part,) = nested.leading_part((inputs,), ONE_OF)
         errors = ops.cond(
             self.gates.learn() > 0,
             lambda: nested.mean_errors(part, clip, self.candidates, self.signed),
@@ -195,12 +206,6 @@ class BitSharingActivation(ActivationQuantizer):
         if values:
             calibrate(self, np.concatenate(values), self.signed)
             self.calibrated.assign(1.0)
-
-    def unfinished(self):
-        return unfinished(self.gates)
-
-    def get_config(self):
-        return {**super().get_config(), "bits": self.candidates}
 
 
 def learned_clip(variable, gradient_scale=None):
@@ -278,13 +283,3 @@ def _sample(values):
         return values
     # At random: every n-th value may be of the same few channels.
     return values[np.random.default_rng(0).integers(values.size, size=CLIP_SAMPLES)]
-
-
-def unfinished(gates):
-    """What `Quantizer.unfinished` says of gates that still choose."""
-    if ops.convert_to_numpy(gates.fixed_bits) > 0:
-        return None
-    return (
-        f"its bits are not fixed; the gates stand at {gates.bits()}. Train with "
-        "`fit` to the end of the search."
-    )

@@ -19,7 +19,7 @@ def hard_gates(importances, thresholds):
     """1 where the importance exceeds the threshold; backward the sigmoid's slope.
 
     The gradient goes to `thresholds` and `importances` alike, with opposite signs
-    (Single-path Bit Sharing, section 3.3).
+    (Single-path Bit Sharing, the gradient of its gates).
     """
     margins = importances - thresholds
     soft = ops.sigmoid(margins / TEMPERATURE)

@@ -2,8 +2,8 @@
 
 A b-bit grid over a range divides it into 2^b - 1 steps. As 2^8 - 1 = 17 (2^4 - 1) and
 2^4 - 1 = 5 (2^2 - 1), a grid of 2, 4 or 8 bits contains each coarser one: a value is
-its coarse value plus offsets. "Single-path Bit Sharing" (arXiv 2101.04935),
-section 3.2.
+its coarse value plus offsets. See "Single-path Bit
+Sharing" (arXiv 2101.04935).
 """
 
 from keras import ops
@@ -68,7 +68,7 @@ def mean_errors(x, clip, bits, signed):
     return ops.stop_gradient(ops.stack(errors))
 
 
-def share_bits(x, clip, gates, bits, signed, gates_learn):
+def share_bits(x, clip, gates, bits, signed, gates_learn, one_of=1):
     """Quantizes to the bits that the gates choose; one pass for every choice.
 
     The value is z_1 + g_1 (eps_1 + g_2 (eps_2 + ...)): the coarsest grid and the
@@ -82,11 +82,15 @@ def share_bits(x, clip, gates, bits, signed, gates_learn):
         signed: whether the range is [-clip, clip], centred on zero, or [0, clip].
         gates_learn: scalar float tensor; the gates' gradient is computed only
             where it is not 0, and is zero otherwise.
+        one_of: with n > 1, the gates' gradient is estimated from about the first
+            n-th of `x` along its first axis, the batch. The gradient of a batch is
+            an estimate in any case, and this one takes rounding `x` three times.
 
     Returns:
         Tensor of `x`'s shape. Gradients: straight through to `x` inside the range;
         to `clip` the slope of the value that is computed, (value - x) / clip inside
-        and the sign outside; to each gate the exact derivative of the sum above.
+        and value / clip, that of the last level, outside; to each gate the exact
+        derivative of the sum above.
     """
 
     @ops.custom_gradient
@@ -100,20 +104,40 @@ def share_bits(x, clip, gates, bits, signed, gates_learn):
             low = -clip if signed else ops.zeros_like(clip)
             inside = ops.logical_and(x > low, x < clip)
             to_x = ops.where(inside, upstream, 0.0)
-            slope = ops.where(inside, value - x, value)
-            to_clip = ops.sum(upstream * slope) / clip
+            # The sum of upstream * (value - x inside, value outside).
+            to_clip = (_inner(upstream, value) - _inner(to_x, x)) / clip
             to_gates = ops.zeros_like(gates)
             if len(bits) > 1:
+                part = leading_part((upstream, x), one_of)
                 to_gates = ops.cond(
                     gates_learn > 0,
-                    lambda: _gate_gradients(upstream, x, clip, gates, bits, signed),
+                    lambda: _gate_gradients(*part, clip, gates, bits, signed),
                     lambda: ops.zeros_like(gates),
                 )
+                to_gates = to_gates * _ratio(x, part[1])
             return to_x, to_clip, to_gates, ops.zeros_like(gates_learn)
 
         return value, gradient
 
     return quantize(x, clip, gates, gates_learn)
+
+
+def leading_part(tensors, one_of):
+    """About the first `one_of`-th of tensors along their first axis; never nothing."""
+    if one_of == 1:
+        return tensors
+    count = (ops.shape(tensors[0])[0] + one_of - 1) // one_of
+    return tuple(tensor[:count] for tensor in tensors)
+
+
+def _ratio(whole, part):
+    """How many times longer the first axis of `whole` is."""
+    lengths = [ops.cast(ops.shape(tensor)[0], "float32") for tensor in (whole, part)]
+    return lengths[0] / lengths[1]
+
+
+def _inner(a, b):
+    return ops.dot(ops.reshape(a, (-1,)), ops.reshape(b, (-1,)))
 
 
 def open_levels(gates, bits):

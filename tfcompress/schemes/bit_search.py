@@ -57,6 +57,7 @@ class BitSearch(ProgressCallback):
         if bops is not None:
             self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
         self.penalty = penalty
+        self._strength = space.budget.strength
 
     def on_train_begin(self, logs=None):
         self.searching = None
@@ -68,8 +69,7 @@ class BitSearch(ProgressCallback):
             return
         if share == 0:
             self._set_pace()
-        strength = float(ops.convert_to_numpy(self.space.budget.strength))
-        self.multiplier = abs(strength) or 1.0
+        self.multiplier = abs(float(ops.convert_to_numpy(self._strength))) or 1.0
         self.start = self._log_bops()
         self.began = self.reached = share
         self.deviation = 0.0
@@ -111,7 +111,7 @@ class BitSearch(ProgressCallback):
         if share >= 1.0:
             self._finish()
         elif self.budget is None:
-            self.space.budget.strength.assign(self.penalty)
+            self._strength.assign(self.penalty)
         else:
             self._steer(share)
 
@@ -128,12 +128,14 @@ class BitSearch(ProgressCallback):
             self.multiplier *= math.exp(GROWTH * abs(deviation) * elapsed)
         self.multiplier = min(self.multiplier, MAX_MULTIPLIER)
         self.deviation = deviation
-        self.space.budget.strength.assign(self.multiplier * deviation)
+        self._strength.assign(self.multiplier * deviation)
 
     def _log_bops(self):
         return math.log(float(ops.convert_to_numpy(self.space.expected_bops())))
 
     def on_train_end(self, logs=None):
+        if self.searching is None and float(ops.convert_to_numpy(self._strength)):
+            self._begin(1.0)  # restored after the last step of a search
         # A search of the whole training ends with its last step.
         if self.searching:
             self.margins.append(self.space.margins())
@@ -141,7 +143,7 @@ class BitSearch(ProgressCallback):
 
     def _finish(self):
         self.searching = False
-        self.space.budget.strength.assign(0.0)
+        self._strength.assign(0.0)
         # Gates that compete for the budget take turns in being open; what each is
         # worth shows in the average.
         self.space.fix(keras.tree.map_structure(_mean, *self.margins), self.budget)
