@@ -8,11 +8,11 @@ from keras import ops
 class BopsBudget(keras.layers.Layer):
     """Adds the gradient of `strength * ln(BOPs)` to the loss while training.
 
-    The cost term of Single-path Bit Sharing, lambda ln(BOPs), whose value is left out so that
-    the loss on display stays the model's own. It stands in front of the model's
-    first layer, because it also decides, before anything else runs in a step, whose
-    turn it is: weight and filter gates learn in one step, activation gates in the
-    next.
+    The cost term of Single-path Bit Sharing, lambda ln(BOPs), whose value is left
+    out so that the loss on display stays the model's own. It stands in front of the
+    model's first layer, because it also decides, before anything else runs in a step,
+    whose turn it is: weight and filter gates learn in one step, activation gates in
+    the next.
 
     Variables, not trainable: `strength`, float32 scalar.
     """

@@ -2,8 +2,7 @@
 
 A b-bit grid over a range divides it into 2^b - 1 steps. As 2^8 - 1 = 17 (2^4 - 1) and
 2^4 - 1 = 5 (2^2 - 1), a grid of 2, 4 or 8 bits contains each coarser one: a value is
-its coarse value plus offsets. See "Single-path Bit
-Sharing" (arXiv 2101.04935).
+its coarse value plus offsets ("Single-path Bit Sharing", arXiv 2101.04935).
 """
 
 from keras import ops
