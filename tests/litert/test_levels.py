@@ -126,11 +126,9 @@ def test_levels_that_tip_do_not_count_if_every_step_is_right(tiny, prove, monkey
     assert prove(tiny)["agreement"]["max_abs_diff"] > 0.01
 
 
-def change(layer, name, factor, channel=slice(None)):
+def change(layer, name, factor):
     variable = getattr(layer, name)
-    values = np.array(keras.ops.convert_to_numpy(variable))
-    values[..., channel] *= factor
-    variable.assign(values)
+    variable.assign(variable * factor)
 
 
 LAYERS = ["stem", "block/conv", "block/shortcut", "last", "head"]
@@ -139,9 +137,9 @@ CAUGHT = "LiteRT should (round what Keras rounds|predict like Keras)"
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_what_is_off_by_1_percent_is_caught(layer, trained, prove):
-    for name, channel in (("kernel_scale", 1), ("bias", slice(None))):
+    for name in ("kernel_scale", "bias"):
         tiny = tfc.finalize(trained)
-        change(Graph(tiny).layers()[layer], name, 1.01, channel)
+        change(Graph(tiny).layers()[layer], name, 1.01)
         with pytest.raises(ValueError, match=CAUGHT):
             prove(tiny)
     tiny = tfc.finalize(trained)
