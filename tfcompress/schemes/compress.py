@@ -1,9 +1,6 @@
 """From a trained model and a scheme to a student."""
 
-import keras
-
-from tfcompress.quantizers.quantizer import copy_quantizer
-from tfcompress.schemes.plan import QUANTIZED, plan
+from tfcompress.schemes.plan import plan
 from tfcompress.schemes.student import Student
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
@@ -11,9 +8,9 @@ from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 def compress(model, scheme):
     """Makes a student of a trained model, to be compiled and trained by `fit`.
 
-    The student has the same graph and layer names with the planned layers
-    replaced by their `Quant*` counterparts, and starts from the same weights.
-    The model itself is left untouched.
+    The student has the same graph and layer names, with layers that train towards
+    their compressed form in place of the planned ones, and starts from the same
+    weights. The model itself is left untouched.
 
     Args:
         model: a built Functional or Sequential Keras 3 model with finite
@@ -42,38 +39,18 @@ def compress(model, scheme):
 
     def replace(layer):
         if id(layer) in configs:
-            new = _quantized(layer, configs[id(layer)], scheme.weight_decay)
+            new = configs[id(layer)].student_layer(layer, scheme.weight_decay)
         else:
             new = clone_layer(layer)
         return [*in_front.get(names.get(id(layer)), []), new]
 
     student, pairs = rebuild(model, replace, model_class=Student)
     for old, new in pairs:
-        if id(old) not in configs:
+        if id(old) in configs:
+            configs[id(old)].copy_weights(old, new)
+        else:
             copy_weights(old, new)
-            continue
-        new._kernel.assign(old.kernel)
-        if old.use_bias:
-            new.bias.assign(old.bias)
     student.scheme = scheme
     scheme.connect(student)
     scheme.prepare(student)
     return student
-
-
-def _quantized(layer, config, weight_decay):
-    layer_config = layer.get_config()
-    regularizer = (
-        "kernel_regularizer"
-        if "kernel_regularizer" in layer_config
-        else "depthwise_regularizer"
-    )
-    if layer_config[regularizer] is None and weight_decay:
-        layer_config[regularizer] = keras.regularizers.L2(weight_decay / 2)
-    return QUANTIZED[type(layer)].from_config(
-        {
-            **layer_config,
-            "kernel_quantizer": copy_quantizer(config.kernel_quantizer),
-            "input_quantizer": copy_quantizer(config.input_quantizer),
-        }
-    )

@@ -4,7 +4,16 @@ import dataclasses
 
 import keras
 
+from tfcompress import layers
 from tfcompress.quantizers import Quantizer
+from tfcompress.quantizers.quantizer import copy_quantizer
+
+QUANTIZED = {
+    keras.layers.Conv1D: layers.QuantConv1D,
+    keras.layers.Conv2D: layers.QuantConv2D,
+    keras.layers.Dense: layers.QuantDense,
+    keras.layers.DepthwiseConv2D: layers.QuantDepthwiseConv2D,
+}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -31,6 +40,34 @@ class QuantizeConfig:
                     f"`{name}` is a tfcompress.quantizers.Quantizer. "
                     f"Received: {value!r}."
                 )
+
+    @staticmethod
+    def why_not(layer):
+        """Why a layer cannot be quantized, or None if it can."""
+        return why_not_compressed(layer, QUANTIZED)
+
+    def __str__(self):
+        text = _describe(self.kernel_quantizer)
+        if self.input_quantizer is not None:
+            text += f", input {_describe(self.input_quantizer)}"
+        return text
+
+    def student_layer(self, layer, weight_decay):
+        """The `Quant*` layer, not built, that takes the place of `layer`."""
+        return QUANTIZED[type(layer)].from_config(
+            {
+                **config_with_decay(layer, weight_decay),
+                "kernel_quantizer": copy_quantizer(self.kernel_quantizer),
+                "input_quantizer": copy_quantizer(self.input_quantizer),
+            }
+        )
+
+    @staticmethod
+    def copy_weights(old, new):
+        """Gives a built student layer the weights of the layer it replaces."""
+        new._kernel.assign(old.kernel)
+        if old.use_bias:
+            new.bias.assign(old.bias)
 
     def get_config(self):
         return {
@@ -65,3 +102,49 @@ class KeepFloat:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def why_not_compressed(layer, kinds):
+    """Why a layer is left alone by what compresses only `kinds`, or None.
+
+    Args:
+        layer: a Keras layer or operation.
+        kinds: the classes of plain Keras layers that are compressed.
+    """
+    if isinstance(layer, (layers.QuantizedKernel, layers.PackedKernel)):
+        return "is compressed already"
+    if type(layer) in kinds:
+        if getattr(layer, "lora_enabled", False):
+            return "has LoRA enabled"
+        if getattr(layer, "quantization_mode", None):
+            return f"is quantized by Keras ({layer.quantization_mode})"
+        return None
+    if not getattr(layer, "weights", None):
+        return "has no weights"
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return "batch normalization, folded when finalized where possible"
+    names = ", ".join(kind.__name__ for kind in kinds)
+    return f"only layers of type {names} are compressed"
+
+
+def config_with_decay(layer, weight_decay):
+    """A layer's configuration, with an L2 penalty unless its kernel has one.
+
+    Args:
+        layer: a convolution or dense layer.
+        weight_decay: see `Scheme`.
+    """
+    config = layer.get_config()
+    regularizer = (
+        "kernel_regularizer"
+        if "kernel_regularizer" in config
+        else "depthwise_regularizer"
+    )
+    if config[regularizer] is None and weight_decay:
+        config[regularizer] = keras.regularizers.L2(weight_decay / 2)
+    return config
+
+
+def _describe(quantizer):
+    bits = "/".join(map(str, quantizer.candidates))
+    return f"{type(quantizer).__name__} {bits} bit"

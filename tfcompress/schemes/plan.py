@@ -6,40 +6,28 @@ import re
 import keras
 from rich.table import Table
 
-from tfcompress import layers
 from tfcompress.reporting.tables import render
-from tfcompress.schemes.config import KeepFloat, QuantizeConfig
+from tfcompress.schemes.config import KeepFloat
 from tfcompress.schemes.scheme import Place
 from tfcompress.surgery.checks import check_compressible
 from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.signs import may_be_negative
 
-QUANTIZED = {
-    keras.layers.Conv1D: layers.QuantConv1D,
-    keras.layers.Conv2D: layers.QuantConv2D,
-    keras.layers.Dense: layers.QuantDense,
-    keras.layers.DepthwiseConv2D: layers.QuantDepthwiseConv2D,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """One layer: `config` is a QuantizeConfig, or None with the `reason` why."""
+    """One layer: `config` is its treatment, or None with the `reason` why."""
 
     name: str
     layer: keras.layers.Layer
-    config: QuantizeConfig | None
+    config: object | None
     reason: str = ""
     note: str = ""
 
     @property
     def treatment(self):
-        if self.config is None:
-            text = f"left alone: {self.reason}"
-        else:
-            text = _describe(self.config.kernel_quantizer)
-            if self.config.input_quantizer is not None:
-                text += f", input {_describe(self.config.input_quantizer)}"
+        left_alone = f"left alone: {self.reason}"
+        text = left_alone if self.config is None else str(self.config)
         return f"{text}; {self.note}" if self.note else text
 
 
@@ -84,19 +72,20 @@ def plan(model, scheme):
     graph = Graph(model)
     named = graph.layers()
     _check_overrides(scheme.overrides, named)
-    first = _at_the_border(graph.calls)
-    last = _at_the_border(graph.calls[::-1], reverse=True)
+    why_not = scheme.treatment.why_not
+    first = _at_the_border(graph.calls, why_not)
+    last = _at_the_border(graph.calls[::-1], why_not, reverse=True)
     negative = may_be_negative(graph)
     rows = []
     for name, layer in named.items():
         if isinstance(layer, keras.layers.InputLayer):
             continue
         choice = _override(scheme.overrides, name)
-        reason = _why_not(layer)
+        reason = why_not(layer)
         if reason is not None:
-            if isinstance(choice, QuantizeConfig):
+            if isinstance(choice, scheme.treatment):
                 raise ValueError(
-                    f"The override for layer '{name}' asks for quantization. "
+                    f"The override for layer '{name}' asks for its compression. "
                     f"Received a layer of type {type(layer).__name__}: {reason}."
                 )
             choice = KeepFloat(reason)
@@ -120,25 +109,7 @@ def plan(model, scheme):
     )
 
 
-def _why_not(layer):
-    """Why a layer cannot be quantized, or None if it can."""
-    if isinstance(layer, (layers.QuantizedKernel, layers.PackedKernel)):
-        return "is compressed already"
-    if type(layer) in QUANTIZED:
-        if getattr(layer, "lora_enabled", False):
-            return "has LoRA enabled"
-        if getattr(layer, "quantization_mode", None):
-            return f"is quantized by Keras ({layer.quantization_mode})"
-        return None
-    if not getattr(layer, "weights", None):
-        return "has no weights"
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return "batch normalization, folded when finalized where possible"
-    kinds = ", ".join(kind.__name__ for kind in QUANTIZED)
-    return f"only layers of type {kinds} are compressed"
-
-
-def _at_the_border(calls, reverse=False):
+def _at_the_border(calls, why_not, reverse=False):
     """ids of the eligible layers that no eligible layer comes before.
 
     With `reverse` and the calls in reversed order: that none comes after.
@@ -149,7 +120,7 @@ def _at_the_border(calls, reverse=False):
         if reverse:
             sources, targets = targets, sources
         passed = any(id(tensor) in behind for tensor in sources)
-        if _why_not(call.operation) is None:
+        if why_not(call.operation) is None:
             (inner if passed else border).add(id(call.operation))
             passed = True
         if passed:
@@ -171,8 +142,3 @@ def _check_overrides(overrides, names):
                 "Each override must match the whole name of at least one layer. "
                 f"Received: {pattern!r}; the layers are {', '.join(names)}."
             )
-
-
-def _describe(quantizer):
-    bits = "/".join(map(str, quantizer.candidates))
-    return f"{type(quantizer).__name__} {bits} bit"

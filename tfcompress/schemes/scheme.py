@@ -30,6 +30,10 @@ class Scheme:
     Subclasses give `config_for(layer, place)` and, if anything has to happen during
     `fit`, `callbacks(student, batches)`.
 
+    Attributes:
+        treatment: class of what `config_for` gives a layer that is compressed:
+            `QuantizeConfig`, or another with the same methods.
+
     Args:
         overrides: `{pattern: KeepFloat() or QuantizeConfig(...)}`. A pattern is a
             regular expression that matches a whole layer name ("outer/inner" in
@@ -38,11 +42,14 @@ class Scheme:
             treated layer that has no regularizer of its own.
     """
 
+    treatment = QuantizeConfig
+
     def __init__(self, overrides=None, weight_decay=0.0):
         for pattern, config in (overrides or {}).items():
-            if not isinstance(config, (KeepFloat, QuantizeConfig)):
+            if not isinstance(config, (KeepFloat, self.treatment)):
                 raise TypeError(
-                    "An override is tfc.KeepFloat() or tfc.QuantizeConfig(...). "
+                    "An override is tfc.KeepFloat() or "
+                    f"tfc.{self.treatment.__name__}(...). "
                     f"Received: {config!r} for {pattern!r}."
                 )
             try:
@@ -61,7 +68,7 @@ class Scheme:
         self.weight_decay = weight_decay
 
     def config_for(self, layer, place):
-        """`QuantizeConfig` or `KeepFloat` for an eligible layer.
+        """A `treatment` or `KeepFloat` for an eligible layer.
 
         Args:
             layer: a Keras convolution or dense layer.
