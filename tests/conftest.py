@@ -9,8 +9,14 @@ import keras
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _free_memory():
+    """Frees the graphs of the module before; that takes seconds."""
+    keras.utils.clear_session()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_keras():
-    """Each test starts with the same seed and without the graphs of others."""
-    keras.utils.clear_session()
+    """Each test starts with the same seed, and names start from the beginning."""
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
