@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops
 from tfcompress.cost.layer_costs import layer_costs
-from tfcompress.surgery.channels import channel_spaces, input_spaces
+from tfcompress.surgery.filters import Filters
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class BopsModel:
     """
 
     def __init__(self, graph, model):
-        spaces = channel_spaces(graph)
-        removable = {name for name, space in spaces.items() if not space.tied}
-        inputs = input_spaces(graph)
+        filters = Filters(graph)
+        removable = {name for name, space in filters.spaces.items() if not space.tied}
+        inputs = filters.inputs
         self.terms = []
         for cost in layer_costs(model):
             if cost.macs:

@@ -12,7 +12,7 @@ from tfcompress.schemes.calibration import CalibrateActivations, calibrate_weigh
 from tfcompress.schemes.scheme import Scheme
 from tfcompress.schemes.search_space import SearchSpace, candidates
 from tfcompress.schemes.uniform import quantize_config
-from tfcompress.surgery.channels import channel_spaces, input_spaces
+from tfcompress.surgery.filters import Filters
 from tfcompress.surgery.graph import Graph
 
 
@@ -133,7 +133,7 @@ class BitSharing(Scheme):
             return {}
         gates = self._filter_gates(model, plan)
         notes = {}
-        for name, space in channel_spaces(Graph(model)).items():
+        for name, space in Filters(Graph(model)).spaces.items():
             if name in gates:
                 gate = gates[name]
                 notes[name] = (
@@ -147,7 +147,7 @@ class BitSharing(Scheme):
         return notes
 
     def layers_in_front(self, model, plan):
-        spaces = channel_spaces(Graph(model))
+        spaces = Filters(Graph(model)).spaces
         in_front = {}
         for producer, gate in self._filter_gates(model, plan).items():
             for consumer in spaces[producer].consumers:
@@ -164,11 +164,11 @@ class BitSharing(Scheme):
         if self.group_size is None:
             return {}
         treated = {row.name for row in plan.treated()}
-        graph = Graph(model)
+        filters = Filters(Graph(model))
         # A depthwise multiplier makes several channels of each filter's.
         multiplied = {
             space.producer
-            for space in input_spaces(graph).values()
+            for space in filters.inputs.values()
             if (np.diff(space.channel_of) == 0).any()
         }
         return {
@@ -179,7 +179,7 @@ class BitSharing(Scheme):
                 self.max_pruned,
                 name=f"{name.replace('/', '_')}_gate",
             )
-            for name, space in channel_spaces(graph).items()
+            for name, space in filters.spaces.items()
             if name in treated - multiplied and not space.tied and space.consumers
         }
 
