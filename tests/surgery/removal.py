@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from tfcompress.layers import PackedKernel
@@ -13,7 +14,7 @@ from tfcompress.surgery.remove import remove_classes
 def randomize(model, rng):
     """Gives biases, slopes and statistics random values; kernels stay initialized."""
     for layer in Graph(model).layers().values():
-        if isinstance(layer, PackedKernel):
+        if isinstance(layer, (PackedKernel, layers.Normalization)):
             continue
         for variable in layer.weights:
             if len(variable.shape) == 1 or variable.name == "alpha":
@@ -58,7 +59,14 @@ def mask_reads(model, channels, dropped):
 
 
 def call_on_random(model, rng):
-    """Function that calls a model on the same two random samples each time."""
+    """Function that calls a model on the same two random samples each time.
+
+    Compiled where a CPU has no kernels for channels_first without.
+    """
+    first = any(
+        getattr(layer, "data_format", None) == "channels_first"
+        for layer in Graph(model).layers().values()
+    )
     samples = [
         rng.integers(0, 5, (2, *tensor.shape[1:]))
         if "int" in tensor.dtype
@@ -67,7 +75,8 @@ def call_on_random(model, rng):
     ]
 
     def call(other):
-        outputs = other(samples if len(samples) > 1 else samples[0], training=False)
+        run = tf.function(other, jit_compile=True) if first else other
+        outputs = run(samples if len(samples) > 1 else samples[0], training=False)
         return [
             ops.convert_to_numpy(y).astype(np.float32)
             for y in keras.tree.flatten(outputs)

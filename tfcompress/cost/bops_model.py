@@ -41,12 +41,11 @@ class BopsModel:
 
     def __init__(self, graph, model):
         filters = Filters(graph)
-        removable = {name for name, space in filters.spaces.items() if not space.tied}
-        inputs = filters.inputs
+        removable = {name for name, found in filters.of.items() if not found.tied}
         self.terms = []
         for cost in layer_costs(model):
             if cost.macs:
-                reads = inputs[cost.name].producer if cost.name in inputs else None
+                reads = filters.source.get(cost.name)
                 self.terms.append(
                     BopsTerm(
                         cost.name,

@@ -1,7 +1,6 @@
 """Single-path bit sharing as a scheme: bits and filters under a BOPs budget."""
 
 import keras
-import numpy as np
 
 from tfcompress.cost.bops_model import BopsModel
 from tfcompress.layers import BopsBudget, FilterGate
@@ -133,24 +132,24 @@ class BitSharing(Scheme):
             return {}
         gates = self._filter_gates(model, plan)
         notes = {}
-        for name, space in Filters(Graph(model)).spaces.items():
+        for name, filters in Filters(Graph(model)).of.items():
             if name in gates:
                 gate = gates[name]
                 notes[name] = (
                     f"up to {gate.most_closed} of {gate.group_count} groups of "
                     f"{gate.group_size} filters may go"
                 )
-            elif space.tied:
-                notes[name] = f"filters stay: {space.tied}"
-            elif space.consumers:
-                notes[name] = "filters stay: not quantized, or a depthwise multiplier"
+            elif filters.tied:
+                notes[name] = f"filters stay: {filters.tied}"
+            elif filters.consumers:
+                notes[name] = "filters stay: not quantized"
         return notes
 
     def layers_in_front(self, model, plan):
-        spaces = Filters(Graph(model)).spaces
+        filters_of = Filters(Graph(model)).of
         in_front = {}
         for producer, gate in self._filter_gates(model, plan).items():
-            for consumer in spaces[producer].consumers:
+            for consumer in filters_of[producer].consumers:
                 in_front.setdefault(consumer, []).append(gate)
         # It counts steps by its calls, so a layer that is called once is wanted.
         graph = Graph(model)
@@ -164,23 +163,16 @@ class BitSharing(Scheme):
         if self.group_size is None:
             return {}
         treated = {row.name for row in plan.treated()}
-        filters = Filters(Graph(model))
-        # A depthwise multiplier makes several channels of each filter's.
-        multiplied = {
-            space.producer
-            for space in filters.inputs.values()
-            if (np.diff(space.channel_of) == 0).any()
-        }
         return {
             name: FilterGate(
                 name,
-                space.channels,
+                filters.count,
                 self.group_size,
                 self.max_pruned,
                 name=f"{name.replace('/', '_')}_gate",
             )
-            for name, space in filters.spaces.items()
-            if name in treated - multiplied and not space.tied and space.consumers
+            for name, filters in Filters(Graph(model)).of.items()
+            if name in treated and not filters.tied and filters.consumers
         }
 
     def connect(self, student):

@@ -29,6 +29,15 @@ def mixes_channels(activation):
     return activation not in _FUNCTIONS
 
 
+def why_mixed(layer):
+    """Why a layer's activation keeps channels from being removed, or ""."""
+    activation = getattr(layer, "activation", None)
+    if not mixes_channels(activation):
+        return ""
+    function = getattr(activation, "__name__", type(activation).__name__)
+    return f"the activation {function} of '{layer.name}' may mix channels"
+
+
 def keeps_zero(activation):
     """Whether an elementwise activation, or None for none, is zero at zero."""
     return activation is None or _is_zero(activation(ops.zeros((1, 1))))

@@ -11,12 +11,18 @@ from tfcompress.surgery.weight_rules import channel_axis
 
 
 def flatten(trace, call):
-    source = trace.read(call, channel_axis(call.operation))
-    positions = 0
-    if None not in call.inputs[0].shape[1:]:
-        # Flatten transposes channels_first, so positions come before channels.
-        positions = math.prod(call.inputs[0].shape[1:]) // max(len(source.ids), 1)
-    _put_repeated(trace, call, source, 1, positions)
+    source = trace.space(call.inputs[0])
+    sizes = call.inputs[0].shape
+    if None in sizes[1:] or len(sizes) < 2:
+        trace.give_up(call)
+        return
+    order = list(range(1, len(sizes)))
+    if channel_axis(call.operation) == 1:  # it moves the channels to the end
+        order = [*order[1:], 1]
+    place = order.index(source.axis)
+    before, after = order[:place], order[place + 1 :]
+    inner = math.prod(sizes[axis] for axis in after)
+    _put_repeated(trace, call, source, inner, math.prod(sizes[axis] for axis in before))
 
 
 def reshape_layer(trace, call):

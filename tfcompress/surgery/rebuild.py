@@ -57,6 +57,7 @@ def rebuild(model, replace, replace_operation=None, model_class=keras.Model):
 
     def build(model, tensors, model_class):
         """A model with inputs like `tensors`, whose structure is that of its own."""
+        is_sequential = isinstance(model, keras.Sequential)
         shapes = iter([tensor.shape for tensor in keras.tree.flatten(tensors)])
         inputs = keras.tree.map_structure(
             lambda old: keras.Input(
@@ -64,9 +65,9 @@ def rebuild(model, replace, replace_operation=None, model_class=keras.Model):
                 dtype=old.dtype,
                 name=old.name,
             ),
-            model.input,
+            model.inputs[0] if is_sequential else model.input,
         )
-        if isinstance(model, keras.Sequential):
+        if is_sequential:
             outputs = inputs
             for layer in model.layers:
                 outputs = replacement(layer)(outputs)

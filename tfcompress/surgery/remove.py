@@ -175,13 +175,13 @@ def _check_removable(channels, dropped):
             f"`dropped` is a boolean array of shape ({len(channels.frozen)},), one "
             f"for each class of channels. Received: shape {dropped.shape}."
         )
-    for name, written in channels.written.items():
-        frozen = [c for c in written[dropped[written]] if channels.frozen[c]]
+    for name, classes in channels.tensors:
+        frozen = [c for c in classes[dropped[classes]] if channels.frozen[c]]
         if frozen:
             raise ValueError(
-                f"The channels of '{name}' cannot be removed: "
-                f"{channels.frozen[frozen[0]]}. Leave '{name}', and what is tied to "
-                "it, as it is."
+                "Only channels that nothing freezes are expected to go. Received some "
+                f"of '{name}', which stay: {channels.frozen[frozen[0]]}. Leave "
+                f"'{name}', and what is tied to it, as it is."
             )
     for name, classes in channels.tensors:
         if len(classes) and dropped[classes].all():

@@ -43,15 +43,18 @@ def elementwise_call(trace, call):
 
 
 def activation(trace, call):
-    if elementwise.mixes_channels(call.operation.activation):
-        trace.give_up(call, f"'{call.name}' has an activation that may mix channels")
+    reason = elementwise.why_mixed(call.operation)
+    if reason:
+        trace.give_up(call, reason)
     else:
         elementwise_call(trace, call)
 
 
 def dropout(trace, call):
-    if getattr(call.operation, "noise_shape", None) is not None:
-        trace.give_up(call, f"'{call.name}' has a noise_shape")
+    shape = getattr(call.operation, "noise_shape", None)
+    axis = trace.space(call.inputs[0]).axis
+    if shape is not None and shape[axis] not in (None, 1):
+        trace.give_up(call, f"'{call.name}' has a noise_shape with the channels")
     else:
         passing(trace, call)
 

@@ -133,9 +133,7 @@ class Trace:
     def give_up(self, call, reason=None):
         """Freezes everything that a call reads and makes."""
         for tensor in call.inputs:
-            self.freeze(
-                self.space(tensor).ids, reason or f"read by {described(call)}"
-            )
+            self.freeze(self.space(tensor).ids, reason or f"read by {described(call)}")
         for tensor in call.outputs:
             self.fix(tensor, reason or f"made by {described(call)}", call.name)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import layers
 
-from tfcompress.surgery.elementwise import keeps_zero, mixes_channels
+from tfcompress.surgery.elementwise import keeps_zero, mixes_channels, why_mixed
 from tfcompress.surgery.trace import Space
 
 
@@ -58,10 +58,11 @@ def separable_convolution(trace, call):
 def einsum_dense(trace, call):
     """A dense layer on the last axis; any other equation freezes."""
     layer = call.operation
-    operands, output = layer.equation.replace("...", "").split("->")
+    operands, output = layer.equation.replace(" ", "").split("->")
     left, kernel = operands.split(",")
     is_dense = (
         len(kernel) == 2
+        and kernel.isalpha()
         and left[-1:] + output[-1:] == kernel
         and left[:-1] == output[:-1]
         and not set(kernel) & set(left[:-1])
@@ -72,7 +73,7 @@ def einsum_dense(trace, call):
         trace.give_up(call, reason)
         return
     source = trace.read(call, -1)
-    made = trace.new(call.outputs[0].shape[-1])
+    made = trace.new(layer.kernel.shape[-1])
     weights = {"kernel": {-2: source.ids, -1: made}, "bias": {-1: made}}
 
     def changes(count):
@@ -219,7 +220,6 @@ def _activation_keeps_zero(layer):
 
 
 def _freeze_mixed(trace, call, ids):
-    activation = getattr(call.operation, "activation", None)
-    if mixes_channels(activation):
-        function = getattr(activation, "__name__", type(activation).__name__)
-        trace.freeze(ids, f"the activation {function} of '{call.name}' may mix channels")
+    reason = why_mixed(call.operation)
+    if reason:
+        trace.freeze(ids, reason)
