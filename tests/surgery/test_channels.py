@@ -434,7 +434,6 @@ FROZEN = {
 
 @pytest.mark.parametrize("function, reason", FROZEN.values(), ids=FROZEN)
 def test_frozen(function, reason):
-    keras.backend.clear_session()  # names of operations count up
     channels = channels_of(function)
     if reason is None:
         assert "conv" not in channels.written
