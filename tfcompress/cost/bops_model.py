@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops
 from tfcompress.cost.layer_costs import layer_costs
-from tfcompress.surgery.channels import channel_spaces, input_spaces
+from tfcompress.surgery.filters import Filters
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,12 @@ class BopsModel:
     """
 
     def __init__(self, graph, model):
-        spaces = channel_spaces(graph)
-        removable = {name for name, space in spaces.items() if not space.tied}
-        inputs = input_spaces(graph)
+        filters = Filters(graph)
+        removable = {name for name, found in filters.of.items() if not found.tied}
         self.terms = []
         for cost in layer_costs(model):
             if cost.macs:
-                reads = inputs[cost.name].producer if cost.name in inputs else None
+                reads = filters.source.get(cost.name)
                 self.terms.append(
                     BopsTerm(
                         cost.name,

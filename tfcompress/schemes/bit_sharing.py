@@ -1,7 +1,6 @@
 """Single-path bit sharing as a scheme: bits and filters under a BOPs budget."""
 
 import keras
-import numpy as np
 
 from tfcompress.cost.bops_model import BopsModel
 from tfcompress.layers import BopsBudget, FilterGate
@@ -12,7 +11,7 @@ from tfcompress.schemes.calibration import CalibrateActivations, calibrate_weigh
 from tfcompress.schemes.scheme import Scheme
 from tfcompress.schemes.search_space import SearchSpace, candidates
 from tfcompress.schemes.uniform import quantize_config
-from tfcompress.surgery.channels import channel_spaces, input_spaces
+from tfcompress.surgery.filters import Filters
 from tfcompress.surgery.graph import Graph
 
 
@@ -133,24 +132,24 @@ class BitSharing(Scheme):
             return {}
         gates = self._filter_gates(model, plan)
         notes = {}
-        for name, space in channel_spaces(Graph(model)).items():
+        for name, filters in Filters(Graph(model)).of.items():
             if name in gates:
                 gate = gates[name]
                 notes[name] = (
                     f"up to {gate.most_closed} of {gate.group_count} groups of "
                     f"{gate.group_size} filters may go"
                 )
-            elif space.tied:
-                notes[name] = f"filters stay: {space.tied}"
-            elif space.consumers:
-                notes[name] = "filters stay: not quantized, or a depthwise multiplier"
+            elif filters.tied:
+                notes[name] = f"filters stay: {filters.tied}"
+            elif filters.consumers:
+                notes[name] = "filters stay: not quantized"
         return notes
 
     def layers_in_front(self, model, plan):
-        spaces = channel_spaces(Graph(model))
+        filters_of = Filters(Graph(model)).of
         in_front = {}
         for producer, gate in self._filter_gates(model, plan).items():
-            for consumer in spaces[producer].consumers:
+            for consumer in filters_of[producer].consumers:
                 in_front.setdefault(consumer, []).append(gate)
         # It counts steps by its calls, so a layer that is called once is wanted.
         graph = Graph(model)
@@ -164,23 +163,16 @@ class BitSharing(Scheme):
         if self.group_size is None:
             return {}
         treated = {row.name for row in plan.treated()}
-        graph = Graph(model)
-        # A depthwise multiplier makes several channels of each filter's.
-        multiplied = {
-            space.producer
-            for space in input_spaces(graph).values()
-            if (np.diff(space.channel_of) == 0).any()
-        }
         return {
             name: FilterGate(
                 name,
-                space.channels,
+                filters.count,
                 self.group_size,
                 self.max_pruned,
                 name=f"{name.replace('/', '_')}_gate",
             )
-            for name, space in channel_spaces(graph).items()
-            if name in treated - multiplied and not space.tied and space.consumers
+            for name, filters in Filters(Graph(model)).of.items()
+            if name in treated and not filters.tied and filters.consumers
         }
 
     def connect(self, student):

@@ -12,12 +12,14 @@ class Call:
     Attributes:
         name: the operation's name; inside nested models "outer/inner".
         operation: the `keras.Layer` or `keras.Operation` that is called.
+        arguments: `(args, kwargs)` of the call.
         inputs: list of `KerasTensor`, in the order of the arguments.
         outputs: list of `KerasTensor`; they belong to this trace alone.
     """
 
     name: str
     operation: keras.Operation
+    arguments: tuple
     inputs: list
     outputs: list
 
@@ -32,6 +34,8 @@ class Graph:
 
     Attributes:
         calls: list of `Call`.
+        model_calls: list of `Call`, those of the nested models themselves.
+        inputs: the model's input `KerasTensor`s.
         outputs: the model's output `KerasTensor`s.
 
     Args:
@@ -44,6 +48,8 @@ class Graph:
     def __init__(self, model):
         check_has_graph(model)
         self.calls = []
+        self.model_calls = []
+        self.inputs = model.inputs
         self.outputs = keras.tree.flatten(self._walk(model, model.inputs, ""))
 
     def _walk(self, model, inputs, prefix):
@@ -51,10 +57,13 @@ class Graph:
             def call(*args, **kwargs):
                 name = prefix + operation.name
                 if is_model(operation):
-                    return self._walk(operation, args[0], name + "/")
-                outputs = operation.compute_output_spec(*args, **kwargs)
+                    outputs = self._walk(operation, args[0], name + "/")
+                    calls = self.model_calls
+                else:
+                    outputs = operation.compute_output_spec(*args, **kwargs)
+                    calls = self.calls
                 tensors = _tensors((args, kwargs)), _tensors(outputs)
-                self.calls.append(Call(name, operation, *tensors))
+                calls.append(Call(name, operation, (args, kwargs), *tensors))
                 return outputs
 
             return call

@@ -1,16 +1,12 @@
-"""Removing output channels from a model, with all that is stored for them."""
+"""Removing channels from a model, with all that is stored for them."""
+
+import functools
 
 import numpy as np
 from keras import ops
 
 from tfcompress.layers import PackedKernel, QuantizedKernel
-from tfcompress.surgery.channels import (
-    DEPTHWISE,
-    PRODUCERS,
-    channel_spaces,
-    input_spaces,
-    width_argument,
-)
+from tfcompress.surgery.channels import Channels
 from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
@@ -20,8 +16,9 @@ def remove_channels(model, keep):
 
     The channels that are not kept disappear from the layers that make them, from
     those that carry them on (batch normalization, depthwise convolutions, PReLU),
-    and from those that sum over them. All other weights are copied as they are.
-    Where the removed channels were zero, the predictions stay what they were.
+    and from those that sum over them; channels that are tied to them disappear from
+    all other layers. All other weights are copied as they are. Where the removed
+    channels were zero to all that read them, the predictions stay what they were.
 
     Args:
         model: a built Functional or Sequential model of plain Keras layers, or a
@@ -29,47 +26,139 @@ def remove_channels(model, keep):
             untouched.
         keep: `{name: indices}`, for each layer that is to lose output channels
             the indices of those that stay, ascending. Names are those of
-            `tfcompress.surgery.channels.channel_spaces`: inside nested models
-            "outer/inner".
+            `Channels.written`: inside nested models "outer/inner".
 
     Returns:
         A Functional `keras.Model`, not compiled.
 
     Raises:
         ValueError: if the model has no graph or has `Quant*` layers, a name is
-            not that of a Conv1D, Conv2D or Dense layer, its channels are tied, or
-            the indices are not ascending integers within the layer's channels.
+            not that of a layer that makes channels, the indices are not ascending
+            integers within the layer's channels, channels that go are frozen or
+            tied to channels that are to stay, or a tensor would lose all channels.
     """
-    graph = Graph(model)
-    named_layers = graph.layers()
-    _check_not_in_training(named_layers)
-    keep = _checked(keep, channel_spaces(graph))
-    inputs = input_spaces(graph)
-    cuts = {
-        id(layer): (_kept_inputs(inputs.get(name), keep), keep.get(name))
-        for name, layer in named_layers.items()
-    }
+    channels = Channels(Graph(model))
+    dropped = np.zeros(len(channels.frozen), bool)
+    kept = _checked_indices(keep, channels.written)
+    for name, indices in kept.items():
+        dropped[np.delete(channels.written[name], indices)] = True
+    for name, indices in kept.items():
+        _check_not_tied(name, indices, channels.written[name], dropped)
+    return remove_classes(model, channels, dropped)
 
-    def replace(layer):
-        _, kept_outputs = cuts[id(layer)]
-        if kept_outputs is None:
-            return clone_layer(layer)
-        return clone_layer(layer, **{width_argument(layer): len(kept_outputs)})
 
-    new_model, pairs = rebuild(model, replace)
+def remove_classes(model, channels, dropped):
+    """The same model without whole classes of tied channels.
+
+    Args:
+        model: as for `remove_channels`.
+        channels: `Channels(Graph(model))`.
+        dropped: boolean array, true for each of its classes that goes.
+
+    Returns:
+        A Functional `keras.Model`, not compiled.
+
+    Raises:
+        ValueError: if the model has `Quant*` layers, `dropped` has another shape,
+            a class that goes is frozen, or a tensor would lose all channels.
+    """
+    _check_not_in_training(model)
+    dropped = np.asarray(dropped, bool)
+    _check_removable(channels, dropped)
+
+    def count(classes):
+        return int((~dropped[classes]).sum())
+
+    def changes(operation):
+        found = channels.resized.get(id(operation))
+        return found.changes(count) if found else {}
+
+    def replace_operation(operation):
+        changed = changes(operation)
+        if "key" in changed:  # of `x[key]`, an argument of the call
+            return functools.partial(_get_item, clone_layer(operation), changed["key"])
+        return clone_layer(operation, **changed)
+
+    new_model, pairs = rebuild(
+        model,
+        lambda layer: clone_layer(layer, **changes(layer)),
+        replace_operation,
+    )
     for old, new in pairs:
-        kept_inputs, kept_outputs = cuts[id(old)]
-        if kept_inputs is None and kept_outputs is None:
-            copy_weights(old, new)
+        found = channels.resized.get(id(old))
+        if found and found.weights:
+            _copy_kept(old, new, found.weights, ~dropped)
         else:
-            _copy_kept(old, new, kept_inputs, kept_outputs)
+            copy_weights(old, new)
     return new_model
 
 
-def _check_not_in_training(named_layers):
+def round_up(channels, dropped, importances, multiple):
+    """Takes channels back until each group keeps a multiple, or all that it has.
+
+    Args:
+        channels: a `Channels`.
+        dropped: boolean array, true for each class that is to go.
+        importances: float array, one per class: the most important come back first.
+        multiple: the number of channels of each group that stay is a multiple of it.
+
+    Returns:
+        Boolean array, true for each class that goes.
+    """
+    dropped = np.array(dropped, bool)
+    importances = np.asarray(importances)
+    for group in channels.groups:
+        gone = group.classes[dropped[group.classes]]
+        missing = -(len(group.classes) - len(gone)) % multiple
+        order = np.argsort(-importances[gone], kind="stable")
+        dropped[gone[order[:missing]]] = False
+    return dropped
+
+
+def _checked_indices(keep, written):
+    """`keep` with integer arrays."""
+    unknown = [name for name in keep if name not in written]
+    if unknown:
+        raise ValueError(
+            "`keep` has names of layers that make channels, here of: "
+            f"{_listed(written)}. Received: {_listed(unknown)}. Take the names from "
+            "`Channels.written`."
+        )
+    return {name: _indices(name, kept, written[name]) for name, kept in keep.items()}
+
+
+def _indices(name, kept, written):
+    indices = np.asarray(kept)
+    if (
+        indices.ndim != 1
+        or indices.size == 0
+        or not np.issubdtype(indices.dtype, np.integer)
+        or indices.min() < 0
+        or indices.max() >= len(written)
+        or (indices[1:] <= indices[:-1]).any()
+    ):
+        raise ValueError(
+            f"`keep['{name}']` is a list of one or more different integers "
+            f"from 0 to {len(written) - 1}, in ascending order. Received: {kept!r}. "
+            "A layer has to keep at least one channel."
+        )
+    return indices
+
+
+def _check_not_tied(name, indices, written, dropped):
+    torn = indices[dropped[written[indices]]].tolist()
+    if torn:
+        raise ValueError(
+            f"`keep['{name}']` has to leave out what is tied to removed channels. "
+            f"Received: {indices.tolist()}, of which {torn} are tied to channels that "
+            "`keep` removes. `Channels.details()` says what is tied."
+        )
+
+
+def _check_not_in_training(model):
     names = [
         name
-        for name, layer in named_layers.items()
+        for name, layer in Graph(model).layers().items()
         if isinstance(layer, QuantizedKernel)
     ]
     if names:
@@ -80,83 +169,49 @@ def _check_not_in_training(named_layers):
         )
 
 
-def _checked(keep, spaces):
-    """`keep` with integer arrays, after all checks."""
-    unknown = [name for name in keep if name not in spaces]
-    if unknown:
+def _check_removable(channels, dropped):
+    if dropped.shape != (len(channels.frozen),):
         raise ValueError(
-            "`keep` has names of Conv1D, Conv2D and Dense layers, here of: "
-            f"{_listed(spaces)}. Received: {_listed(unknown)}. Take the names from "
-            "`channel_spaces`."
+            f"`dropped` is a boolean array of shape ({len(channels.frozen)},), one "
+            f"for each class of channels. Received: shape {dropped.shape}."
         )
-    return {name: _indices(kept, spaces[name]) for name, kept in keep.items()}
+    for name, classes in channels.tensors:
+        frozen = [c for c in classes[dropped[classes]] if channels.frozen[c]]
+        if frozen:
+            raise ValueError(
+                "Only channels that nothing freezes are expected to go. Received some "
+                f"of '{name}', which stay: {channels.frozen[frozen[0]]}. Leave "
+                f"'{name}', and what is tied to it, as it is."
+            )
+    for name, classes in channels.tensors:
+        if len(classes) and dropped[classes].all():
+            raise ValueError(
+                f"At least one channel is expected to stay of what '{name}' makes. "
+                "Received: none of them. Keep one."
+            )
 
 
-def _indices(kept, space):
-    if space.tied:
-        raise ValueError(
-            f"The channels of '{space.producer}' cannot be removed: {space.tied}. "
-            f"Leave '{space.producer}' out of `keep`."
-        )
-    indices = np.asarray(kept)
-    if (
-        indices.ndim != 1
-        or indices.size == 0
-        or not np.issubdtype(indices.dtype, np.integer)
-        or indices.min() < 0
-        or indices.max() >= space.channels
-        or (indices[1:] <= indices[:-1]).any()
-    ):
-        raise ValueError(
-            f"`keep['{space.producer}']` is a list of one or more different integers "
-            f"from 0 to {space.channels - 1}, in ascending order. Received: {kept!r}. "
-            "A layer has to keep at least one channel."
-        )
-    return indices
-
-
-def _kept_inputs(space, keep):
-    """Indices on the last axis of a layer's input that stay; None if all do."""
-    if space is None or space.producer not in keep:
-        return None
-    return np.flatnonzero(np.isin(space.channel_of, keep[space.producer]))
-
-
-def _copy_kept(old, new, kept_inputs, kept_outputs):
+def _copy_kept(old, new, weights, stays):
     """Copies the weights of one layer, but for the channels that are gone."""
-    if not isinstance(old, (*PRODUCERS, *DEPTHWISE)):
-        # Batch normalization and PReLU: channels are the last axis of all weights.
-        new.set_weights(
-            [_take(values, kept_inputs, -1) for values in old.get_weights()]
-        )
-        return
-    # Kernels end in (input channels, filters), those of depthwise convolutions in
-    # (input channels, multiplier), of which the multiplier stays as it is.
-    filters = kept_outputs
-    if isinstance(old, DEPTHWISE):
-        kept_outputs = _behind_depthwise(kept_inputs, old.depth_multiplier)
 
-    def cut(kernel):
-        return _take(_take(kernel, kept_inputs, -2), filters, -1)
-
-    if isinstance(old, PackedKernel):
-        new.set_kernel(cut(old.codes), cut(ops.convert_to_numpy(old.kernel_scale)))
-    else:
-        new.kernel.assign(cut(ops.convert_to_numpy(old.kernel)))
-    if old.use_bias:
-        new.bias.assign(_take(ops.convert_to_numpy(old.bias), kept_outputs, -1))
-
-
-def _behind_depthwise(kept_inputs, multiplier):
-    """Input channel c makes the outputs c * multiplier + (0 ... multiplier - 1)."""
-    return (kept_inputs[:, None] * multiplier + np.arange(multiplier)).ravel()
-
-
-def _take(values, indices, axis):
-    # Scales, and a PReLU's slopes, are shared along axes of size one.
-    if indices is None or values.shape[axis] == 1:
+    def cut(values, axes):
+        for axis, classes in axes.items():
+            # Scales, and a PReLU's slopes, are shared along axes of size one.
+            if values.shape[axis] != 1:
+                values = np.compress(stays[classes], values, axis)
         return values
-    return np.take(values, indices, axis)
+
+    for name, axes in weights.items():
+        if name == "kernel" and isinstance(old, PackedKernel):
+            scale = ops.convert_to_numpy(old.kernel_scale)
+            new.set_kernel(cut(old.codes, axes), cut(scale, axes))
+        elif getattr(old, name) is not None:
+            values = ops.convert_to_numpy(getattr(old, name))
+            getattr(new, name).assign(cut(values, axes))
+
+
+def _get_item(operation, key, x, *_, **__):
+    return operation(x, key)
 
 
 def _listed(names):
