@@ -7,15 +7,14 @@ in `uniform/`, the same network with 4 bits throughout, trained alike.
 """
 
 from absl import app, flags
-from rich.table import Table
 
 import tfcompress as tfc
 from recipes.common.bit_history import BitHistory
-from recipes.common.flags import refuse_arguments
+from recipes.common.comparison import comparison
+from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from tfcompress import reporting
 from tfcompress.cost import layer_costs, total_cost
-from tfcompress.reporting.tables import render
 from tfcompress.schemes.budget import parse_budget
 
 FLAGS = flags.FLAGS
@@ -50,7 +49,7 @@ flags.DEFINE_boolean(
 def make_schemes():
     schemes = [
         tfc.BitSharing(
-            bops=_share_or_count(FLAGS.bops),
+            bops=share_or_count(FLAGS.bops),
             group_size=FLAGS.group_size or None,
             search_fraction=FLAGS.search_epochs / _epochs(),
         )
@@ -58,15 +57,6 @@ def make_schemes():
     if FLAGS.uniform_baseline:
         schemes.append(tfc.Uniform(UNIFORM_BITS, UNIFORM_BITS))
     return schemes
-
-
-def _share_or_count(text):
-    """`BitSharing` takes a share as text and a count as a number."""
-    try:
-        count = float(text)
-    except ValueError:
-        return text
-    return count if count > 1 else text
 
 
 def _epochs():
@@ -85,22 +75,7 @@ def main(argv):
     reporting.plot_gates(history.epochs, experiment.folder / "gates.png")
     reports += [experiment.compress(scheme, "uniform") for scheme in uniform]
     experiment.finish()
-    print(_comparison(reports))
-
-
-def _comparison(reports):
-    """One row per scheme, as text."""
-    table = Table("scheme", "accuracy", "BOPs", "of float", ".tflite bytes")
-    for report in reports:
-        cost = report["cost"]
-        table.add_row(
-            report["scheme"],
-            f"{report['accuracy']['litert']:.4f}",
-            f"{cost['bops']:,}",
-            f"1/{cost['float_bops'] / cost['bops']:.1f}",
-            f"{report['size']['tflite_bytes']:,}",
-        )
-    return render(table)
+    print(comparison(reports, "bops"))
 
 
 if __name__ == "__main__":

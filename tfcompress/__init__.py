@@ -4,6 +4,8 @@ from tfcompress import layers, quantizers
 from tfcompress.reporting import summary
 from tfcompress.schemes import (
     BitSharing,
+    Decomposition,
+    Factorize,
     KeepFloat,
     PrunedTernary,
     QuantizeConfig,
@@ -15,6 +17,8 @@ from tfcompress.surgery import finalize
 
 __all__ = [
     "BitSharing",
+    "Decomposition",
+    "Factorize",
     "KeepFloat",
     "PrunedTernary",
     "QuantizeConfig",

@@ -98,6 +98,15 @@ def refuse_arguments(argv):
         raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
 
 
+def share_or_count(text):
+    """A budget as schemes take it: a share as text, a count as a number."""
+    try:
+        count = float(text)
+    except ValueError:
+        return text
+    return count if count > 1 else text
+
+
 def input_scaling():
     """The name of the input scaling to use."""
     return FLAGS.input_scaling or FOR_BUILT_IN_MODELS

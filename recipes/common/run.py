@@ -104,8 +104,6 @@ class Experiment:
             The report.
         """
         start = time.perf_counter()
-        folder = self.folder / subfolder
-        folder.mkdir(exist_ok=True)
         student = tfc.compress(self.model, scheme)
         self._fit(
             student,
@@ -114,7 +112,37 @@ class Experiment:
             FLAGS.learning_rate,
             callbacks=callbacks,
         )
-        tiny = tfc.finalize(student)
+        seconds = time.perf_counter() - start
+        name = type(scheme).__name__
+        return self._report(tfc.finalize(student), name, subfolder, seconds, budget)
+
+    def train(self, model, name, subfolder, learning_rate, budget=None):
+        """Trains a plain model for as many epochs and reports it like the schemes.
+
+        Args:
+            model: what to compare with, of the same inputs and outputs.
+            name: of it, in the report.
+            learning_rate: peak.
+            subfolder, budget: see `compress`.
+
+        Returns:
+            The report.
+        """
+        start = time.perf_counter()
+        self._fit(
+            model,
+            f"{subfolder}/model",
+            self.epochs,
+            learning_rate,
+            weight_decay=FLOAT_WEIGHT_DECAY,
+        )
+        seconds = time.perf_counter() - start
+        return self._report(model, name, subfolder, seconds, budget)
+
+    def _report(self, tiny, scheme_name, subfolder, seconds, budget):
+        start = time.perf_counter()
+        folder = self.folder / subfolder
+        folder.mkdir(exist_ok=True)
         tiny.save(folder / "model.keras")
         tflite = folder / "model.tflite"
         images, labels = self._test
@@ -128,10 +156,10 @@ class Experiment:
         float_file = float_tflite(self.model)
         # The exporter's is that of the network without the removed filters.
         export_report["size"]["float_tflite_bytes"] = len(float_file)
-        seconds = self._float_seconds + time.perf_counter() - start
+        seconds += self._float_seconds + time.perf_counter() - start
         report = reporting.build_report(
             recipe=self.recipe,
-            scheme=type(scheme).__name__,
+            scheme=scheme_name,
             model=flags.model_name(),
             dataset=FLAGS.dataset,
             seed=FLAGS.seed,

@@ -7,7 +7,8 @@ from tfcompress.schemes.budget import parse_budget
 
 
 @pytest.mark.parametrize("budget, expected", [
-    ("1/60", 100.0), ("0.02", 120.0), (" 1/3 ", 2000.0), ("2", 12000.0), ("1e-3", 6.0),
+    ("1/60", 100.0), ("1/2.5", 2400.0), ("0.02", 120.0), (" 1/3 ", 2000.0),
+    ("2", 12000.0), ("1e-3", 6.0),
     (7, 7.0), (2.5e9, 2.5e9), (np.float32(8), 8.0), (np.int64(9), 9.0),
     (fractions.Fraction(1, 2), 0.5),
 ])  # fmt: skip
@@ -17,7 +18,7 @@ def test_counts_and_shares(budget, expected):
 
 
 @pytest.mark.parametrize("budget", [
-    "", "half", "1/0", "1/", "60%", "-1/60", "0", "nan", "inf", "1e999",
+    "", "half", "1/2/3", "1/0", "1/", "60%", "-1/60", "0", "nan", "inf", "1e999",
     0, -3, float("nan"), float("inf"), 10**400, True, None, b"1/60", [1], 1j,
 ])  # fmt: skip
 def test_everything_else_is_refused(budget):

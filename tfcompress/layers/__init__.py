@@ -1,7 +1,13 @@
-"""Layers that quantize while training, and packed ones for inference."""
+"""Layers that train towards something smaller, and packed ones for inference."""
 
 from tfcompress.layers.activation import QuantizeActivation
 from tfcompress.layers.bops_budget import BopsBudget
+from tfcompress.layers.factorized import (
+    FactorizedConv1D,
+    FactorizedConv2D,
+    FactorizedDense,
+    FactorizedKernel,
+)
 from tfcompress.layers.filter_gate import FilterGate
 from tfcompress.layers.packed import (
     PackedConv1D,
@@ -18,8 +24,16 @@ from tfcompress.layers.quantized import (
     QuantizedKernel,
 )
 
+# Layers that `tfcompress.finalize` replaces.
+IN_TRAINING = (FactorizedKernel, QuantizedKernel)
+
 __all__ = [
+    "IN_TRAINING",
     "BopsBudget",
+    "FactorizedConv1D",
+    "FactorizedConv2D",
+    "FactorizedDense",
+    "FactorizedKernel",
     "FilterGate",
     "PackedConv1D",
     "PackedConv2D",

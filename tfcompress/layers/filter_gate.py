@@ -15,8 +15,8 @@ class FilterGate(keras.layers.Layer):
     Stands in front of the layers that sum over the channels, behind batch
     normalization and activation: a closed channel is exactly zero there, so its
     filter can be removed. A group stays open while its mean |w|, relative to the
-    layer's, exceeds one threshold per layer (Single-path Bit Sharing;
-    the paper divides by max |w|, the mean keeps all layers' gates around 1).
+    layer's, times its sensitivity, exceeds one threshold per layer (Single-path Bit
+    Sharing; the paper divides by max |w|, the mean keeps all layers' gates around 1).
 
     Args:
         source: name of the layer whose filters it judges; "outer/inner" in nested
@@ -25,8 +25,9 @@ class FilterGate(keras.layers.Layer):
         group_size: filters per group; the last group may be smaller.
         max_closed: share of the groups that may close at most, in [0, 1).
 
-    Variables: those of a `Threshold`; `fixed`, 1 once the choice is made, and `mask`,
-    float32 (filters,), the choice.
+    Variables: those of a `Threshold`; `sensitivities`, float32 (groups,), 1 until they
+    are measured; `fixed`, 1 once the choice is made, and `mask`, float32 (filters,),
+    the choice.
     """
 
     def __init__(self, source, filters, group_size=1, max_closed=0.75, **kwargs):
@@ -61,6 +62,12 @@ class FilterGate(keras.layers.Layer):
         state = {"trainable": False, "autocast": False}
         state["aggregation"] = "only_first_replica"
         self.threshold.build()
+        self.sensitivities = self.add_weight(
+            name="sensitivities",
+            shape=(self.group_count,),
+            initializer="ones",
+            **state,
+        )
         self.fixed = self.add_weight(name="fixed", initializer="zeros", **state)
         self.mask = self.add_weight(
             name="mask", shape=(self.filters,), initializer="ones", **state
@@ -72,7 +79,7 @@ class FilterGate(keras.layers.Layer):
         self._kernel_of = lambda: ops.convert_to_tensor(layer._kernel)
 
     def importances(self):
-        """Mean |w| of each group over that of the layer, float32 (groups,)."""
+        """What is compared with the threshold, float32 (groups,)."""
         if self._kernel_of is None:
             raise ValueError(
                 f"Layer '{self.name}' judges the filters of '{self.source}' and is "
@@ -88,7 +95,18 @@ class FilterGate(keras.layers.Layer):
                 [per_filter, ops.broadcast_to(ops.mean(last), (missing,))]
             )
         per_group = ops.mean(ops.reshape(per_filter, (-1, self.group_size)), axis=1)
-        return per_group / ops.maximum(ops.mean(per_group), 1e-12)
+        relative = per_group / ops.maximum(ops.mean(per_group), 1e-12)
+        return relative * ops.convert_to_tensor(self.sensitivities)
+
+    def set_importances(self, importances):
+        """Sets the sensitivities so that these are the importances now.
+
+        Args:
+            importances: float array (groups,).
+        """
+        now = ops.maximum(self.importances(), 1e-6)
+        sensitivities = ops.cast(importances, "float32") / now
+        self.sensitivities.assign(self.sensitivities * sensitivities)
 
     def gates(self):
         """Zeros and ones, float32 (filters,); gradients to threshold and filters."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from tfcompress.layers import PackedKernel, QuantizedKernel
+from tfcompress.layers import IN_TRAINING, PackedKernel
 from tfcompress.surgery.graph import Graph
 
 # Relative. Folding a factor into `codes * scale` rounds a few times by 6e-8;
@@ -55,22 +55,22 @@ def packed_kernels(model):
     """The `Kernel` of each packed layer of a model, in the order of their calls.
 
     Raises:
-        ValueError: if the model has no packed layer, still has layers that
-            quantize while training, or has no graph.
+        ValueError: if the model has layers that are still in training, or has no graph.
     """
     layers = Graph(model).layers()
-    packed = {
-        n: layer for n, layer in layers.items() if isinstance(layer, PackedKernel)
-    }
-    training = [n for n, layer in layers.items() if isinstance(layer, QuantizedKernel)]
-    if training or not packed:
+    training = [n for n, layer in layers.items() if isinstance(layer, IN_TRAINING)]
+    if training:
         raise ValueError(
-            "A model of packed layers is expected, as `tfcompress.finalize` makes it. "
-            f"Received: '{model.name}' with {len(packed)} packed layers and "
-            f"{len(training)} that quantize while training. Call "
+            "A model of packed or plain layers is expected, as `tfcompress.finalize` "
+            f"makes it. Received: '{model.name}' with {len(training)} layers that are "
+            f"still in training, the first '{training[0]}'. Call "
             "`tfcompress.finalize` on the trained student, and export its result."
         )
-    return [_kernel(name, layer) for name, layer in packed.items()]
+    return [
+        _kernel(name, layer)
+        for name, layer in layers.items()
+        if isinstance(layer, PackedKernel)
+    ]
 
 
 def _kernel(name, layer):

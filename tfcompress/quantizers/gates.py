@@ -85,15 +85,17 @@ class Threshold(keras.layers.Layer):
 class BitGates(keras.layers.Layer):
     """Chooses one of several nested bit-widths by learned gates.
 
-    Gate j is open while the running average of the error that grid j leaves
-    exceeds its threshold; the bits are those up to the first closed gate. The
-    average makes the choice the same on every replica, in training and inference.
+    Gate j is open while its importance exceeds its threshold; the bits are those up
+    to the first closed gate. The importance is the running average of the error that
+    grid j leaves, times a sensitivity. The average makes the choice the same on every
+    replica, in training and inference.
 
     Args:
         bits: increasing bit-widths; a single one is a choice already made.
 
     Variables that are not trainable: `errors`, float32 (len(bits) - 1,), the running
-    averages; `fixed_bits`, 0 while the gates choose.
+    averages; `sensitivities`, of the same shape, 1 until they are measured;
+    `fixed_bits`, 0 while the gates choose.
     """
 
     def __init__(self, bits, **kwargs):
@@ -112,13 +114,15 @@ class BitGates(keras.layers.Layer):
         self.threshold = None
         if count:
             # Before any data: the error of a variable that is spread evenly.
-            self.errors = self.add_weight(
-                name="errors",
-                shape=(count,),
-                initializer="ones",
-                trainable=False,
-                autocast=False,
-                aggregation="mean",
+            state = {
+                "shape": (count,),
+                "initializer": "ones",
+                "trainable": False,
+                "autocast": False,
+            }
+            self.errors = self.add_weight(name="errors", aggregation="mean", **state)
+            self.sensitivities = self.add_weight(
+                name="sensitivities", aggregation="only_first_replica", **state
             )
             self.threshold = Threshold(count, name="threshold")
             self.threshold.build()
@@ -130,10 +134,22 @@ class BitGates(keras.layers.Layer):
         if self.threshold is None:
             return fixed
         learned = hard_gates(
-            ops.stop_gradient(ops.convert_to_tensor(self.errors)),
-            self.threshold.value(),
+            ops.stop_gradient(self.importances()), self.threshold.value()
         )
         return ops.where(self.fixed_bits > 0, fixed, learned)
+
+    def importances(self):
+        """What the gates compare with their thresholds, float32 (len(bits) - 1,)."""
+        return self.errors * ops.convert_to_tensor(self.sensitivities)
+
+    def set_importances(self, importances):
+        """Sets the sensitivities so that these are the importances now.
+
+        Args:
+            importances: float array (len(bits) - 1,).
+        """
+        errors = ops.maximum(ops.convert_to_tensor(self.errors), 1e-6)
+        self.sensitivities.assign(ops.cast(importances, "float32") / errors)
 
     def learn(self):
         """Whether the gates' gradient is wanted now: scalar float tensor, 1 or 0."""
@@ -159,11 +175,10 @@ class BitGates(keras.layers.Layer):
         return int(ops.convert_to_numpy(self.expected_bits()))
 
     def margins(self):
-        """Error minus threshold of each gate, NumPy (len(bits) - 1,)."""
+        """Importance minus threshold of each gate, NumPy (len(bits) - 1,)."""
         if self.threshold is None:
             return ops.convert_to_numpy(ops.zeros((0,)))
-        margins = ops.convert_to_tensor(self.errors) - self.threshold.value()
-        return ops.convert_to_numpy(margins)
+        return ops.convert_to_numpy(self.importances() - self.threshold.value())
 
     def fix(self, bits):
         """Ends the search with one of the candidates."""

@@ -3,6 +3,8 @@
 from tfcompress.schemes.bit_sharing import BitSharing
 from tfcompress.schemes.compress import compress
 from tfcompress.schemes.config import KeepFloat, QuantizeConfig
+from tfcompress.schemes.decomposition import Decomposition
+from tfcompress.schemes.factorize import Factorize
 from tfcompress.schemes.plan import plan
 from tfcompress.schemes.pruned_ternary import PrunedTernary
 from tfcompress.schemes.scheme import Scheme
@@ -11,6 +13,8 @@ from tfcompress.schemes.uniform import Uniform
 
 __all__ = [
     "BitSharing",
+    "Decomposition",
+    "Factorize",
     "KeepFloat",
     "PrunedTernary",
     "QuantizeConfig",

@@ -1,7 +1,6 @@
 """Budgets as users write them."""
 
 import contextlib
-import fractions
 import numbers
 
 # A budget is met by an artefact that takes at most this share less than allowed.
@@ -24,8 +23,9 @@ def parse_budget(budget, reference, name):
     """
     value = None
     if isinstance(budget, str):
+        part, slash, whole = budget.partition("/")
         with contextlib.suppress(ValueError, ArithmeticError):
-            value = float(fractions.Fraction(budget)) * reference
+            value = float(part) / (float(whole) if slash else 1.0) * reference
     elif isinstance(budget, numbers.Real) and not isinstance(budget, bool):
         with contextlib.suppress(OverflowError):
             value = float(budget)

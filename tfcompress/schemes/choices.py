@@ -45,8 +45,9 @@ def choose(bops_model, weights, activations, filters, budget):
 
     First the filters: as learned, and fewer where even the lowest bits exceed the
     budget. Then the bits of all layers together: the smallest sum of regrets that
-    meets the budget, by dynamic programming over it. Where bits alone cannot use the
-    budget, groups of filters open again, or close, if that comes nearer to it.
+    meets the budget, by dynamic programming over it. Then single layers open groups of
+    filters again, or close them, where bits alone cannot use the budget, or where that
+    is less to regret than what the bits have to give.
 
     Args:
         bops_model: a `tfcompress.cost.bops_model.BopsModel`.
@@ -86,18 +87,43 @@ def choose(bops_model, weights, activations, filters, budget):
         if bops_model.total(lowest, kept()) <= budget:
             break
         open_groups[name][group] = False
-    bits, bops = _choose_bits(bops_model, weights, activations, kept(), budget)
-    # Bits come in large steps: some filter groups more, or fewer, fill the gap.
+
+    def best_bits():
+        best = _choose_bits(bops_model, weights, activations, kept(), budget)
+        regret = sum(
+            np.abs(margins[(margins > 0) != open_groups[name]]).sum()
+            for name, (margins, *_) in filters.items()
+        )
+        return dataclasses.replace(best, regret=best.regret + regret)
+
+    best = best_bits()
     for name, changed in _nearest_changes(filters, open_groups):
-        if bops >= (1 - SLACK) * budget:
-            break
         before, open_groups[name] = open_groups[name], changed
-        other = _choose_bits(bops_model, weights, activations, kept(), budget)
-        if bops < other[1] <= budget:
-            bits, bops = other
+        other = best_bits()
+        if _is_better(other, best, budget):
+            best = other
         else:
             open_groups[name] = before
-    return bits, open_groups, bops
+    return best.bits, open_groups, best.bops
+
+
+def _is_better(other, best, budget):
+    """Whether a choice uses the budget, and with less to regret, or comes nearer."""
+    if other.bops > budget:
+        return False
+    used, used_before = (x.bops >= (1 - SLACK) * budget for x in (other, best))
+    if used and used_before:
+        return other.regret < best.regret
+    return used or (not used_before and other.bops > best.bops)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """Bits of all layers, what they cost, and the sum of their regrets."""
+
+    bits: dict
+    bops: float
+    regret: float
 
 
 def _nearest_changes(filters, open_groups):
@@ -131,7 +157,7 @@ def _least_important(filters, open_groups):
 
 
 def _choose_bits(bops_model, weights, activations, kept, budget):
-    """`(bits, bops)`: least regret within the budget and its slack.
+    """The `_Choice` of least regret within the budget and its slack.
 
     If nothing is within the slack, what comes nearest to the budget from below; if
     nothing is below, the lowest bits.
@@ -163,18 +189,18 @@ def _choose_bits(bops_model, weights, activations, kept, budget):
               zip(names, options, strict=True)}  # fmt: skip
     reachable = np.flatnonzero(np.isfinite(best))
     if not reachable.size:
-        return lowest, bops_model.total(lowest, kept)
+        return _Choice(lowest, bops_model.total(lowest, kept), np.inf)
     # The window is on the whole budget, the units only on what bits decide. Units
     # round up, so the window is widened by what rounding may have added.
     first = ((1 - SLACK) * budget - fixed) / unit + len(names)
     window = reachable[reachable >= min(first, _BUCKETS)]
     end = window[np.argmin(best[window])] if window.size else reachable[-1]
-    bits = {}
+    bits, regret = {}, float(best[end])
     for i in reversed(range(len(names))):
         pair, cost, _ = options[i][choice[i, end]]
         bits[names[i]] = pair
         end -= int(np.ceil(cost / unit - 1e-9))
-    return bits, bops_model.total(bits, kept)
+    return _Choice(bits, bops_model.total(bits, kept), regret)
 
 
 def _options(bops_model, name, weight, activation, kept):

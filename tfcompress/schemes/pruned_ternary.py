@@ -11,6 +11,7 @@ from tfcompress.quantizers.ternary import check_sparsity
 from tfcompress.schemes.config import KeepFloat, QuantizeConfig
 from tfcompress.schemes.progress import ProgressCallback
 from tfcompress.schemes.scheme import Scheme
+from tfcompress.schemes.steering import inner_optimizer
 from tfcompress.surgery.graph import Graph
 
 # Shares of the training at which the sparsity ramp ends and the finish begins.
@@ -139,8 +140,7 @@ class LowRateFinish(ProgressCallback):
 
     def on_train_begin(self, logs=None):
         self.factor = 1.0
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", None)
-        optimizer = optimizer or self.model.optimizer
+        optimizer = inner_optimizer(self.model)
         rate = optimizer.get_config()["learning_rate"]
         self.optimizer = optimizer if isinstance(rate, float) else None
 

@@ -11,6 +11,7 @@ from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.surgery import batch_norm
 from tfcompress.surgery.checks import check_finite
 from tfcompress.surgery.graph import Graph
+from tfcompress.surgery.merge import merge
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.surgery.remove import remove_channels
 
@@ -24,33 +25,39 @@ PACKED = {
 # They serve the search for bits and filters, and pass their input on.
 SEARCH_LAYERS = (layers.BopsBudget, layers.FilterGate)
 
+DIVERGED = "Its training diverged: lower the learning rate."
+
 
 def finalize(student):
-    """Fixes what was trained: integer codes in packed layers, BN folded.
+    """Fixes what was trained: integer codes, BN folded; or fewer channels and ranks.
 
-    Every `Quant*` layer becomes its `Packed*` counterpart with the codes and
-    scales that the student computes with, and takes up the BatchNormalization
-    behind it where nothing else reads the layer's output. A quantized input becomes
-    a `QuantizeActivation` in front, with the layer's name and "_input". Filters
-    behind closed gates are removed, with all that reads them. All other layers are
-    copied. Everything computes in float32, also if the student was trained in mixed
-    precision.
+    A student with `Factorized*` layers becomes a plain model: see
+    `tfcompress.surgery.merge`. In any other, every `Quant*` layer becomes its
+    `Packed*` counterpart with the codes and scales that the student computes with,
+    and takes up the BatchNormalization behind it where nothing else reads the layer's
+    output. A quantized input becomes a `QuantizeActivation` in front, with the layer's
+    name and "_input". Filters behind closed gates are removed, with all that reads
+    them. All other layers are copied. Everything computes in float32, also if the
+    student was trained in mixed precision.
 
     Args:
         student: a model from `tfcompress.compress`, or any Functional or
-            Sequential model with `tfcompress.layers.Quant*` layers. It is left
-            untouched.
+            Sequential model with `tfcompress.layers.Quant*` or `Factorized*` layers.
+            It is left untouched.
 
     Returns:
         A Functional `keras.Model` that predicts as the student does in
         inference and needs no scheme to be loaded.
 
     Raises:
-        ValueError: if the model has no graph, no `Quant*` layer, weights that are
+        ValueError: if the model has no graph, nothing to finalize, weights that are
             not finite, or a `Quant*` layer with a float kernel or an
             `input_quantizer` that is no `ActivationQuantizer`.
     """
     graph = Graph(student)
+    if any(isinstance(x, layers.FactorizedKernel) for x in graph.layers().values()):
+        check_finite(student, DIVERGED)
+        return merge(student)
     quantized = {
         name: layer
         for name, layer in graph.layers().items()
@@ -107,7 +114,7 @@ def _check(student, quantized):
             f"makes it. Received: '{student.name}', which has none. Compress and "
             "train it first."
         )
-    check_finite(student, "Its training diverged: lower the learning rate.")
+    check_finite(student, DIVERGED)
     for name, layer in quantized.items():
         if layer.kernel_quantizer is None or not isinstance(
             layer.input_quantizer, (ActivationQuantizer, type(None))

@@ -1,0 +1,81 @@
+"""Low rank and fewer channels under a budget: `python -m recipes.decomposition`.
+
+Trains a float network unless `--model` names a trained one, decomposes and prunes it in
+one training, and writes `model.keras`, of plain Keras layers, `model.tflite`,
+`report.json` and `layers.png`. Beside it, on request, what it is compared with.
+"""
+
+from absl import app, flags
+
+import tfcompress as tfc
+from recipes.common import baselines
+from recipes.common.comparison import comparison
+from recipes.common.flags import refuse_arguments, share_or_count
+from recipes.common.run import Experiment
+from recipes.common.train import FLOAT_LEARNING_RATE
+from tfcompress.cost import layer_costs, total_cost
+from tfcompress.schemes.budget import parse_budget
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "macs",
+    "1/2",
+    "The budget in multiply-accumulates: a share of the float model's, such as 1/2 or "
+    "0.45, or, above 1, a count.",
+)
+flags.DEFINE_integer(
+    "epochs", 10, "Epochs that shrink, cut and fine-tune.", lower_bound=1
+)
+flags.DEFINE_float(
+    "search_fraction",
+    0.5,
+    "Share of the epochs that shrinks, before the cut.",
+    lower_bound=0.01,
+    upper_bound=1.0,
+)
+flags.DEFINE_integer(
+    "round_to", 1, "Layers keep a multiple of so many channels.", lower_bound=1
+)
+flags.DEFINE_multi_enum(
+    "baseline",
+    [],
+    ["l1", "narrow"],
+    "To be trained beside it, at equal MACs and for as many epochs; may be repeated. "
+    "l1: the filters of the smallest L1 norm removed before training; narrow: all "
+    "layers narrower by one factor, from scratch.",
+)
+
+
+def make_schemes():
+    return [
+        tfc.Decomposition(
+            macs=share_or_count(FLAGS.macs),
+            round_to=FLAGS.round_to,
+            search_fraction=FLAGS.search_fraction,
+        )
+    ]
+
+
+def main(argv):
+    refuse_arguments(argv)
+    experiment = Experiment("decomposition", FLAGS.epochs, make_schemes)
+    experiment.train_float()
+    (scheme,) = experiment.schemes
+    model = experiment.model
+    macs = parse_budget(scheme.macs, total_cost(layer_costs(model)).macs, "macs")
+    budget = {"kind": "macs", "requested": macs}
+    reports = [experiment.compress(scheme, budget=budget)]
+    if "l1" in FLAGS.baseline:
+        pruned = baselines.l1_pruned(model, macs)
+        rate = FLAGS.learning_rate
+        reports.append(experiment.train(pruned, "L1 pruning", "l1", rate, budget))
+    if "narrow" in FLAGS.baseline:
+        narrow, rate = baselines.narrow(model, macs), FLOAT_LEARNING_RATE
+        reports.append(experiment.train(narrow, "Narrow", "narrow", rate, budget))
+    experiment.finish()
+    print(comparison(reports, "macs"))
+
+
+if __name__ == "__main__":
+    app.run(main)

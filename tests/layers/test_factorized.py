@@ -1,0 +1,121 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+
+from tfcompress.layers import FactorizedConv1D, FactorizedConv2D, FactorizedDense
+
+PAIRS = {
+    "conv2d": (
+        lambda kind, **kw: kind(12, 3, strides=2, padding="same", **kw),
+        (kl.Conv2D, FactorizedConv2D),
+        (9, 9, 5),
+    ),
+    "conv1d": (
+        lambda kind, **kw: kind(12, 3, dilation_rate=2, activation="relu", **kw),
+        (kl.Conv1D, FactorizedConv1D),
+        (9, 5),
+    ),
+    "dense": (
+        lambda kind, **kw: kind(4, use_bias=False, **kw),
+        (kl.Dense, FactorizedDense),
+        (7,),
+    ),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    """A plain layer, the factorized one of the same arguments, and inputs."""
+    make, (plain, factorized), shape = PAIRS[request.param]
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    layers = make(plain), make(factorized)
+    for layer in layers:
+        layer.build(x.shape)
+    return *layers, x
+
+
+def copy(plain, factorized, start="svd"):
+    factorized.set_kernel(keras.ops.convert_to_numpy(plain.kernel), start)
+    if plain.use_bias:
+        plain.bias.assign(np.linspace(-1, 1, plain.bias.shape[0]))
+        factorized.bias.assign(plain.bias)
+
+
+def test_the_product_of_an_svd_is_the_kernel(pair):
+    plain, factorized, x = pair
+    copy(plain, factorized)
+    np.testing.assert_allclose(factorized.kernel, plain.kernel, atol=1e-6)
+    np.testing.assert_allclose(factorized(x), plain(x), atol=1e-5)
+    # Norms of the coefficients' rows are the singular values of the kernel.
+    matrix = np.reshape(plain.kernel, (-1, plain.kernel.shape[-1]))
+    norms = np.linalg.norm(factorized.coefficients, axis=1)
+    np.testing.assert_allclose(norms, np.linalg.svd(matrix)[1], rtol=1e-5)
+    assert factorized.coefficients.shape[0] == min(matrix.shape)
+
+
+def test_an_identity_start_keeps_the_kernel_as_the_basis():
+    plain, factorized = kl.Dense(6), FactorizedDense(6, kernel_rank=6)
+    for layer in (plain, factorized):
+        layer.build((None, 4))
+    factorized.set_kernel(keras.ops.convert_to_numpy(plain.kernel), "identity")
+    np.testing.assert_array_equal(factorized._kernel, plain.kernel)
+    np.testing.assert_array_equal(factorized.coefficients, np.eye(6))
+
+
+def test_two_layers_of_the_factors_compute_the_same(pair):
+    plain, factorized, x = pair
+    copy(plain, factorized)
+    keep = np.ones(factorized.coefficients.shape[0], "float32")
+    keep[2:] = 0
+    factorized.rank_mask.assign(keep)
+    assert factorized.is_decomposed()
+    basis, coefficients = factorized.factors()
+    assert basis.shape[-1] == 2 == coefficients.shape[0]
+    product = (basis.reshape(-1, 2) @ coefficients).reshape(plain.kernel.shape)
+    np.testing.assert_allclose(factorized.kernel, product, atol=1e-6)
+
+
+def test_a_masked_input_channel_is_not_read(pair):
+    plain, factorized, x = pair
+    copy(plain, factorized)
+    mask = np.ones(x.shape[-1], "float32")
+    mask[1] = 0
+    factorized.input_mask.assign(mask)
+    np.testing.assert_allclose(factorized(x), plain(x * mask), atol=1e-5)
+
+
+def test_it_trains_saves_and_loads(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = FactorizedConv2D(6, 3, kernel_rank=4, kernel_regularizer="l2")(inputs)
+    model = keras.Model(inputs, FactorizedDense(2)(kl.Flatten()(x)))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 8, 8, 3)).astype("float32"), rng.integers(0, 2, 32)
+    before = [np.array(v) for v in model.trainable_variables]
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, verbose=0)
+    moved = [
+        np.abs(v - b).max()
+        for v, b in zip(model.trainable_variables, before, strict=True)
+    ]
+    assert min(moved) > 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("rank", [0, -1, 1.5, "full"])
+def test_rank_is_a_positive_integer(rank):
+    with pytest.raises(ValueError, match="positive integer"):
+        FactorizedDense(3, kernel_rank=rank)
+
+
+def test_groups_and_a_rank_that_is_too_small_are_refused():
+    with pytest.raises(ValueError, match="one group"):
+        FactorizedConv2D(4, 3, groups=2)
+    layer = FactorizedDense(6, kernel_rank=3)
+    layer.build((None, 4))
+    with pytest.raises(ValueError, match="rank 4 for an exact 'svd' start"):
+        layer.set_kernel(np.ones((4, 6)))
+    with pytest.raises(ValueError, match="rank 6 for an exact 'identity' start"):
+        layer.set_kernel(np.ones((4, 6)), "identity")

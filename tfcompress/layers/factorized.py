@@ -1,0 +1,144 @@
+"""Kernels that are the product of a basis and coefficients."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.layers.kernel import ComputedKernel
+
+STARTS = ("svd", "identity")
+
+
+class FactorizedKernel(ComputedKernel):
+    """Mixin before a Keras layer: its kernel is a basis times coefficients.
+
+    W = B C, in EDP's block a convolution with `kernel_rank` filters B (the basis) and a
+    1 x 1 convolution C (the coefficients) that mixes them into the layer's outputs.
+    A row of C that is zero takes one filter from the basis: the rank falls. A
+    column that is zero takes an output channel. While it trains, the layer multiplies
+    the two and runs one convolution: the same function at nearly the plain layer's
+    cost. `tfcompress.finalize` makes one or two plain layers of it.
+
+    Args:
+        kernel_rank: filters of the basis; None takes full rank, the smaller side of the
+            kernel as a matrix.
+
+    Variables: `_kernel`, float32, the basis (..., input channels, rank), with the
+    layer's initializer, regularizer and constraint; `coefficients`, float32
+    (rank, output channels); and masks of zeros and ones, not trainable, for what a
+    scheme has cut: `rank_mask` (rank,) and `input_mask` (input channels,). `cut` is 1
+    once that is decided.
+    """
+
+    def __init__(self, *args, kernel_rank=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if kernel_rank is not None and (
+            not isinstance(kernel_rank, int) or kernel_rank < 1
+        ):
+            raise ValueError(
+                "`kernel_rank` is a positive integer. Received: "
+                f"kernel_rank={kernel_rank!r}."
+            )
+        if getattr(self, "groups", 1) != 1 or getattr(self, "lora_rank", None):
+            raise ValueError(
+                f"{type(self).__name__} has one group and no `lora_rank`. Received: "
+                f"groups={getattr(self, 'groups', 1)}, "
+                f"lora_rank={getattr(self, 'lora_rank', None)}."
+            )
+        self.kernel_rank = kernel_rank
+
+    def add_weight(self, *args, name=None, shape=None, **kwargs):
+        if name == "kernel":
+            *others, outputs = shape
+            self.full_rank = min(math.prod(others), outputs)
+            shape = (*others, self.kernel_rank or self.full_rank)
+            kwargs["autocast"] = False  # the product is cast, not its factors
+        return super().add_weight(*args, name=name, shape=shape, **kwargs)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        *_, inputs, rank = self._kernel.shape
+        outputs = self.filters if hasattr(self, "filters") else self.units
+        self.coefficients = self.add_weight(
+            name="coefficients",
+            shape=(rank, outputs),
+            initializer=keras.initializers.Orthogonal(),
+            autocast=False,
+        )
+        state = {
+            "initializer": "ones",
+            "trainable": False,
+            "autocast": False,
+            "aggregation": "only_first_replica",
+        }
+        self.rank_mask = self.add_weight(name="rank_mask", shape=(rank,), **state)
+        self.input_mask = self.add_weight(name="input_mask", shape=(inputs,), **state)
+        self.cut = self.add_weight(name="cut", **{**state, "initializer": "zeros"})
+
+    def compute_kernel(self):
+        """B C without what is masked, in the layer's compute dtype."""
+        *others, rank = self._kernel.shape
+        inputs, ranks = map(ops.convert_to_tensor, (self.input_mask, self.rank_mask))
+        basis = ops.convert_to_tensor(self._kernel) * ops.expand_dims(inputs, -1)
+        coefficients = self.coefficients * ops.expand_dims(ranks, -1)
+        product = ops.matmul(ops.reshape(basis, (-1, rank)), coefficients)
+        return ops.cast(ops.reshape(product, (*others, -1)), self.compute_dtype)
+
+    def set_kernel(self, kernel, start="svd"):
+        """Factorizes a kernel; the product is that kernel.
+
+        Args:
+            kernel: float array (..., input channels, output channels).
+            start: "svd", B = U and C = S V^T of the kernel's singular value
+                decomposition, so that the norms of C's rows are its singular values;
+                or "identity", B = W and C = I, which needs a rank of as many as there
+                are output channels.
+
+        Raises:
+            ValueError: if the rank is too small for an exact product.
+        """
+        matrix = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+        rank, outputs = self.coefficients.shape
+        needed = outputs if start == "identity" else self.full_rank
+        if rank != needed:
+            raise ValueError(
+                f"Layer '{self.name}' is expected to have rank {needed} for an exact "
+                f"'{start}' start. Received: kernel_rank={rank}."
+            )
+        if start == "identity":
+            basis, coefficients = matrix, np.eye(outputs)
+        else:
+            basis, values, vectors = np.linalg.svd(matrix, full_matrices=False)
+            coefficients = values[:, None] * vectors
+        self._kernel.assign(basis.reshape(self._kernel.shape))
+        self.coefficients.assign(coefficients)
+
+    def is_decomposed(self):
+        """Whether ranks were cut, so that two layers are to be made of this one."""
+        return not ops.convert_to_numpy(self.rank_mask).all()
+
+    def factors(self):
+        """The basis and the coefficients without the ranks that were cut: arrays."""
+        ranks = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
+        basis = ops.convert_to_numpy(self._kernel)[..., ranks]
+        return basis, ops.convert_to_numpy(self.coefficients)[ranks]
+
+    def get_config(self):
+        return {**super().get_config(), "kernel_rank": self.kernel_rank}
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class FactorizedConv1D(FactorizedKernel, keras.layers.Conv1D):
+    """`keras.layers.Conv1D` with a factorized kernel."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class FactorizedConv2D(FactorizedKernel, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with a factorized kernel."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class FactorizedDense(FactorizedKernel, keras.layers.Dense):
+    """`keras.layers.Dense` with a factorized kernel."""

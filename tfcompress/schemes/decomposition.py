@@ -1,0 +1,138 @@
+"""Decomposition and channel pruning in one training, as a scheme."""
+
+import keras
+
+from tfcompress.cost.width_model import WidthModel
+from tfcompress.schemes.budget import parse_budget
+from tfcompress.schemes.cut import lowest_cost
+from tfcompress.schemes.factorize import Factorize
+from tfcompress.schemes.rank_search import RankSearch
+from tfcompress.schemes.rank_space import RankSpace, equal_scores, why_kept
+from tfcompress.schemes.scheme import Scheme
+from tfcompress.surgery.channels import Channels
+from tfcompress.surgery.graph import Graph
+
+
+@keras.saving.register_keras_serializable(package="tfcompress.schemes")
+class Decomposition(Scheme):
+    """Low rank and fewer channels in one training (EDP, TNNLS 2021).
+
+    Every convolution and dense kernel becomes a basis times coefficients; a group
+    lasso on the rows and columns of the coefficients lowers the rank and takes
+    channels, together with what is tied to them through additions. The first part of
+    a `fit` shrinks, steered so that the cost comes down to the budget; then what goes
+    is decided, and the rest of the `fit`, or further ones, fine-tune what stays.
+    `tfc.finalize` returns a plain, smaller Keras model: a layer becomes two where that
+    is clearly cheaper, and is merged again where it is not.
+
+    Args:
+        macs: the budget: a count of multiply-accumulates, or a share of the model's as
+            text, such as "1/2" or "0.45". The finished model takes at most that, and at
+            least 98 % of it wherever single channels allow that.
+        params: a budget of parameters in place of one of MACs.
+        start: of the factorization: "svd" for trained models; "identity".
+        margin: two layers replace one only where they cost less than `margin` times as
+            much: they take more time than their MACs say.
+        round_to: layers keep a multiple of so many channels.
+        search_fraction: share of the first `fit` that shrinks, in (0, 1].
+        weight_decay, overrides: see `Scheme`. The decay is on the basis: without it,
+            the basis would grow while the coefficients shrink.
+
+    Example:
+
+    >>> student = tfc.compress(model, tfc.Decomposition(macs="1/2"))
+    """
+
+    treatment = Factorize
+
+    def __init__(
+        self,
+        macs=None,
+        params=None,
+        start="svd",
+        margin=0.7,
+        round_to=1,
+        search_fraction=0.5,
+        weight_decay=1e-4,
+        overrides=None,
+    ):
+        super().__init__(overrides, weight_decay)
+        if (macs is None) == (params is None):
+            raise ValueError(
+                "Either `macs` or `params`, a budget, is expected. Received: "
+                f"macs={macs!r}, params={params!r}."
+            )
+        self.unit = "macs" if params is None else "params"
+        parse_budget(macs if params is None else params, 1.0, self.unit)
+        if not 0 < margin <= 1:
+            raise ValueError(f"`margin` is in (0, 1]. Received: margin={margin!r}.")
+        if not isinstance(round_to, int) or round_to < 1:
+            raise ValueError(
+                f"`round_to` is a positive integer. Received: round_to={round_to!r}."
+            )
+        if not 0 < search_fraction <= 1:
+            raise ValueError(
+                "`search_fraction` is the share of the first fit that shrinks, in "
+                f"(0, 1]. Received: search_fraction={search_fraction}."
+            )
+        self.macs = macs
+        self.params = params
+        self.start = start
+        self.margin = margin
+        self.round_to = round_to
+        self.search_fraction = search_fraction
+        self.config = Factorize(start)
+
+    def config_for(self, layer, place):
+        return self.config
+
+    def check(self, model, plan):
+        channels = Channels(Graph(model))
+        factorized = [row.name for row in plan.treated()]
+        width_model = WidthModel(model, channels, self.unit, factorized, self.margin)
+        scores = equal_scores(width_model, channels)
+        whole = width_model.whole()
+        lowest = lowest_cost(width_model, scores, self.round_to)
+        budget = self._budget(whole)
+        if not lowest <= budget <= whole:
+            raise ValueError(
+                f"A budget of {self.unit} from {lowest:.4g} to {whole:.4g}, 1/"
+                f"{whole / lowest:.1f} to 1/1 of the model's, can be met. Received: "
+                f"{self.unit}={getattr(self, self.unit)!r}, {budget:.4g}."
+            )
+
+    def notes(self, model, plan):
+        channels = Channels(Graph(model))
+        factorized = {row.name for row in plan.treated()}
+        notes = {}
+        for group in channels.groups:
+            why = why_kept(group, factorized)
+            for name in factorized.intersection(group.producers):
+                tied = [other for other in group.producers if other != name]
+                with_others = f" with those of {', '.join(tied)}" if tied else ""
+                kept = f"channels stay: {why}"
+                notes.setdefault(name, kept if why else f"channels may go{with_others}")
+        return notes
+
+    def connect(self, student):
+        student.rank_space = RankSpace(student, self.unit, self.margin)
+        student.rank_space.connect()
+
+    def callbacks(self, student, batches):
+        space = student.rank_space
+        budget = self._budget(space.width_model.whole())
+        return [RankSearch(space, batches, self.search_fraction, budget, self.round_to)]
+
+    def _budget(self, whole):
+        return parse_budget(getattr(self, self.unit), whole, self.unit)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "macs": self.macs,
+            "params": self.params,
+            "start": self.start,
+            "margin": self.margin,
+            "round_to": self.round_to,
+            "search_fraction": self.search_fraction,
+        }

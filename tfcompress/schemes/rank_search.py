@@ -1,0 +1,83 @@
+"""The search of decomposition, as it goes along in `fit`."""
+
+from tfcompress.schemes.cut import choose_cut
+from tfcompress.schemes.progress import ProgressCallback
+from tfcompress.schemes.recalibration import Recalibration
+from tfcompress.schemes.steering import (
+    STEPS_PER_EPOCH,
+    Steering,
+    inner_optimizer,
+    sum_of_learning_rates,
+)
+
+
+class RankSearch(ProgressCallback):
+    """Shrinks groups until the cost is down to the budget, then cuts.
+
+    The strength of the group lasso is steered, see `Steering`: in units in which the
+    mean group would be gone at the end of a search at strength 1. What is left to miss
+    the budget, the cut decides; what is cut is masked, and the rest of the training
+    goes without shrinking.
+
+    A search that is interrupted leaves a student with all of its channels; the
+    next `fit` searches on.
+
+    Args:
+        space: the student's connected `RankSpace`.
+        batches: list of model inputs to recalibrate batch normalization with.
+        fraction: share of the training that searches.
+        budget: in the unit of the space's width model.
+        round_to: see `choose_cut`.
+    """
+
+    def __init__(self, space, batches, fraction, budget, round_to):
+        super().__init__()
+        self.space = space
+        self.batches = batches
+        self.fraction = fraction
+        self.budget = budget
+        self.round_to = round_to
+
+    def on_train_begin(self, logs=None):
+        self.searching = None
+        self.space.measure()
+        optimizer = inner_optimizer(self.model)
+        self.space.pressure.attach(optimizer)
+        self.model.make_train_function(force=True)
+
+    def on_progress(self, share):
+        share = share / self.fraction
+        if self.searching is None:
+            self._begin(share)
+        if not self.searching:
+            return
+        if share >= 1.0:
+            self._finish()
+        else:
+            penalty = self.steering.penalty(share, self.space.cost())
+            self.space.pressure.assign(self.unit * max(0.0, penalty))
+
+    def _begin(self, share):
+        """At the first step: by then, a callback has restored an interrupted run."""
+        self.searching = not self.space.is_cut()
+        if not self.searching:
+            return
+        per_epoch = self.params["steps"] or STEPS_PER_EPOCH
+        steps = max(1.0, self.fraction * self.params["epochs"] * per_epoch)
+        rates = sum_of_learning_rates(inner_optimizer(self.model), steps)
+        self.unit = self.space.mean_score() / rates
+        self.steering = Steering(self.space.cost(), self.budget, share)
+
+    def on_train_end(self, logs=None):
+        # A search of the whole training ends with its last step.
+        if self.searching:
+            self._finish()
+
+    def _finish(self):
+        self.searching = False
+        self.space.pressure.assign(0.0)
+        cut = choose_cut(
+            self.space.width_model, self.space.scores(), self.budget, self.round_to
+        )
+        self.space.apply(cut)
+        Recalibration(self.model)(self.batches)

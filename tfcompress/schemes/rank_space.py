@@ -1,0 +1,175 @@
+"""What a decomposing student can lose: channels, ranks, and what they cost."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.cost.width_model import WidthModel
+from tfcompress.layers import FactorizedKernel
+from tfcompress.schemes.cut import Scores
+from tfcompress.schemes.shrinkage import Groups, Pressure, Shrink
+from tfcompress.surgery.channels import Channels
+from tfcompress.surgery.graph import Graph
+
+# A group whose norm has come down to this share of the mean is as good as gone.
+GONE = 1e-3
+
+
+class RankSpace:
+    """The groups of a student's coefficients and the cost that they decide on.
+
+    Attributes:
+        layers: `{name: layer}` of the factorized layers.
+        channels: the student's `Channels`.
+        removable: boolean array over the classes of channels.
+        width_model: the `WidthModel`.
+        pressure: the `Pressure` under which groups shrink; one per student.
+
+    Args:
+        student: a Functional model with `FactorizedKernel` layers.
+        unit, margin: see `WidthModel`.
+    """
+
+    def __init__(self, student, unit, margin):
+        graph = Graph(student)
+        named = graph.layers()
+        self.layers = {
+            n: x for n, x in named.items() if isinstance(x, FactorizedKernel)
+        }
+        self.channels = Channels(graph)
+        self.removable = removable_classes(self.channels, self.layers)
+        self.width_model = WidthModel(student, self.channels, unit, self.layers, margin)
+        self._named = named
+
+    def connect(self):
+        """Makes coefficients, and what shares their channels, shrink under pressure."""
+        self.pressure = Pressure()
+        self._shrinks = {}
+        all_alive = np.ones(len(self.removable), bool)
+        self._ranks = {}
+        for name, layer in self.layers.items():
+            rank = layer.coefficients.shape[0]
+            per_rank = self.width_model.per_rank(name, all_alive)
+            groups = Groups(np.full(rank, np.sqrt(per_rank)))
+            self._join(groups, layer.coefficients, 0, np.arange(rank))
+            self._ranks[name] = groups
+        self._classes = []
+        per_class = self.width_model.per_class(len(self.removable))
+        for group in self.channels.groups:
+            if self.removable[group.classes].all():
+                groups = Groups(np.sqrt(per_class[group.classes]))
+                self._join_all(groups, group)
+                self._classes.append((group.classes, groups))
+
+    def _join_all(self, groups, group):
+        position = np.full(len(self.removable), -1)
+        position[group.classes] = np.arange(len(group.classes))
+        for name in group.producers:
+            layer, index = self.layers[name], position[self.channels.written[name]]
+            self._join(groups, layer.coefficients, 1, index)
+            if layer.use_bias:
+                self._join(groups, layer.bias, 0, index)
+        for name in group.carriers:
+            layer, index = self._named[name], position[self.channels.read[name]]
+            if isinstance(layer, keras.layers.BatchNormalization):
+                for variable in (layer.gamma, layer.beta):
+                    if variable is not None:
+                        self._join(groups, variable, 0, index)
+
+    def _join(self, groups, variable, axis, index):
+        groups.add(variable, axis, index)
+        if id(variable) not in self._shrinks:
+            shrink = Shrink(self.pressure, before=variable.constraint)
+            self._shrinks[id(variable)] = variable.constraint = shrink
+        self._shrinks[id(variable)].add(groups, axis, index)
+
+    def measure(self):
+        """Makes norms relative to the variables as they are now."""
+        for groups in self._all_groups():
+            groups.measure()
+
+    def mean_score(self):
+        """Norm over weight, averaged over all groups: by then half of them are gone."""
+        return float(np.mean(np.concatenate([_scores(g) for g in self._all_groups()])))
+
+    def scores(self):
+        """`Scores` of now: norm over square root of the cost of each group.
+
+        Taking the lowest first loses the least energy for what it saves.
+        """
+        classes = np.full(len(self.removable), np.inf)
+        for members, groups in self._classes:
+            classes[members] = _scores(groups)
+        return Scores(
+            classes,
+            [members for members, _ in self._classes],
+            {name: _scores(groups) for name, groups in self._ranks.items()},
+        )
+
+    def cost(self):
+        """What the student would cost without the groups that are gone by now."""
+        gone = GONE * self.mean_score()
+        scores = self.scores()
+        ranks = {n: max(1, int((v > gone).sum())) for n, v in scores.ranks.items()}
+        return self.width_model.total(scores.classes > gone, ranks)
+
+    def is_cut(self):
+        """Whether it is decided what goes."""
+        return all(float(ops.convert_to_numpy(x.cut)) for x in self.layers.values())
+
+    def apply(self, cut):
+        """Masks what a `Cut` takes, for good."""
+        for name, layer in self.layers.items():
+            layer.rank_mask.assign(cut.ranks[name].astype("float32"))
+            classes = self.channels.read.get(name)
+            if classes is not None:
+                layer.input_mask.assign(cut.alive[classes].astype("float32"))
+            layer.cut.assign(1.0)
+
+    def _all_groups(self):
+        return [*self._ranks.values(), *(groups for _, groups in self._classes)]
+
+
+def removable_classes(channels, factorized):
+    """Which classes of channels a decomposition may remove.
+
+    Those that only factorized layers write and sum over.
+
+    Args:
+        channels: a `Channels`.
+        factorized: names of the factorized layers.
+
+    Returns:
+        Boolean array over the classes.
+    """
+    removable = np.zeros(len(channels.frozen), bool)
+    for group in channels.groups:
+        removable[group.classes] = why_kept(group, factorized) == ""
+    return removable
+
+
+def why_kept(group, factorized):
+    """Why a group of channels stays, or ""."""
+    if group.frozen:
+        return group.frozen
+    others = [n for n in (*group.producers, *group.consumers) if n not in factorized]
+    if others:
+        return f"'{others[0]}' is left alone"
+    if not group.producers or not group.consumers:
+        return "no layer sums over them"
+    return ""
+
+
+def equal_scores(width_model, channels):
+    """`Scores` in which everything that may go is worth the same."""
+    removable = removable_classes(channels, width_model.factorized)
+    ranks = {
+        name: np.zeros(min(width_model.terms[name].matrix))
+        for name in width_model.factorized
+    }
+    groups = [g.classes for g in channels.groups if removable[g.classes].all()]
+    return Scores(np.where(removable, 0.0, np.inf), groups, ranks)
+
+
+def _scores(groups):
+    return ops.convert_to_numpy(groups.norms()) / np.maximum(groups.weights, 1e-12)

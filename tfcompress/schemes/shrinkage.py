@@ -1,0 +1,128 @@
+"""Group sparsity: a proximal step behind every step of the optimizer."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class Pressure:
+    """How far groups shrink in one step: strength times learning rate.
+
+    The strength is a variable of the optimizer, because an optimizer's step can read
+    no other variable that changes on every backend.
+    """
+
+    def __init__(self):
+        self._optimizer = None
+        self._strength = None
+
+    def attach(self, optimizer):
+        """Follows an optimizer's learning rate from now on, with strength 0."""
+        if self._optimizer is not optimizer:
+            self._optimizer = optimizer
+            self._strength = optimizer.add_variable((), name="shrinkage")
+        self.assign(0.0)
+
+    def assign(self, strength):
+        self._strength.assign(strength)
+
+    def step(self):
+        """The threshold of the proximal step now, a float32 scalar tensor."""
+        if self._optimizer is None:
+            return ops.zeros(())
+        rate = ops.cast(self._optimizer.learning_rate, "float32")
+        return rate * ops.convert_to_tensor(self._strength)
+
+
+class Groups:
+    """Slices of variables that shrink and die together.
+
+    Group k has the slices that `index` assigns to k, over all members. Its norm is
+    sqrt(sum over members of ||slice||^2 / ||member||^2): its shares of the members'
+    energies, so that variables of any scale compare.
+
+    Args:
+        weights: float array (groups,): how much faster a group shrinks.
+    """
+
+    def __init__(self, weights):
+        self.weights = np.asarray(weights, np.float32)
+        self.members = []
+
+    def add(self, variable, axis, index):
+        """Adds a member.
+
+        Args:
+            variable: a trainable variable.
+            axis: the one that groups lie along.
+            index: int array over that axis, group of each slice; -1 for none.
+        """
+        self.members.append((variable, axis, np.asarray(index), 1.0))
+
+    def measure(self):
+        """Makes norms relative to the variables as they are now."""
+        self.members = [
+            (variable, axis, index, 1.0 / max(_frobenius(variable), 1e-12))
+            for variable, axis, index, _ in self.members
+        ]
+
+    def norms(self):
+        """Float32 tensor (groups,)."""
+        count = len(self.weights)
+        total = ops.zeros((count,))
+        for variable, axis, index, scale in self.members:
+            value = ops.cast(ops.convert_to_tensor(variable), "float32") * scale
+            others = [
+                i for i in range(len(value.shape)) if i != axis % len(value.shape)
+            ]
+            squares = ops.sum(ops.square(value), axis=others)
+            if not np.array_equal(index, np.arange(count)):
+                squares = ops.segment_sum(squares, index % (count + 1), count + 1)
+            total = total + squares[:count]
+        return ops.sqrt(total)
+
+    def factors(self, step):
+        """What the proximal step multiplies each group by, float32 (groups,).
+
+        max(0, 1 - step * weight / norm), the proximal operator of the group lasso.
+        """
+        norms = ops.maximum(self.norms(), 1e-12)
+        return ops.maximum(0.0, 1.0 - step * self.weights / norms)
+
+
+class Shrink(keras.constraints.Constraint):
+    """The proximal step of one variable, in all groups that it is a member of.
+
+    As a constraint it runs behind every step of the optimizer. The members of a
+    group shrink one after the other by nearly the same factor; below the threshold
+    all become exactly zero.
+
+    Args:
+        pressure: a `Pressure`.
+        before: the variable's own constraint, or None.
+    """
+
+    def __init__(self, pressure, before=None):
+        self.pressure = pressure
+        self.before = before
+        self.roles = []
+
+    def add(self, groups, axis, index):
+        self.roles.append((groups, axis, np.asarray(index)))
+
+    def __call__(self, value):
+        if self.before is not None:
+            value = self.before(value)
+        step = self.pressure.step()
+        for groups, axis, index in self.roles:
+            shape = [1] * len(value.shape)
+            shape[axis] = -1
+            # The last factor is that of slices in no group.
+            factors = ops.concatenate([groups.factors(step), ops.ones((1,))])
+            factors = ops.take(factors, index % (len(groups.weights) + 1))
+            value = value * ops.cast(ops.reshape(factors, shape), value.dtype)
+        return value
+
+
+def _frobenius(variable):
+    return float(np.linalg.norm(ops.convert_to_numpy(variable)))
