@@ -119,3 +119,28 @@ def test_groups_and_a_rank_that_is_too_small_are_refused():
         layer.set_kernel(np.ones((4, 6)))
     with pytest.raises(ValueError, match="rank 6 for an exact 'identity' start"):
         layer.set_kernel(np.ones((4, 6)), "identity")
+
+
+def test_the_product_learns_at_the_pace_of_a_plain_kernel():
+    """One small step moves it by -rate * (G + P G) / 2: P projects on the basis."""
+    rng = np.random.default_rng(0)
+    kernel = (10 * rng.normal(size=(8, 5))).astype("float32")
+    target = rng.normal(size=(8, 5)).astype(
+        "float32"
+    )  # the gradient of sum(W * target)
+    inputs = keras.Input((8,))
+    layer = FactorizedDense(5, use_bias=False)
+    model = keras.Model(inputs, layer(inputs))
+    layer.set_kernel(kernel)
+    rate = 1e-4
+    model.compile(
+        keras.optimizers.SGD(rate), lambda y, z: keras.ops.sum(y * z, axis=-1)
+    )
+    model.train_on_batch(np.eye(8), 8 * target)  # Keras takes the mean over samples
+    basis = np.linalg.svd(kernel, full_matrices=False)[0]
+    expected = -rate * (target + basis @ basis.T @ target) / 2
+    moved = np.array(layer.kernel) - kernel
+    # Up to the floor below small norms.
+    cosine = (moved * expected).sum() / np.linalg.norm(moved) / np.linalg.norm(expected)
+    assert cosine > 0.999
+    assert np.linalg.norm(moved) == pytest.approx(np.linalg.norm(expected), rel=0.03)

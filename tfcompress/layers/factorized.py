@@ -9,6 +9,8 @@ from keras import ops
 from tfcompress.layers.kernel import ComputedKernel
 
 STARTS = ("svd", "identity")
+# Of the mean squared norm of a factor's slices: smaller ones do not learn any faster.
+LEAST_NORM = 0.01
 
 
 class FactorizedKernel(ComputedKernel):
@@ -20,6 +22,10 @@ class FactorizedKernel(ComputedKernel):
     column that is zero takes an output channel. While it trains, the layer multiplies
     the two and runs one convolution: the same function at nearly the plain layer's
     cost. `tfcompress.finalize` makes one or two plain layers of it.
+
+    The gradient of each factor is divided by the squared norms of the other's slices
+    (ScaledGD, Tong et al. 2021), so that the product learns at the pace of a plain
+    kernel; without it the pace would grow with the square of the singular values.
 
     Args:
         kernel_rank: filters of the basis; None takes full rank, the smaller side of the
@@ -83,7 +89,12 @@ class FactorizedKernel(ComputedKernel):
         inputs, ranks = map(ops.convert_to_tensor, (self.input_mask, self.rank_mask))
         basis = ops.convert_to_tensor(self._kernel) * ops.expand_dims(inputs, -1)
         coefficients = self.coefficients * ops.expand_dims(ranks, -1)
-        product = ops.matmul(ops.reshape(basis, (-1, rank)), coefficients)
+        basis = ops.reshape(basis, (-1, rank))
+        basis_norms, coefficient_norms = _squared(basis, 0), _squared(coefficients, 1)
+        product = ops.matmul(
+            scale_gradient(basis, 0.5 / coefficient_norms),
+            scale_gradient(coefficients, 0.5 / ops.expand_dims(basis_norms, -1)),
+        )
         return ops.cast(ops.reshape(product, (*others, -1)), self.compute_dtype)
 
     def set_kernel(self, kernel, start="svd"):
@@ -127,6 +138,23 @@ class FactorizedKernel(ComputedKernel):
 
     def get_config(self):
         return {**super().get_config(), "kernel_rank": self.kernel_rank}
+
+
+@ops.custom_gradient
+def scale_gradient(x, scale):
+    """`x`, with its gradient multiplied by `scale`, a tensor that broadcasts to it."""
+
+    def gradient(*upstream, **keywords):
+        (upstream,) = upstream or (keywords["upstream"],)
+        return upstream * scale, ops.zeros_like(scale)
+
+    return x, gradient
+
+
+def _squared(factor, axis):
+    """Squared norms of a factor's slices, float32 (rank,), away from zero."""
+    norms = ops.sum(ops.square(factor), axis=axis)
+    return norms + LEAST_NORM * ops.mean(norms) + 1e-12
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

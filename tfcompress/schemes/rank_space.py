@@ -96,6 +96,9 @@ class RankSpace:
         """`Scores` of now: norm over square root of the cost of each group.
 
         Taking the lowest first loses the least energy for what it saves.
+
+        Raises:
+            ValueError: if they are not finite.
         """
         classes = np.full(len(self.removable), np.inf)
         for members, groups in self._classes:
@@ -172,4 +175,10 @@ def equal_scores(width_model, channels):
 
 
 def _scores(groups):
-    return ops.convert_to_numpy(groups.norms()) / np.maximum(groups.weights, 1e-12)
+    norms = ops.convert_to_numpy(groups.norms())
+    if not np.isfinite(norms).all():
+        raise ValueError(
+            "Finite coefficients are expected. Received NaN or infinity: the training "
+            "diverged. Lower the learning rate."
+        )
+    return norms / np.maximum(groups.weights, 1e-12)
