@@ -38,9 +38,9 @@ MODELS = {
 
 
 def main(names):
-    rng = np.random.default_rng(0)
     rows = []
     for name in names or MODELS:
+        rng = np.random.default_rng(0)
         keras.utils.clear_session()
         keras.utils.set_random_seed(0)
         model = getattr(keras.applications, name)(
