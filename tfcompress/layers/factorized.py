@@ -9,7 +9,8 @@ from keras import ops
 from tfcompress.layers.kernel import ComputedKernel
 
 STARTS = ("svd", "identity")
-# Of the mean squared norm of a factor's slices: smaller ones do not learn any faster.
+# Of the mean squared norm of the coefficients' rows: below it the basis does not
+# learn any faster.
 LEAST_NORM = 0.01
 
 
@@ -23,9 +24,9 @@ class FactorizedKernel(ComputedKernel):
     the two and runs one convolution: the same function at nearly the plain layer's
     cost. `tfcompress.finalize` makes one or two plain layers of it.
 
-    The gradient of each factor is divided by the squared norms of the other's slices
-    (ScaledGD, Tong et al. 2021), so that the product learns at the pace of a plain
-    kernel; without it the pace would grow with the square of the singular values.
+    The gradient of the basis is divided by the squared norms that the coefficients'
+    rows start with (as in ScaledGD, Tong et al. 2021), so that the product learns at
+    the pace of a plain kernel; else that would grow with the squared singular values.
 
     Args:
         kernel_rank: filters of the basis; None takes full rank, the smaller side of the
@@ -33,9 +34,9 @@ class FactorizedKernel(ComputedKernel):
 
     Variables: `_kernel`, float32, the basis (..., input channels, rank), with the
     layer's initializer, regularizer and constraint; `coefficients`, float32
-    (rank, output channels); and masks of zeros and ones, not trainable, for what a
-    scheme has cut: `rank_mask` (rank,) and `input_mask` (input channels,). `cut` is 1
-    once that is decided.
+    (rank, output channels). Not trainable: `pace` (rank,), what the basis's gradient is
+    multiplied by; and masks of zeros and ones for what a scheme has cut, `rank_mask`
+    (rank,) and `input_mask` (input channels,). `cut` is 1 once that is decided.
     """
 
     def __init__(self, *args, kernel_rank=None, **kwargs):
@@ -79,6 +80,7 @@ class FactorizedKernel(ComputedKernel):
             "autocast": False,
             "aggregation": "only_first_replica",
         }
+        self.pace = self.add_weight(name="pace", shape=(rank,), **state)
         self.rank_mask = self.add_weight(name="rank_mask", shape=(rank,), **state)
         self.input_mask = self.add_weight(name="input_mask", shape=(inputs,), **state)
         self.cut = self.add_weight(name="cut", **{**state, "initializer": "zeros"})
@@ -90,11 +92,10 @@ class FactorizedKernel(ComputedKernel):
         basis = ops.convert_to_tensor(self._kernel) * ops.expand_dims(inputs, -1)
         coefficients = self.coefficients * ops.expand_dims(ranks, -1)
         basis = ops.reshape(basis, (-1, rank))
-        basis_norms, coefficient_norms = _squared(basis, 0), _squared(coefficients, 1)
-        product = ops.matmul(
-            scale_gradient(basis, 0.5 / coefficient_norms),
-            scale_gradient(coefficients, 0.5 / ops.expand_dims(basis_norms, -1)),
-        )
+        # Each factor moves the product, hence the halves.
+        basis = scale_gradient(basis, 0.5 * ops.convert_to_tensor(self.pace))
+        coefficients = scale_gradient(coefficients, ops.full((), 0.5))
+        product = ops.matmul(basis, coefficients)
         return ops.cast(ops.reshape(product, (*others, -1)), self.compute_dtype)
 
     def set_kernel(self, kernel, start="svd"):
@@ -125,6 +126,8 @@ class FactorizedKernel(ComputedKernel):
             coefficients = values[:, None] * vectors
         self._kernel.assign(basis.reshape(self._kernel.shape))
         self.coefficients.assign(coefficients)
+        norms = np.square(coefficients).sum(axis=1)
+        self.pace.assign(1.0 / np.maximum(norms + LEAST_NORM * norms.mean(), 1e-12))
 
     def is_decomposed(self):
         """Whether ranks were cut, so that two layers are to be made of this one."""
@@ -149,12 +152,6 @@ def scale_gradient(x, scale):
         return upstream * scale, ops.zeros_like(scale)
 
     return x, gradient
-
-
-def _squared(factor, axis):
-    """Squared norms of a factor's slices, float32 (rank,), away from zero."""
-    norms = ops.sum(ops.square(factor), axis=axis)
-    return norms + LEAST_NORM * ops.mean(norms) + 1e-12
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
