@@ -104,7 +104,7 @@ def test_another_scheme_takes_the_result(searched):
     tiny = tfc.finalize(searched[1])
     student = tfc.compress(tiny, tfc.PrunedTernary())
     packed = tfc.finalize(student)
-    names = {name for name in Graph(packed).layers()}
+    names = set(Graph(packed).layers())
     assert {"conv0", "conv1", "conv2", "head"} <= names
 
 
@@ -155,6 +155,18 @@ def test_what_is_left_alone_keeps_its_channels_and_those_it_reads(trained):
     assert rows["conv2"].endswith("channels may go")
 
 
+def test_a_penalty_takes_what_has_become_zero(trained, mnist, compile_for_digits):
+    """Nothing at strength zero, as much as may go at a huge one."""
+    taken = []
+    for penalty in (0.0, 1e4):
+        scheme = tfc.Decomposition(penalty=penalty, search_fraction=1.0)
+        student = tfc.compress(trained, scheme)
+        compile_for_digits(student, keras.optimizers.SGD(1e-3))
+        fit(student, mnist, epochs=1)
+        taken.append(macs(tfc.finalize(student)))
+    assert taken[0] == macs(trained) and taken[1] < macs(trained) / 10
+
+
 class Interrupt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch == 3:
@@ -194,6 +206,8 @@ def test_a_model_in_which_nothing_can_be_cut():
     [
         {"macs": None},
         {"params": "1/2"},
+        {"penalty": 1.0},
+        {"macs": None, "penalty": -1.0},
         {"macs": 0},
         {"macs": "half"},
         {"start": "random"},

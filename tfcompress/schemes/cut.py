@@ -44,7 +44,7 @@ class Cut:
 
 def lowest_cost(width_model, scores, round_to=1):
     """The least that any cut leaves."""
-    return _cut_at(np.inf, width_model, scores, round_to).cost
+    return cut_at(np.inf, width_model, scores, round_to).cost
 
 
 def choose_cut(width_model, scores, budget, round_to=1):
@@ -65,22 +65,23 @@ def choose_cut(width_model, scores, budget, round_to=1):
     """
     values = np.concatenate([scores.classes, *scores.ranks.values()])
     values = np.unique(values[np.isfinite(values)])
-    everything = _cut_at(-np.inf, width_model, scores, round_to)
+    everything = cut_at(-np.inf, width_model, scores, round_to)
     if everything.cost <= budget:
         return everything
     low, high = -1, len(values) - 1  # at `high` the budget is met, at `low` it is not
     while high - low > 1:
         middle = (low + high) // 2
-        cost = _cut_at(values[middle], width_model, scores, round_to).cost
+        cost = cut_at(values[middle], width_model, scores, round_to).cost
         low, high = (low, middle) if cost <= budget else (middle, high)
     threshold = values[high] if len(values) else np.inf
-    cut = _cut_at(threshold, width_model, scores, round_to)
+    cut = cut_at(threshold, width_model, scores, round_to)
     if cut.cost > budget:
-        cut = _cut_at(np.inf, width_model, scores, round_to)
+        cut = cut_at(np.inf, width_model, scores, round_to)
     return _refilled(cut, width_model, scores, budget, round_to)
 
 
-def _cut_at(threshold, width_model, scores, round_to):
+def cut_at(threshold, width_model, scores, round_to=1):
+    """The `Cut` of all channels and ranks with scores up to a threshold."""
     alive = np.isinf(scores.classes) | (scores.classes > threshold)
     for group in scores.groups:
         _keep_enough(alive, group, scores.classes, round_to)

@@ -30,6 +30,9 @@ class Decomposition(Scheme):
             text, such as "1/2" or "0.45". The finished model takes at most that, and at
             least 98 % of it wherever single channels allow that.
         params: a budget of parameters in place of one of MACs.
+        penalty: the strength of the group lasso in place of a budget, on the paper's
+            sigmoid ramp; at 1 the mean group would be gone at the end of the search if
+            nothing held it.
         start: of the factorization: "svd" for trained models; "identity".
         margin: two layers replace one only where they cost less than `margin` times as
             much: they take more time than their MACs say.
@@ -49,6 +52,7 @@ class Decomposition(Scheme):
         self,
         macs=None,
         params=None,
+        penalty=None,
         start="svd",
         margin=0.7,
         round_to=1,
@@ -57,13 +61,19 @@ class Decomposition(Scheme):
         overrides=None,
     ):
         super().__init__(overrides, weight_decay)
-        if (macs is None) == (params is None):
+        if sum(x is not None for x in (macs, params, penalty)) != 1:
             raise ValueError(
-                "Either `macs` or `params`, a budget, is expected. Received: "
-                f"macs={macs!r}, params={params!r}."
+                "One of `macs` and `params`, a budget, and `penalty` is expected. "
+                f"Received: macs={macs!r}, params={params!r}, penalty={penalty!r}."
+            )
+        if penalty is not None and not 0 <= penalty < float("inf"):
+            raise ValueError(
+                f"`penalty` is a finite number >= 0. Received: penalty={penalty}."
             )
         self.unit = "macs" if params is None else "params"
-        parse_budget(macs if params is None else params, 1.0, self.unit)
+        self.budget = macs if params is None else params
+        if self.budget is not None:
+            parse_budget(self.budget, 1.0, self.unit)
         if not 0 < margin <= 1:
             raise ValueError(f"`margin` is in (0, 1]. Received: margin={margin!r}.")
         if not isinstance(round_to, int) or round_to < 1:
@@ -77,6 +87,7 @@ class Decomposition(Scheme):
             )
         self.macs = macs
         self.params = params
+        self.penalty = penalty
         self.start = start
         self.margin = margin
         self.round_to = round_to
@@ -87,18 +98,20 @@ class Decomposition(Scheme):
         return self.config
 
     def check(self, model, plan):
+        if self.budget is None:
+            return
         channels = Channels(Graph(model))
         factorized = [row.name for row in plan.treated()]
         width_model = WidthModel(model, channels, self.unit, factorized, self.margin)
         scores = equal_scores(width_model, channels)
         whole = width_model.whole()
         lowest = lowest_cost(width_model, scores, self.round_to)
-        budget = self._budget(whole)
+        budget = parse_budget(self.budget, whole, self.unit)
         if not lowest <= budget <= whole:
             raise ValueError(
                 f"A budget of {self.unit} from {lowest:.4g} to {whole:.4g}, 1/"
                 f"{whole / lowest:.1f} to 1/1 of the model's, can be met. Received: "
-                f"{self.unit}={getattr(self, self.unit)!r}, {budget:.4g}."
+                f"{self.unit}={self.budget!r}, {budget:.4g}."
             )
 
     def notes(self, model, plan):
@@ -119,18 +132,26 @@ class Decomposition(Scheme):
         student.rank_space.connect()
 
     def callbacks(self, student, batches):
-        space = student.rank_space
-        budget = self._budget(space.width_model.whole())
-        return [RankSearch(space, batches, self.search_fraction, budget, self.round_to)]
-
-    def _budget(self, whole):
-        return parse_budget(getattr(self, self.unit), whole, self.unit)
+        space, budget = student.rank_space, self.budget
+        if budget is not None:
+            budget = parse_budget(budget, space.width_model.whole(), self.unit)
+        return [
+            RankSearch(
+                space,
+                batches,
+                self.search_fraction,
+                self.round_to,
+                budget=budget,
+                penalty=self.penalty,
+            )
+        ]
 
     def get_config(self):
         return {
             **super().get_config(),
             "macs": self.macs,
             "params": self.params,
+            "penalty": self.penalty,
             "start": self.start,
             "margin": self.margin,
             "round_to": self.round_to,

@@ -1,6 +1,8 @@
 """The search of decomposition, as it goes along in `fit`."""
 
-from tfcompress.schemes.cut import choose_cut
+import math
+
+from tfcompress.schemes.cut import choose_cut, cut_at
 from tfcompress.schemes.progress import ProgressCallback
 from tfcompress.schemes.recalibration import Recalibration
 from tfcompress.schemes.steering import (
@@ -16,8 +18,9 @@ class RankSearch(ProgressCallback):
 
     The strength of the group lasso is steered, see `Steering`: in units in which the
     mean group would be gone at the end of a search at strength 1. What is left to miss
-    the budget, the cut decides; what is cut is masked, and the rest of the training
-    goes without shrinking.
+    the budget, the cut decides. With a penalty in place of a budget the strength
+    follows the paper's ramp, a sigmoid, and what has become zero is cut. What is cut is
+    masked, and the rest of the training goes without shrinking.
 
     A search that is interrupted leaves a student with all of its channels; the
     next `fit` searches on.
@@ -26,17 +29,19 @@ class RankSearch(ProgressCallback):
         space: the student's connected `RankSpace`.
         batches: list of model inputs to recalibrate batch normalization with.
         fraction: share of the training that searches.
-        budget: in the unit of the space's width model.
         round_to: see `choose_cut`.
+        budget: in the unit of the space's width model, or None.
+        penalty: the strength, if there is no budget.
     """
 
-    def __init__(self, space, batches, fraction, budget, round_to):
+    def __init__(self, space, batches, fraction, round_to, budget=None, penalty=None):
         super().__init__()
         self.space = space
         self.batches = batches
         self.fraction = fraction
-        self.budget = budget
         self.round_to = round_to
+        self.budget = budget
+        self.penalty = penalty
 
     def on_train_begin(self, logs=None):
         self.searching = None
@@ -53,6 +58,9 @@ class RankSearch(ProgressCallback):
             return
         if share >= 1.0:
             self._finish()
+        elif self.budget is None:
+            ramp = 1.0 / (1.0 + math.exp(15.0 - 30.0 * share))
+            self.space.pressure.assign(self.unit * self.penalty * ramp)
         else:
             penalty = self.steering.penalty(share, self.space.cost())
             self.space.pressure.assign(self.unit * max(0.0, penalty))
@@ -66,7 +74,8 @@ class RankSearch(ProgressCallback):
         steps = max(1.0, self.fraction * self.params["epochs"] * per_epoch)
         rates = sum_of_learning_rates(inner_optimizer(self.model), steps)
         self.unit = self.space.mean_score() / rates
-        self.steering = Steering(self.space.cost(), self.budget, share)
+        if self.budget is not None:
+            self.steering = Steering(self.space.cost(), self.budget, share)
 
     def on_train_end(self, logs=None):
         # A search of the whole training ends with its last step.
@@ -76,8 +85,12 @@ class RankSearch(ProgressCallback):
     def _finish(self):
         self.searching = False
         self.space.pressure.assign(0.0)
-        cut = choose_cut(
-            self.space.width_model, self.space.scores(), self.budget, self.round_to
-        )
-        self.space.apply(cut)
+        self.space.apply(self._cut())
         Recalibration(self.model)(self.batches)
+
+    def _cut(self):
+        space = self.space
+        model, scores = space.width_model, space.scores()
+        if self.budget is None:
+            return cut_at(space.gone_below(), model, scores, self.round_to)
+        return choose_cut(model, scores, self.budget, self.round_to)

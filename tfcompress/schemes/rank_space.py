@@ -109,9 +109,13 @@ class RankSpace:
             {name: _scores(groups) for name, groups in self._ranks.items()},
         )
 
+    def gone_below(self):
+        """The score of a group that is as good as zero."""
+        return GONE * self.mean_score()
+
     def cost(self):
         """What the student would cost without the groups that are gone by now."""
-        gone = GONE * self.mean_score()
+        gone = self.gone_below()
         scores = self.scores()
         ranks = {n: max(1, int((v > gone).sum())) for n, v in scores.ranks.items()}
         return self.width_model.total(scores.classes > gone, ranks)
