@@ -8,7 +8,10 @@ one training, and writes `model.keras`, of plain Keras layers, `model.tflite`,
 from absl import app, flags
 
 import tfcompress as tfc
-from recipes.common import baselines
+from recipes.common import (
+    baselines,
+    epochs,  # noqa: F401 -- a flag
+)
 from recipes.common.comparison import comparison
 from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
@@ -24,9 +27,6 @@ flags.DEFINE_string(
     "The budget in multiply-accumulates: a share of the float model's, such as 1/2 or "
     "0.45, or, above 1, a count.",
 )
-flags.DEFINE_integer(
-    "epochs", 10, "Epochs that shrink, cut and fine-tune.", lower_bound=1
-)
 flags.DEFINE_float(
     "search_fraction",
     0.5,
@@ -37,13 +37,12 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "round_to", 1, "Layers keep a multiple of so many channels.", lower_bound=1
 )
-flags.DEFINE_multi_enum(
-    "baseline",
-    [],
-    ["l1", "narrow"],
-    "To be trained beside it, at equal MACs and for as many epochs; may be repeated. "
-    "l1: the filters of the smallest L1 norm removed before training; narrow: all "
-    "layers narrower by one factor, from scratch.",
+flags.DEFINE_boolean(
+    "baselines",
+    False,
+    "Whether to train what it is compared with as well, at equal MACs and for as many "
+    "epochs: the network without the filters of the smallest L1 norm, and a narrower "
+    "one from scratch.",
 )
 
 
@@ -66,13 +65,13 @@ def main(argv):
     macs = parse_budget(scheme.macs, total_cost(layer_costs(model)).macs, "macs")
     budget = {"kind": "macs", "requested": macs}
     reports = [experiment.compress(scheme, budget=budget)]
-    if "l1" in FLAGS.baseline:
-        pruned = baselines.l1_pruned(model, macs)
-        rate = FLAGS.learning_rate
-        reports.append(experiment.train(pruned, "L1 pruning", "l1", rate, budget))
-    if "narrow" in FLAGS.baseline:
-        narrow, rate = baselines.narrow(model, macs), FLOAT_LEARNING_RATE
-        reports.append(experiment.train(narrow, "Narrow", "narrow", rate, budget))
+    if FLAGS.baselines:
+        for name, subfolder, baseline, rate in (
+            ("L1 pruning", "l1", baselines.l1_pruned, FLAGS.learning_rate),
+            ("Narrow", "narrow", baselines.narrow, FLOAT_LEARNING_RATE),
+        ):
+            compared = baseline(model, macs)
+            reports.append(experiment.train(compared, name, subfolder, rate, budget))
     experiment.finish()
     print(comparison(reports, "macs"))
 

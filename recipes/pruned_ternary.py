@@ -7,12 +7,12 @@ trains on, and writes `model.keras`, `model.tflite`, `report.json` and `layers.p
 from absl import app, flags
 
 import tfcompress as tfc
+from recipes.common import epochs  # noqa: F401 -- a flag
 from recipes.common.flags import refuse_arguments
 from recipes.common.run import Experiment
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_integer("epochs", 10, "Epochs of compressed training.", lower_bound=1)
 flags.DEFINE_float(
     "sparsity",
     None,

@@ -50,12 +50,6 @@ def test_impossible_budgets_are_refused_in_one_line(
     assert "\n" not in exit_.value.code
 
 
-def test_a_budget_is_a_share_or_a_count():
-    assert bit_sharing._share_or_count("1/60") == "1/60"
-    assert bit_sharing._share_or_count("0.02") == "0.02"
-    assert bit_sharing._share_or_count("4e7") == 4e7
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, run_recipe, part_of_mnist5k):
     """A run that was interrupted in its search and started again.

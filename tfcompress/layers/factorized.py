@@ -134,10 +134,14 @@ class FactorizedKernel(ComputedKernel):
         return not ops.convert_to_numpy(self.rank_mask).all()
 
     def factors(self):
-        """The basis and the coefficients without the ranks that were cut: arrays."""
+        """The basis and the coefficients without the ranks that were cut: arrays.
+
+        The basis is zero for masked input channels.
+        """
         ranks = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
         basis = ops.convert_to_numpy(self._kernel)[..., ranks]
-        return basis, ops.convert_to_numpy(self.coefficients)[ranks]
+        inputs = ops.convert_to_numpy(self.input_mask)[:, None]
+        return basis * inputs, ops.convert_to_numpy(self.coefficients)[ranks]
 
     def get_config(self):
         return {**super().get_config(), "kernel_rank": self.kernel_rank}
