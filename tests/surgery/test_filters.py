@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import tfcompress as tfc
 from recipes.common.models import BUILDERS
+from tests.surgery.followed import conv, head
 from tfcompress.layers import FilterGate
 from tfcompress.surgery.filters import Filters, LayerFilters
 from tfcompress.surgery.graph import Graph
@@ -15,14 +16,6 @@ from tfcompress.surgery.graph import Graph
 def filters_of(function, shape=(8, 8, 3)):
     inputs = keras.Input(shape, name="image")
     return Filters(Graph(keras.Model(inputs, function(inputs))))
-
-
-def conv(name="conv", filters=4, size=3, **config):
-    return layers.Conv2D(filters, size, padding="same", name=name, **config)
-
-
-def head(x):
-    return conv("head", 2)(x)
 
 
 def block(x):
