@@ -41,7 +41,7 @@ from tfcompress.layers import PackedKernel, QuantDense
 from tfcompress.quantizers import Ternary
 from tfcompress.surgery.channels import Channels
 from tfcompress.surgery.graph import Graph
-from tfcompress.surgery.remove import remove_channels, remove_classes, round_up
+from tfcompress.surgery.remove import remove_channels, remove_classes
 
 
 @pytest.fixture
@@ -248,20 +248,6 @@ def test_nothing_to_remove_copies_the_model(rng):
     model = make(inverted_residual, rng)
     call = call_on_random(model, rng)
     assert difference(call(model), call(remove_channels(model, {}))) == 0
-
-
-def test_round_up_takes_the_most_important_back(rng):
-    channels = Channels(Graph(make(lenet, rng)))
-    first, second = channels.written["first"], channels.written["second"]
-    dropped = np.zeros(len(channels.frozen), bool)
-    dropped[first[[0, 1, 2]]] = dropped[second[[0, 5]]] = True
-    importances = np.zeros(len(dropped))
-    importances[first] = [3, 1, 2, 0, 0]
-    rounded = round_up(channels, dropped, importances, 4)
-    # Of the first, 2 of 5 were to stay; of the second, 4 of 6 may.
-    assert rounded[first].tolist() == [False, True, False, False, False]
-    np.testing.assert_array_equal(rounded[second], dropped[second])
-    assert not round_up(channels, dropped, importances, 8).any()
 
 
 @pytest.mark.parametrize(

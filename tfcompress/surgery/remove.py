@@ -93,28 +93,6 @@ def remove_classes(model, channels, dropped):
     return new_model
 
 
-def round_up(channels, dropped, importances, multiple):
-    """Takes channels back until each group keeps a multiple, or all that it has.
-
-    Args:
-        channels: a `Channels`.
-        dropped: boolean array, true for each class that is to go.
-        importances: float array, one per class: the most important come back first.
-        multiple: the number of channels of each group that stay is a multiple of it.
-
-    Returns:
-        Boolean array, true for each class that goes.
-    """
-    dropped = np.array(dropped, bool)
-    importances = np.asarray(importances)
-    for group in channels.groups:
-        gone = group.classes[dropped[group.classes]]
-        missing = -(len(group.classes) - len(gone)) % multiple
-        order = np.argsort(-importances[gone], kind="stable")
-        dropped[gone[order[:missing]]] = False
-    return dropped
-
-
 def _checked_indices(keep, written):
     """`keep` with integer arrays."""
     unknown = [name for name in keep if name not in written]
