@@ -76,15 +76,22 @@ def test_depthwise_channels_are_input_times_multiplier():
     assert kernel.scale.shape == (5 * 2,)
 
 
-def test_models_that_were_not_finalized_are_refused():
-    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="plain")
-    with pytest.raises(ValueError, match="'plain' with 0 packed .*finalize"):
-        packed_kernels(plain)
-    quantizer = quantizers.Ternary()
-    student = keras.Sequential(
-        [keras.Input((4,)), layers.QuantDense(2, kernel_quantizer=quantizer)]
-    )
-    with pytest.raises(ValueError, match="1 that quantize while training.*finalize"):
+def test_plain_models_have_no_packed_kernels():
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    assert packed_kernels(plain) == []
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.QuantDense(2, kernel_quantizer=quantizers.Ternary(), name="training"),
+        layers.FactorizedDense(2, name="training"),
+    ],
+)
+def test_students_are_refused(layer):
+    student = keras.Sequential([keras.Input((4,)), layer])
+    message = "1 layers that are still in training, the first 'training'.*finalize"
+    with pytest.raises(ValueError, match=message):
         packed_kernels(student)
 
 

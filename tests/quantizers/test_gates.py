@@ -104,7 +104,7 @@ def test_expected_bits_and_their_gradient(thresholds, bits):
     g4, g8 = np.float32(1.0) > thresholds
     assert float(gates.expected_bits()) == 2 + 2 * g4 + 4 * g4 * g8 == bits
     assert gates.bits() == bits and isinstance(gates.bits(), int)
-    np.testing.assert_allclose(gates.margins(), 1 - np.array(thresholds))
+    np.testing.assert_allclose(gates.margins(), 1 - np.array(thresholds), rtol=1e-6)
     found = gradient(gates.expected_bits, gates.threshold.raw)
     to_gates = np.array([2 + 4 * g8, 4 * g4])
     expected = -to_gates * slope(1 - np.array(thresholds))
@@ -161,3 +161,20 @@ def test_gates_compute_in_float32_inside_layers_of_16_bits(dtype):
         dtype=f"mixed_{dtype}",
     )
     assert [value.dtype for value in layer(np.ones(1))] == [tf.float32] * 3
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.3, 1.0, 3.0])
+def test_margins_are_what_closing_a_gate_costs(cost):
+    """All of it where the threshold is zero, none where the gate is about to close."""
+    gates = gates_at((0.0, 0.0), errors=(0.7, 0.2))
+    gates.set_costs([cost, 2 * cost])
+    importances = np.array(gates.importances())
+    assert 0 < importances[0] < importances[1] < MAX_THRESHOLD
+    np.testing.assert_allclose(gates.margins(), [cost, 2 * cost], rtol=1e-4)
+    gates.threshold.raw.assign(importances / 2)
+    np.testing.assert_allclose(gates.margins(), [cost / 2, cost], rtol=1e-4)
+    gates.threshold.raw.assign(importances)
+    np.testing.assert_allclose(gates.margins(), 0, atol=1e-5)
+    # As the errors fall, so do the importances.
+    gates.errors.assign([0.35, 0.2])
+    assert float(gates.importances()[0]) == pytest.approx(importances[0] / 2)

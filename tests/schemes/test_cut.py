@@ -70,7 +70,7 @@ def test_two_layers_have_to_be_clearly_cheaper(space):
         model, channels = space(margin=margin)
         decomposed = [model.is_decomposed("b", alive(channels), r) for r in range(13)]
         assert decomposed == [r <= largest for r in range(13)]
-    model.decide("b", False)
+    model.keep_whole("b")
     assert not model.is_decomposed("b", alive(channels), 1)
 
 

@@ -4,8 +4,12 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress import litert
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.layers import FactorizedKernel
+from tfcompress.litert import predict
+from tfcompress.schemes.cut import Cut
+from tfcompress.schemes.measured import slower_in_two
 from tfcompress.surgery.graph import Graph
 
 
@@ -126,7 +130,7 @@ def residual_net():
 
 def test_tied_channels_go_together(mnist):
     model = residual_net()
-    scheme = tfc.Decomposition(params="1/3", round_to=4, search_fraction=1.0)
+    scheme = tfc.Decomposition(params="1/10", round_to=4, search_fraction=1.0)
     rows = {row.name: row.treatment for row in tfc.plan(model, scheme).rows}
     assert "channels may go with those of" in rows["stem"]
     assert "channels stay" in rows["head"]
@@ -135,7 +139,7 @@ def test_tied_channels_go_together(mnist):
     fit(student, (tuple(x[:600] for x in mnist[0]),), epochs=1)
     tiny = tfc.finalize(student)
     params = total_cost(layer_costs(tiny)).params
-    assert params <= total_cost(layer_costs(model)).params / 3
+    assert params <= total_cost(layer_costs(model)).params / 10
     widths = {
         name: layer.filters
         for name, layer in Graph(tiny).layers().items()
@@ -153,6 +157,30 @@ def test_what_is_left_alone_keeps_its_channels_and_those_it_reads(trained):
     assert rows["conv0"].endswith("channels stay: 'conv1' is left alone")
     assert rows["conv1"] == "left alone: kept float on request"
     assert rows["conv2"].endswith("channels may go")
+
+
+def test_a_measured_margin_keeps_what_is_faster(trained, monkeypatch):
+    """Two layers of half the rank save MACs; LiteRT says whether time as well."""
+    student = tfc.compress(trained, tfc.Decomposition(macs="1/2", margin="measured"))
+    space = student.rank_space
+    ranks = {
+        name: np.arange(len(x.rank_mask.numpy())) for name, x in space.layers.items()
+    }
+    few = {name: (index < 1) for name, index in ranks.items()}
+    cut = Cut(np.ones(len(space.removable), bool), few, 0.0)
+    timed = []
+
+    def latency(files, runs):
+        assert [predict(file, np.zeros((1, *shape_of[len(timed)]), "float32")).ndim
+                for file in files]  # fmt: skip
+        timed.append(runs)
+        return [1.0, 0.5 + len(timed) % 2]
+
+    shape_of = [space.input_shape(name)[1:] for name in space.layers]
+    monkeypatch.setattr(litert, "latency", latency)
+    names = list(space.layers)
+    assert slower_in_two(space, cut) == names[::2]
+    assert len(timed) == len(names)
 
 
 def test_a_penalty_takes_what_has_become_zero(trained, mnist, compile_for_digits):

@@ -32,6 +32,17 @@ def test_norms_are_shares_of_the_members_energies():
     np.testing.assert_allclose(groups.norms(), np.sqrt(columns + entries), rtol=1e-5)
 
 
+def test_a_variable_of_zeros_does_not_outweigh_the_others():
+    matrix, bias = variable((4, 3)), keras.Variable(np.zeros(3, "float32"))
+    groups = Groups(np.ones(3))
+    groups.add(matrix, 1, np.arange(3))
+    groups.add(bias, 0, np.arange(3))
+    groups.measure()
+    before = np.array(groups.norms())
+    bias.assign([0.01, -0.01, 0.01])
+    np.testing.assert_allclose(groups.norms(), before, rtol=0.05)
+
+
 def test_the_proximal_step_solves_its_problem():
     """prox(x) = argmin t ||z|| + ||z - x||^2 / 2, by a search over multiples of x."""
     matrix = variable((6, 4))

@@ -51,7 +51,7 @@ class WidthModel:
     def __init__(self, model, channels, unit, factorized, margin):
         self.margin = margin
         self.factorized = tuple(factorized)
-        self._decided = dict.fromkeys(factorized)
+        self._whole = set()
         none = np.zeros(0, int)
         self.terms = {}
         for cost in layer_costs(model):
@@ -72,9 +72,9 @@ class WidthModel:
                 name, whole, rest / max(1, writes.size), matrix, reads, writes
             )
 
-    def decide(self, layer, decomposed):
-        """Settles whether a layer is decomposed, whatever it costs."""
-        self._decided[layer] = decomposed
+    def keep_whole(self, name):
+        """Settles that a layer is not decomposed, whatever that would save."""
+        self._whole.add(name)
 
     def total(self, alive, ranks):
         """The cost of the whole model.
@@ -95,8 +95,8 @@ class WidthModel:
     def is_decomposed(self, name, alive, rank):
         """Whether a layer of that rank is to become two layers."""
         term = self.terms[name]
-        if self._decided[name] is not None:
-            return self._decided[name]
+        if name in self._whole:
+            return False
         merged, per_rank = self._merged_and_per_rank(term, alive)
         return rank * per_rank < self.margin * merged
 

@@ -5,7 +5,12 @@ import numpy as np
 from keras import ops
 
 from tfcompress.quantizers.functional import straight_through
-from tfcompress.quantizers.gates import Threshold, hard_gates
+from tfcompress.quantizers.gates import (
+    Threshold,
+    hard_gates,
+    importance_of,
+    margins_of,
+)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -98,15 +103,15 @@ class FilterGate(keras.layers.Layer):
         relative = per_group / ops.maximum(ops.mean(per_group), 1e-12)
         return relative * ops.convert_to_tensor(self.sensitivities)
 
-    def set_importances(self, importances):
-        """Sets the sensitivities so that these are the importances now.
+    def set_costs(self, costs):
+        """Sets the sensitivities by what closing each group costs now.
 
         Args:
-            importances: float array (groups,).
+            costs: float array (groups,), see `tfcompress.quantizers.gates`.
         """
         now = ops.maximum(self.importances(), 1e-6)
-        sensitivities = ops.cast(importances, "float32") / now
-        self.sensitivities.assign(self.sensitivities * sensitivities)
+        importances = importance_of(ops.cast(costs, "float32"))
+        self.sensitivities.assign(self.sensitivities * importances / now)
 
     def gates(self):
         """Zeros and ones, float32 (filters,); gradients to threshold and filters."""
@@ -137,8 +142,9 @@ class FilterGate(keras.layers.Layer):
         return ops.mean(self._gates(ops.stop_gradient(self.importances())))
 
     def margins(self):
-        """Importance minus threshold of each group, NumPy (groups,)."""
-        return ops.convert_to_numpy(self.importances() - self.threshold.value())
+        """How far each group is open, see `gates.margins_of`: NumPy (groups,)."""
+        margins = margins_of(self.importances(), self.threshold.value())
+        return ops.convert_to_numpy(margins)
 
     def group_sizes(self):
         """Filters of each group, NumPy (groups,)."""

@@ -6,7 +6,8 @@ from keras import ops
 from tfcompress.quantizers import nested
 from tfcompress.quantizers.functional import straight_through
 
-# Importances and errors are scaled to lie around 1; no gate is open above this.
+# Importances lie around 1, below this; no gate is open above the largest threshold.
+MAX_IMPORTANCE = 1.4
 MAX_THRESHOLD = 1.5
 # How soft the backward sigmoid is. The paper's 1, on errors of 0.01 to 0.1, makes
 # every threshold drift alike; relative to errors around 1 this tells them apart.
@@ -24,6 +25,25 @@ def hard_gates(importances, thresholds):
     margins = importances - thresholds
     soft = ops.sigmoid(margins / TEMPERATURE)
     return straight_through(ops.cast(margins > 0, soft.dtype), soft)
+
+
+def importance_of(cost):
+    """From what closing a gate costs, relative to others', to its importance.
+
+    Increasing, from 0 to below `MAX_IMPORTANCE`, with 1 at 1: costs range over orders
+    of magnitude, and a sigmoid has no slope far away from its threshold.
+    """
+    return MAX_IMPORTANCE * cost / (MAX_IMPORTANCE - 1.0 + cost)
+
+
+def margins_of(importances, thresholds):
+    """How far gates are open (positive) or closed, in units of what closing them costs.
+
+    All of that cost at a threshold of 0, none at one that equals the importance.
+    """
+    bounded = ops.clip(importances, 1e-6, 0.95 * MAX_IMPORTANCE)
+    costs = (MAX_IMPORTANCE - 1.0) * bounded / (MAX_IMPORTANCE - bounded)
+    return costs * (importances - thresholds) / ops.maximum(importances, 1e-6)
 
 
 class Threshold(keras.layers.Layer):
@@ -142,14 +162,15 @@ class BitGates(keras.layers.Layer):
         """What the gates compare with their thresholds, float32 (len(bits) - 1,)."""
         return self.errors * ops.convert_to_tensor(self.sensitivities)
 
-    def set_importances(self, importances):
-        """Sets the sensitivities so that these are the importances now.
+    def set_costs(self, costs):
+        """Sets the sensitivities by what closing each gate costs now.
 
         Args:
-            importances: float array (len(bits) - 1,).
+            costs: float array (len(bits) - 1,), see `importance_of`.
         """
         errors = ops.maximum(ops.convert_to_tensor(self.errors), 1e-6)
-        self.sensitivities.assign(ops.cast(importances, "float32") / errors)
+        importances = importance_of(ops.cast(costs, "float32"))
+        self.sensitivities.assign(importances / errors)
 
     def learn(self):
         """Whether the gates' gradient is wanted now: scalar float tensor, 1 or 0."""
@@ -175,10 +196,11 @@ class BitGates(keras.layers.Layer):
         return int(ops.convert_to_numpy(self.expected_bits()))
 
     def margins(self):
-        """Importance minus threshold of each gate, NumPy (len(bits) - 1,)."""
+        """How far each gate is open, see `margins_of`: NumPy (len(bits) - 1,)."""
         if self.threshold is None:
             return ops.convert_to_numpy(ops.zeros((0,)))
-        return ops.convert_to_numpy(self.importances() - self.threshold.value())
+        margins = margins_of(self.importances(), self.threshold.value())
+        return ops.convert_to_numpy(margins)
 
     def fix(self, bits):
         """Ends the search with one of the candidates."""

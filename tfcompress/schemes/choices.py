@@ -91,7 +91,7 @@ def choose(bops_model, weights, activations, filters, budget):
     def best_bits():
         best = _choose_bits(bops_model, weights, activations, kept(), budget)
         regret = sum(
-            np.abs(margins[(margins > 0) != open_groups[name]]).sum()
+            _filter_regret(margins, (margins > 0) != open_groups[name])
             for name, (margins, *_) in filters.items()
         )
         return dataclasses.replace(best, regret=best.regret + regret)
@@ -138,11 +138,16 @@ def _nearest_changes(filters, open_groups):
         for count in range(len(margins) - most_closed, len(margins) + 1):
             changed = np.zeros(len(margins), bool)
             changed[ranked[:count]] = True
-            regret = np.abs(margins[changed != open_groups[name]]).sum()
+            regret = _filter_regret(margins, changed != open_groups[name])
             if count != now:
                 changes.append((regret, name, changed))
     changes.sort(key=lambda change: change[0])
     return [(name, changed) for _, name, changed in changes[:_MOST_CHANGES]]
+
+
+def _filter_regret(margins, overruled):
+    # One threshold serves all groups, so that the margin of each is that of all.
+    return np.abs(margins[overruled]).sum() / len(margins)
 
 
 def _least_important(filters, open_groups):

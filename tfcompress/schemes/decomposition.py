@@ -12,6 +12,8 @@ from tfcompress.schemes.scheme import Scheme
 from tfcompress.surgery.channels import Channels
 from tfcompress.surgery.graph import Graph
 
+MEASURED = "measured"
+
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class Decomposition(Scheme):
@@ -35,7 +37,8 @@ class Decomposition(Scheme):
             nothing held it.
         start: of the factorization: "svd" for trained models; "identity".
         margin: two layers replace one only where they cost less than `margin` times as
-            much: they take more time than their MACs say.
+            much: they take more time than their MACs say. "measured" times both in
+            LiteRT, on the machine that trains, and keeps the faster.
         round_to: layers keep a multiple of so many channels.
         search_fraction: share of the first `fit` that shrinks, in (0, 1].
         weight_decay, overrides: see `Scheme`. The decay is on the basis: without it,
@@ -74,8 +77,10 @@ class Decomposition(Scheme):
         self.budget = macs if params is None else params
         if self.budget is not None:
             parse_budget(self.budget, 1.0, self.unit)
-        if not 0 < margin <= 1:
-            raise ValueError(f"`margin` is in (0, 1]. Received: margin={margin!r}.")
+        if margin != MEASURED and not 0 < margin <= 1:
+            raise ValueError(
+                f"`margin` is in (0, 1] or '{MEASURED}'. Received: margin={margin!r}."
+            )
         if not isinstance(round_to, int) or round_to < 1:
             raise ValueError(
                 f"`round_to` is a positive integer. Received: round_to={round_to!r}."
@@ -102,7 +107,9 @@ class Decomposition(Scheme):
             return
         channels = Channels(Graph(model))
         factorized = [row.name for row in plan.treated()]
-        width_model = WidthModel(model, channels, self.unit, factorized, self.margin)
+        width_model = WidthModel(
+            model, channels, self.unit, factorized, self._least_saving()
+        )
         scores = equal_scores(width_model, channels)
         whole = width_model.whole()
         lowest = lowest_cost(width_model, scores, self.round_to)
@@ -128,7 +135,7 @@ class Decomposition(Scheme):
         return notes
 
     def connect(self, student):
-        student.rank_space = RankSpace(student, self.unit, self.margin)
+        student.rank_space = RankSpace(student, self.unit, self._least_saving())
         student.rank_space.connect()
 
     def callbacks(self, student, batches):
@@ -141,10 +148,14 @@ class Decomposition(Scheme):
                 batches,
                 self.search_fraction,
                 self.round_to,
+                measure=self.margin == MEASURED,
                 budget=budget,
                 penalty=self.penalty,
             )
         ]
+
+    def _least_saving(self):
+        return 1.0 if self.margin == MEASURED else self.margin
 
     def get_config(self):
         return {

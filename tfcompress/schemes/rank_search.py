@@ -3,6 +3,7 @@
 import math
 
 from tfcompress.schemes.cut import choose_cut, cut_at
+from tfcompress.schemes.measured import slower_in_two
 from tfcompress.schemes.progress import ProgressCallback
 from tfcompress.schemes.recalibration import Recalibration
 from tfcompress.schemes.steering import (
@@ -30,16 +31,20 @@ class RankSearch(ProgressCallback):
         batches: list of model inputs to recalibrate batch normalization with.
         fraction: share of the training that searches.
         round_to: see `choose_cut`.
+        measure: whether layers are decomposed only where LiteRT is faster for it.
         budget: in the unit of the space's width model, or None.
         penalty: the strength, if there is no budget.
     """
 
-    def __init__(self, space, batches, fraction, round_to, budget=None, penalty=None):
+    def __init__(
+        self, space, batches, fraction, round_to, measure, budget=None, penalty=None
+    ):
         super().__init__()
         self.space = space
         self.batches = batches
         self.fraction = fraction
         self.round_to = round_to
+        self.measure = measure
         self.budget = budget
         self.penalty = penalty
 
@@ -89,6 +94,15 @@ class RankSearch(ProgressCallback):
         Recalibration(self.model)(self.batches)
 
     def _cut(self):
+        cut = self._cut_by_scores()
+        # Each round settles a layer or more, so there are not many.
+        while self.measure and (slower := slower_in_two(self.space, cut)):
+            for name in slower:
+                self.space.width_model.keep_whole(name)
+            cut = self._cut_by_scores()
+        return cut
+
+    def _cut_by_scores(self):
         space = self.space
         model, scores = space.width_model, space.scores()
         if self.budget is None:

@@ -31,7 +31,7 @@ class RankSpace:
     """
 
     def __init__(self, student, unit, margin):
-        graph = Graph(student)
+        self._graph = graph = Graph(student)
         named = graph.layers()
         self.layers = {
             n: x for n, x in named.items() if isinstance(x, FactorizedKernel)
@@ -40,6 +40,10 @@ class RankSpace:
         self.removable = removable_classes(self.channels, self.layers)
         self.width_model = WidthModel(student, self.channels, unit, self.layers, margin)
         self._named = named
+
+    def input_shape(self, name):
+        """The shape of what a layer is called on first, batch axis included."""
+        return tuple(self._graph.calls_of(self.layers[name])[0].inputs[0].shape)
 
     def connect(self):
         """Makes coefficients, and what shares their channels, shrink under pressure."""

@@ -11,10 +11,9 @@ def measure_sensitivities(student, space, batches):
     """Scales the importances that gates compare with their thresholds.
 
     Errors and magnitudes say how much one tensor changes, not what that does to the
-    model. So each gate is closed once, alone, and its sensitivity set so that its
-    importance is what that costs: the squared change of the outputs, relative to
-    the median over the gates to the lowest bits. Thresholds that rise together then
-    close first what matters least.
+    model. So each gate is closed once, alone, and its importance set by what that
+    costs: the squared change of the outputs, relative to the median over the gates to
+    the lowest bits. Thresholds that rise together then close first what matters least.
 
     Args:
         student: a bit-sharing student in which nothing is fixed.
@@ -48,10 +47,10 @@ def measure_sensitivities(student, space, batches):
     scale = np.median([values[0] for _, values in averted]) if averted else 1.0
     scale = max(scale, 1e-12)
     for gates, values in averted:
-        gates.set_importances(values / scale)
+        gates.set_costs(values / scale)
     for gate, values in filters:
         # One threshold decides on all groups, at the cost of all.
-        gate.set_importances(gate.group_count * values / scale)
+        gate.set_costs(gate.group_count * values / scale)
 
 
 def _marginal_damages(gate, finest, damage):

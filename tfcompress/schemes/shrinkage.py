@@ -4,6 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+# Of a variable: smaller ones, such as new biases, count as if they had this norm.
+LEAST_NORM = 0.1
+
 
 class Pressure:
     """How far groups shrink in one step: strength times learning rate.
@@ -62,7 +65,7 @@ class Groups:
     def measure(self):
         """Makes norms relative to the variables as they are now."""
         self.members = [
-            (variable, axis, index, 1.0 / max(_frobenius(variable), 1e-12))
+            (variable, axis, index, 1.0 / max(_frobenius(variable), LEAST_NORM))
             for variable, axis, index, _ in self.members
         ]
 

@@ -33,9 +33,10 @@ def merge(student):
     def replace(layer):
         if isinstance(layer, FactorizedKernel):
             if not layer.is_decomposed():
-                return _plain(layer)
-            basis_of[id(layer)] = _basis(layer)
-            return [basis_of[id(layer)], _coefficients(layer)]
+                return one_layer(layer)
+            basis, coefficients = two_layers(layer, layer.factors()[0].shape[-1])
+            basis_of[id(layer)] = basis
+            return [basis, coefficients]
         if layer.compute_dtype in ("float16", "bfloat16"):
             return clone_layer(layer, dtype="float32")
         return clone_layer(layer)
@@ -72,37 +73,36 @@ def _dead(graph, channels, masks):
     return read & ~unmasked
 
 
-def _plain_class(layer):
+def one_layer(layer, **changes):
+    """The plain layer, not built, of a factorized one, with changed arguments."""
     (kind,) = [kind for kind in PLAIN if isinstance(layer, kind)]
-    return kind
-
-
-def _plain_config(layer):
     config = layer.get_config()
     del config["kernel_rank"]
-    config["dtype"] = "float32"
-    return config
+    return kind.from_config({**config, "dtype": "float32", **changes})
 
 
-def _plain(layer):
-    return _plain_class(layer).from_config(_plain_config(layer))
+def two_layers(layer, rank, **changes):
+    """The basis and the coefficients of a factorized layer as plain layers, not built.
 
-
-def _basis(layer):
-    config = _plain_config(layer)
-    width = "units" if isinstance(layer, keras.layers.Dense) else "filters"
-    config[width] = layer.factors()[0].shape[-1]
-    config.update(
+    Args:
+        layer: a `FactorizedKernel`.
+        rank: filters of the basis.
+        changes: arguments of the second layer that change.
+    """
+    basis = one_layer(
+        layer,
         name=f"{layer.name}_basis",
         use_bias=False,
         activation=None,
         activity_regularizer=None,
+        **{width_argument(layer): rank},
     )
-    return _plain_class(layer).from_config(config)
-
-
-def _coefficients(layer):
-    config = _plain_config(layer)
     if not isinstance(layer, keras.layers.Dense):
-        config.update(kernel_size=1, strides=1, dilation_rate=1, padding="valid")
-    return _plain_class(layer).from_config(config)
+        pointwise = {"kernel_size": 1, "strides": 1, "dilation_rate": 1}
+        changes = {**pointwise, "padding": "valid", **changes}
+    return basis, one_layer(layer, **changes)
+
+
+def width_argument(layer):
+    """The argument of a convolution or dense layer that sets its output channels."""
+    return "units" if isinstance(layer, keras.layers.Dense) else "filters"
