@@ -30,8 +30,6 @@ import tfcompress as tfc
 from recipes.common import models
 from recipes.common.train import make_optimizer, set_precision
 from tfcompress.quantizers import nested
-from tfcompress.quantizers.quantizer import copy_quantizer
-from tfcompress.schemes.plan import QUANTIZED
 from tfcompress.schemes.search_space import SearchSpace
 from tfcompress.surgery.rebuild import clone_layer, rebuild
 
@@ -57,7 +55,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "scheme",
     "pruned_ternary",
-    ["pruned_ternary", "bit_sharing", "uniform"],
+    ["pruned_ternary", "bit_sharing", "uniform", "decomposition"],
     "Of the student.",
 )
 flags.DEFINE_float(
@@ -105,15 +103,8 @@ def make_multi_path(model):
 
     def replace(layer):
         paths = [
-            QUANTIZED[type(layer)].from_config(
-                {
-                    **layer.get_config(),
-                    "name": f"{layer.name}_path{i}",
-                    "kernel_quantizer": copy_quantizer(config.kernel_quantizer),
-                    "input_quantizer": copy_quantizer(config.input_quantizer),
-                }
-            )
-            for i, config in enumerate(configs.get(id(layer), {}).values())
+            config.student_layer(layer, weight_decay=0.0)
+            for config in configs.get(id(layer), {}).values()
         ]
         return MultiPath(paths, name=layer.name) if paths else clone_layer(layer)
 
@@ -126,6 +117,8 @@ def make_student(model):
         return tfc.compress(model, tfc.PrunedTernary(FLAGS.sparsity))
     if FLAGS.scheme == "uniform":
         return tfc.compress(model, tfc.Uniform())
+    if FLAGS.scheme == "decomposition":
+        return tfc.compress(model, tfc.Decomposition(macs="1/2"))
     student = tfc.compress(model, tfc.BitSharing(penalty=0.1))
     SearchSpace(student).budget.strength.assign(0.1)
     return student
