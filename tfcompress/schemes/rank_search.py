@@ -86,6 +86,7 @@ class RankSearch(ProgressCallback):
         # A search of the whole training ends with its last step.
         if self.searching:
             self._finish()
+        self.space.pressure.detach()
 
     def _finish(self):
         self.searching = False

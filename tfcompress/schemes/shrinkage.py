@@ -22,9 +22,17 @@ class Pressure:
     def attach(self, optimizer):
         """Follows an optimizer's learning rate from now on, with strength 0."""
         if self._optimizer is not optimizer:
+            self.detach()
             self._optimizer = optimizer
             self._strength = optimizer.add_variable((), name="shrinkage")
         self.assign(0.0)
+
+    def detach(self):
+        """Takes the variable from the optimizer, which could not be loaded with it."""
+        if self._optimizer is not None:
+            self.assign(0.0)
+            self._optimizer._untrack_variable(self._strength)
+            self._optimizer = self._strength = None
 
     def assign(self, strength):
         self._strength.assign(strength)
