@@ -129,6 +129,13 @@ class FactorizedKernel(ComputedKernel):
         norms = np.square(coefficients).sum(axis=1)
         self.pace.assign(1.0 / np.maximum(norms + LEAST_NORM * norms.mean(), 1e-12))
 
+    def unfinished(self):
+        """What training has left undone, or None: a scheme shrinks, but has not cut."""
+        shrinks = self.coefficients.constraint is not None
+        if shrinks and not float(ops.convert_to_numpy(self.cut)):
+            return "channels and ranks are not cut yet. Train with `fit` to its end."
+        return None
+
     def is_decomposed(self):
         """Whether ranks were cut, so that two layers are to be made of this one."""
         return not ops.convert_to_numpy(self.rank_mask).all()

@@ -93,7 +93,7 @@ class RankSpace:
             groups.measure()
 
     def mean_score(self):
-        """Norm over weight, averaged over all groups: by then half of them are gone."""
+        """Norm over weight, averaged over all groups."""
         return float(np.mean(np.concatenate([_scores(g) for g in self._all_groups()])))
 
     def scores(self):

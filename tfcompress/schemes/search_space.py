@@ -96,9 +96,6 @@ class SearchSpace:
         Args:
             margins: as `margins()` returns them.
             budget: in BOPs; None takes the gates as they are.
-
-        Returns:
-            The BOPs of the choice.
         """
         weights, activations = {}, {}
         for name, layer in self._counted():
@@ -112,7 +109,7 @@ class SearchSpace:
             name: (margins["filters"][name], gate.group_sizes(), gate.most_closed)
             for name, gate in self.filter_gates.items()
         }
-        bits, open_groups, bops = choose(
+        bits, open_groups, _ = choose(
             self.bops_model, weights, activations, filters, budget
         )
         for name, layer in self.layers.items():
@@ -124,7 +121,6 @@ class SearchSpace:
                     gates.fix(bits[name][i] if name in bits else gates.bits())
         for name, gate in self.filter_gates.items():
             gate.fix(open_groups[name])
-        return bops
 
 
 def candidates(quantizer):

@@ -57,6 +57,7 @@ def finalize(student):
     graph = Graph(student)
     if any(isinstance(x, layers.FactorizedKernel) for x in graph.layers().values()):
         check_finite(student, DIVERGED)
+        _warn_of_unfinished(graph)
         return merge(student)
     quantized = {
         name: layer
@@ -105,6 +106,12 @@ def _kept_channels(graph):
         for gate in gates
         if len(kept[gate.source]) < gate.filters
     }
+
+
+def _warn_of_unfinished(graph):
+    for name, layer in graph.layers().items():
+        if isinstance(layer, layers.FactorizedKernel) and layer.unfinished():
+            warnings.warn(f"Layer '{name}': {layer.unfinished()}", stacklevel=3)
 
 
 def _check(student, quantized):
