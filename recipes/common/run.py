@@ -17,7 +17,7 @@ from recipes.common.train import (
 )
 from tfcompress import reporting
 from tfcompress.cost import layer_costs
-from tfcompress.litert import float_tflite, latency, predict
+from tfcompress.litert import float_tflite, latency, peak_memory, predict
 
 FLAGS = flags.FLAGS
 LATENCY_RUNS = 50
@@ -172,6 +172,10 @@ class Experiment:
             keras_path=folder / "model.keras",
             budget=budget,
             latency_ms=_latency(float_file, tflite),
+            memory={
+                "float_arena_bytes": peak_memory(float_file),
+                "arena_bytes": peak_memory(tflite),
+            },
         )
         reporting.write_report(report, folder / "report.json")
         reporting.plot_layers(
@@ -236,6 +240,7 @@ def _latency(float_file, tflite):
 def _print_results(report, folder):
     accuracies, size = report["accuracy"], report["size"]
     agreement, latency_ms = report["agreement"], report["latency_ms"]
+    memory = report["memory"]
     print(
         f"Test accuracy: float {accuracies['float']:.4f}, "
         f"compressed {accuracies['compressed']:.4f}, "
@@ -244,6 +249,8 @@ def _print_results(report, folder):
         f"compressed {size['tflite_bytes']:,}, after xz {size['tflite_xz_bytes']:,}.\n"
         f"Latency in LiteRT, 1 thread: float {latency_ms['float']:.3f} ms, "
         f"compressed {latency_ms['compressed']:.3f} ms.\n"
+        f"Memory at run time: float {memory['float_arena_bytes']:,} bytes, "
+        f"compressed {memory['arena_bytes']:,}.\n"
         f"LiteRT and Keras: same class for {agreement['top1']:.2%} of "
         f"{agreement['samples']} images, outputs differ by at most "
         f"{agreement['max_abs_diff']:.2g}.\n"

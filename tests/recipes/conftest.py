@@ -60,7 +60,7 @@ def check_report():
         assert set(report) == {
             *("recipe", "scheme", "model", "dataset", "seed", "epochs"),
             *("keras_backend", "wall_seconds", "accuracy", "size", "cost", "budget"),
-            *("agreement", "latency_ms", "layers"),
+            *("agreement", "latency_ms", "memory", "layers"),
         }
         assert set(report["accuracy"]) == {"float", "compressed", "litert"}
         assert set(report["size"]) == {
@@ -72,6 +72,7 @@ def check_report():
         }
         assert set(report["agreement"]) == {"samples", "top1", "max_abs_diff"}
         assert set(report["latency_ms"]) == {"float", "compressed", "threads", "runs"}
+        assert set(report["memory"]) == {"float_arena_bytes", "arena_bytes"}
         for layer in report["layers"]:
             assert set(layer) == {
                 *("name", "type", "weight_bits", "activation_bits", "container_bits"),

@@ -72,6 +72,7 @@ def test_keys_are_those_of_the_design(report):
         "budget",
         "agreement",
         "latency_ms",
+        "memory",
         "layers",
     ]
     assert list(report["size"]) == [

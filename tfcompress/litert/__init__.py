@@ -3,6 +3,7 @@
 from tfcompress.litert.check import check
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.exporter import export
+from tfcompress.litert.memory import peak_memory
 from tfcompress.litert.runtime import latency, predict
 
-__all__ = ["check", "export", "float_tflite", "latency", "predict"]
+__all__ = ["check", "export", "float_tflite", "latency", "peak_memory", "predict"]

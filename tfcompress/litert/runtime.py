@@ -81,6 +81,20 @@ class Runner:
                 for _, details in self.outputs
             ]
 
+    def places(self):
+        """`{tensor index: (address, bytes)}` of the tensors that have memory now.
+
+        It holds until the next run.
+        """
+        places = {}
+        for details in self._interpreter.get_tensor_details():
+            # Tensors of parts that a delegate took over have none.
+            with contextlib.suppress(ValueError):
+                array = self._interpreter.tensor(details["index"])()
+                address, _ = array.__array_interface__["data"]
+                places[details["index"]] = address, array.nbytes
+        return places
+
     def _fitting(self, batch):
         received = [(array.dtype.name, array.shape) for array in batch]
         expected = [

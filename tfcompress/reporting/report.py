@@ -77,6 +77,7 @@ _REPORT = {
     "latency_ms": _OrNone(
         {"float": _NUMBER, "compressed": _NUMBER, "threads": _COUNT, "runs": _COUNT}
     ),
+    "memory": _OrNone(dict.fromkeys(("float_arena_bytes", "arena_bytes"), _COUNT)),
     "layers": [_LAYER],
 }
 
@@ -97,6 +98,7 @@ def build_report(
     keras_path,
     budget=None,
     latency_ms=None,
+    memory=None,
 ):
     """Puts a recipe's results together as `write_report` wants them.
 
@@ -113,6 +115,8 @@ def build_report(
         budget: {"kind": "bops", "macs" or "bytes", "requested": a number}, or None.
             What `tiny` achieved is added to it; bytes are those of the file.
         latency_ms: {"float", "compressed", "threads", "runs"}, or None.
+        memory: {"float_arena_bytes", "arena_bytes"}, or None; see
+            `tfcompress.litert.peak_memory`.
 
     Returns:
         A dictionary, not validated yet.
@@ -151,6 +155,7 @@ def build_report(
         "budget": budget and {**budget, "achieved": achieved[budget["kind"]]},
         "agreement": export_report["agreement"],
         "latency_ms": latency_ms,
+        "memory": memory,
         "layers": [{key: getattr(cost, key) for key in _LAYER} for cost in costs],
     }
 

@@ -1,0 +1,39 @@
+"""The arena of nets small enough to be planned by hand."""
+
+import keras
+import pytest
+from keras import layers as kl
+
+from tfcompress.litert import float_tflite, peak_memory
+
+
+def test_a_chain_needs_its_largest_step():
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            kl.Conv2D(16, 3, padding="same"),
+            kl.Conv2D(8, 3),
+        ]
+    )
+    # The second step: what it reads and writes, and the patches that LiteRT's float
+    # convolution multiplies; inputs of the model are never given up.
+    read, written, patches = 32 * 32 * 16, 30 * 30 * 8, 30 * 30 * 9 * 16
+    floats = 32 * 32 * 3 + read + written + patches
+    assert peak_memory(float_tflite(model)) == pytest.approx(4 * floats, rel=0.001)
+
+
+def test_a_tensor_that_is_needed_later_stays():
+    def net(short_cut):
+        inputs = keras.Input((16, 16, 8))
+        x = kl.DepthwiseConv2D(3, padding="same", name="a")(inputs)
+        y = kl.DepthwiseConv2D(3, padding="same", name="b")(x)
+        y = kl.DepthwiseConv2D(3, padding="same", name="c")(y)
+        return keras.Model(inputs, kl.Add()([x, y]) if short_cut else y)
+
+    without, with_ = (peak_memory(float_tflite(net(x))) for x in (False, True))
+    assert with_ - without == pytest.approx(4 * 16 * 16 * 8, rel=0.01)
+
+
+def test_damaged_files_are_refused():
+    with pytest.raises(ValueError, match="LiteRT can run"):
+        peak_memory(b"TFL3" * 20)

@@ -1,0 +1,48 @@
+"""What a `.tflite` needs of memory while it runs."""
+
+import numpy as np
+from ai_edge_litert.interpreter import OpResolverType
+
+from tfcompress.litert import flatbuffer
+from tfcompress.litert.runtime import Runner, read_file
+
+
+def peak_memory(file):
+    """Bytes of the tensor arena: what is computed for one sample, at its peak.
+
+    LiteRT's own kernels plan one arena in which tensors that are not needed at the same
+    time share their place; scratch buffers and decoded kernels are in it, constants of
+    the file are not. Its delegates, XNNPACK for one, keep memory of their own and are
+    left out.
+
+    Args:
+        file: path of a `.tflite`, or its content as bytes.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it cannot be run.
+    """
+    content = read_file(file)
+    kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    runner = Runner(content, resolver=kernels)
+    runner([np.ones(x["shape"], x["dtype"]) for _, x in runner.inputs])
+    model = flatbuffer.read(content)
+    constants = {
+        index
+        for index, tensor in enumerate(model.subgraphs[0].tensors)
+        if flatbuffer.constant(model, tensor) is not None
+    }
+    return _union(
+        (start, start + size)
+        for index, (start, size) in runner.places().items()
+        if index not in constants
+    )
+
+
+def _union(ranges):
+    """The length of the union of ranges."""
+    total, end = 0, 0
+    for start, stop in sorted(ranges):
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total
