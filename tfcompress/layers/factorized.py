@@ -127,7 +127,8 @@ class FactorizedKernel(ComputedKernel):
         self._kernel.assign(basis.reshape(self._kernel.shape))
         self.coefficients.assign(coefficients)
         norms = np.square(coefficients).sum(axis=1)
-        self.pace.assign(1.0 / np.maximum(norms + LEAST_NORM * norms.mean(), 1e-12))
+        norms = norms + LEAST_NORM * norms.mean()
+        self.pace.assign(1.0 / np.where(norms > 0, norms, 1.0))  # a kernel of zeros
 
     def unfinished(self):
         """What training has left undone, or None: a scheme shrinks, but has not cut."""

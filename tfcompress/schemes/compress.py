@@ -10,7 +10,8 @@ def compress(model, scheme):
 
     The student has the same graph and layer names, with layers that train towards
     their compressed form in place of the planned ones, and starts from the same
-    weights. The model itself is left untouched.
+    weights. A separable convolution becomes a depthwise and a pointwise layer. The model
+    itself is left untouched.
 
     Args:
         model: a built Functional or Sequential Keras 3 model with finite
@@ -27,6 +28,7 @@ def compress(model, scheme):
             compressed.
     """
     planned = plan(model, scheme)
+    model = planned.model
     configs = {id(row.layer): row.config for row in planned.treated()}
     names = {id(row.layer): row.name for row in planned.rows}
     if not configs:

@@ -11,6 +11,7 @@ from tfcompress.schemes.config import KeepFloat
 from tfcompress.schemes.scheme import Place
 from tfcompress.surgery.checks import check_compressible
 from tfcompress.surgery.graph import Graph
+from tfcompress.surgery.separable import separable_layers, split_separable
 from tfcompress.surgery.signs import may_be_negative
 
 
@@ -33,8 +34,12 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The rows of all layers in running order; print it to read it."""
+    """The rows of all layers in running order; print it to read it.
 
+    `model` is the one that the layers are of: the user's, or what it was split into.
+    """
+
+    model: keras.Model
     rows: tuple[PlanRow, ...]
 
     def treated(self):
@@ -56,6 +61,9 @@ class Plan:
 def plan(model, scheme):
     """Shows what `compress(model, scheme)` would do; changes nothing.
 
+    A separable convolution is shown as the depthwise and the pointwise layer that it
+    becomes; an override for its name holds for both.
+
     Args:
         model: a built Functional or Sequential Keras 3 model.
         scheme: a `tfcompress.schemes.Scheme`.
@@ -69,6 +77,8 @@ def plan(model, scheme):
             budget cannot be met.
     """
     check_compressible(model)
+    separable_of = separable_layers(model)
+    model = split_separable(model)
     graph = Graph(model)
     named = graph.layers()
     _check_overrides(scheme.overrides, named)
@@ -89,7 +99,9 @@ def plan(model, scheme):
                     f"Received a layer of type {type(layer).__name__}: {reason}."
                 )
             choice = KeepFloat(reason)
-        elif choice is None:
+        elif choice is None and name in separable_of:
+            choice = _override(scheme.overrides, separable_of[name])
+        if choice is None:
             signed = any(negative(x) for c in graph.calls_of(layer) for x in c.inputs)
             place = Place(id(layer) in first, id(layer) in last, signed)
             choice = scheme.config_for(layer, place)
@@ -97,16 +109,12 @@ def plan(model, scheme):
             rows.append(PlanRow(name, layer, None, choice.reason))
         else:
             rows.append(PlanRow(name, layer, choice))
-    result = Plan(tuple(rows))
+    result = Plan(model, tuple(rows))
     if result.treated():
         scheme.check(model, result)
     notes = scheme.notes(model, result)
-    return Plan(
-        tuple(
-            dataclasses.replace(row, note=notes.get(row.name, ""))
-            for row in result.rows
-        )
-    )
+    rows = (dataclasses.replace(r, note=notes.get(r.name, "")) for r in result.rows)
+    return Plan(model, tuple(rows))
 
 
 def _at_the_border(calls, why_not, reverse=False):

@@ -13,6 +13,9 @@ from tfcompress.schemes.steering import (
     sum_of_learning_rates,
 )
 
+# Of the mean group's norm: a step that takes more cannot be steered.
+MOST_PER_STEP = 0.1
+
 
 class RankSearch(ProgressCallback):
     """Shrinks groups until the cost is down to the budget, then cuts.
@@ -68,7 +71,8 @@ class RankSearch(ProgressCallback):
             self.space.pressure.assign(self.unit * self.penalty * ramp)
         else:
             penalty = self.steering.penalty(share, self.space.cost())
-            self.space.pressure.assign(self.unit * max(0.0, penalty))
+            strength = min(max(0.0, penalty), MOST_PER_STEP * self.steps)
+            self.space.pressure.assign(self.unit * strength)
 
     def _begin(self, share):
         """At the first step: by then, a callback has restored an interrupted run."""
@@ -76,8 +80,8 @@ class RankSearch(ProgressCallback):
         if not self.searching:
             return
         per_epoch = self.params["steps"] or STEPS_PER_EPOCH
-        steps = max(1.0, self.fraction * self.params["epochs"] * per_epoch)
-        rates = sum_of_learning_rates(inner_optimizer(self.model), steps)
+        self.steps = max(1.0, self.fraction * self.params["epochs"] * per_epoch)
+        rates = sum_of_learning_rates(inner_optimizer(self.model), self.steps)
         self.unit = self.space.mean_score() / rates
         if self.budget is not None:
             self.steering = Steering(self.space.cost(), self.budget, share)

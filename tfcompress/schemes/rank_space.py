@@ -6,7 +6,7 @@ from keras import ops
 
 from tfcompress.cost.width_model import WidthModel
 from tfcompress.layers import FactorizedKernel
-from tfcompress.schemes.cut import Scores
+from tfcompress.schemes.cut import Scores, cut_at
 from tfcompress.schemes.shrinkage import Groups, Pressure, Shrink
 from tfcompress.surgery.channels import Channels
 from tfcompress.surgery.graph import Graph
@@ -118,11 +118,8 @@ class RankSpace:
         return GONE * self.mean_score()
 
     def cost(self):
-        """What the student would cost without the groups that are gone by now."""
-        gone = self.gone_below()
-        scores = self.scores()
-        ranks = {n: max(1, int((v > gone).sum())) for n, v in scores.ranks.items()}
-        return self.width_model.total(scores.classes > gone, ranks)
+        """What the student would cost if the groups were cut that are gone by now."""
+        return cut_at(self.gone_below(), self.width_model, self.scores()).cost
 
     def is_cut(self):
         """Whether it is decided what goes."""

@@ -6,6 +6,7 @@ from keras import ops
 
 from tfcompress.layers import FactorizedKernel
 from tfcompress.surgery.channels import Channels
+from tfcompress.surgery.dead_branches import remove_dead_branches
 from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.surgery.remove import remove_classes
@@ -19,7 +20,7 @@ def merge(student):
     A layer that lost ranks becomes two, `NAME_basis` and `NAME`; any other becomes
     one, with the product of the two as its kernel. Channels that no layer reads any
     more are removed, with all that makes them and carries them on (EDP, pruning and
-    merging).
+    merging); so are residual branches that became constant.
 
     Args:
         student: a Functional model with `FactorizedKernel` layers. It is left
@@ -59,7 +60,8 @@ def merge(student):
             new.bias.assign(old.bias)
     graph = Graph(model)
     channels = Channels(graph)
-    return remove_classes(model, channels, _dead(graph, channels, masks))
+    smaller = remove_classes(model, channels, _dead(graph, channels, masks))
+    return remove_dead_branches(smaller)
 
 
 def _dead(graph, channels, masks):
