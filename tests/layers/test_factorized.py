@@ -70,7 +70,7 @@ def test_two_layers_of_the_factors_compute_the_same(pair):
     keep[2:] = 0
     factorized.rank_mask.assign(keep)
     assert factorized.is_decomposed()
-    basis, coefficients = factorized.factors()
+    basis, coefficients, _ = factorized.factors()
     assert basis.shape[-1] == 2 == coefficients.shape[0]
     product = (basis.reshape(-1, 2) @ coefficients).reshape(plain.kernel.shape)
     np.testing.assert_allclose(factorized.kernel, product, atol=1e-6)

@@ -26,15 +26,17 @@ def macs(model):
     return total_cost(layer_costs(model)).macs
 
 
-@pytest.fixture(scope="module")
-def searched(trained_weights, mnist, compile_for_digits):
+@pytest.fixture(scope="module", params=["behind", "between"])
+def searched(request, trained_weights, mnist, compile_for_digits):
     """A student after shrinking, cut and fine-tuning, with its float model."""
     from tests.schemes.conftest import small_net
 
     keras.utils.set_random_seed(0)
     model = small_net()
     model.set_weights(trained_weights)
-    student = tfc.compress(model, tfc.Decomposition(macs="1/2"))
+    start = "svd" if request.param == "behind" else "identity"
+    scheme = tfc.Decomposition(macs="1/2", start=start, batch_norm=request.param)
+    student = tfc.compress(model, scheme)
     compile_for_digits(student, keras.optimizers.SGD(0.02, momentum=0.9))
     fit(student, mnist, epochs=5)
     return model, student
@@ -42,8 +44,13 @@ def searched(trained_weights, mnist, compile_for_digits):
 
 def test_a_new_student_predicts_as_the_model(trained, mnist):
     images = mnist[1][0][:20]
-    for start in ("svd", "identity"):
-        student = tfc.compress(trained, tfc.Decomposition(macs="1/2", start=start))
+    for start, batch_norm in (
+        ("svd", "behind"),
+        ("identity", "behind"),
+        ("identity", "between"),
+    ):
+        scheme = tfc.Decomposition(macs="1/2", start=start, batch_norm=batch_norm)
+        student = tfc.compress(trained, scheme)
         np.testing.assert_allclose(student(images), trained(images), atol=1e-4)
         np.testing.assert_allclose(
             tfc.finalize(student)(images), trained(images), atol=1e-4
@@ -53,8 +60,8 @@ def test_a_new_student_predicts_as_the_model(trained, mnist):
 def test_the_finished_model_takes_at_most_the_budget_and_nearly_all_of_it(searched):
     model, student = searched
     tiny = tfc.finalize(student)
-    # One channel of so small a network is 3 % of its MACs.
-    assert 0.95 * macs(model) / 2 <= macs(tiny) <= macs(model) / 2
+    # One channel of the first layer is 7 % of the network's MACs.
+    assert 0.92 * macs(model) / 2 <= macs(tiny) <= macs(model) / 2
 
 
 def test_it_predicts_as_the_student_with_plain_layers_alone(searched, mnist):
@@ -66,7 +73,11 @@ def test_it_predicts_as_the_student_with_plain_layers_alone(searched, mnist):
     received = tiny.predict(images, verbose=0)
     tolerance = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(received, expected, atol=tolerance)
-    assert np.mean(received.argmax(axis=1) == labels) > 0.7
+    accuracy, before = (
+        np.mean(x.argmax(axis=1) == labels)
+        for x in (received, searched[0].predict(images, verbose=0))
+    )
+    assert accuracy >= before - 0.01
 
 
 def test_saved_students_and_models_predict_the_same(searched, mnist, tmp_path):
@@ -87,6 +98,14 @@ def test_export_proves_itself(searched, mnist, tmp_path):
     assert report["agreement"]["top1"] == 1.0
     with pytest.raises(ValueError, match="still in training.*tfcompress.finalize"):
         tfc.export(searched[1], tmp_path / "student.tflite")
+
+
+def test_half_the_macs_are_faster_and_need_less_memory(searched):
+    files = [litert.float_tflite(m) for m in (searched[0], tfc.finalize(searched[1]))]
+    before, after = litert.latency(files, runs=100)
+    assert after < before
+    before, after = map(litert.peak_memory, files)
+    assert after < before
 
 
 def test_a_second_fit_keeps_the_cut(searched, mnist, tmp_path):

@@ -8,6 +8,12 @@ from tfcompress.layers.factorized import (
     FactorizedDense,
     FactorizedKernel,
 )
+from tfcompress.layers.factorized_norm import (
+    FactorizedNorm,
+    FactorizedNormConv1D,
+    FactorizedNormConv2D,
+    FactorizedNormDense,
+)
 from tfcompress.layers.filter_gate import FilterGate
 from tfcompress.layers.packed import (
     PackedConv1D,
@@ -34,6 +40,10 @@ __all__ = [
     "FactorizedConv2D",
     "FactorizedDense",
     "FactorizedKernel",
+    "FactorizedNorm",
+    "FactorizedNormConv1D",
+    "FactorizedNormConv2D",
+    "FactorizedNormDense",
     "FilterGate",
     "PackedConv1D",
     "PackedConv2D",

@@ -88,15 +88,19 @@ class FactorizedKernel(ComputedKernel):
     def compute_kernel(self):
         """B C without what is masked, in the layer's compute dtype."""
         *others, rank = self._kernel.shape
-        inputs, ranks = map(ops.convert_to_tensor, (self.input_mask, self.rank_mask))
-        basis = ops.convert_to_tensor(self._kernel) * ops.expand_dims(inputs, -1)
-        coefficients = self.coefficients * ops.expand_dims(ranks, -1)
+        basis, coefficients = self.masked_factors()
         basis = ops.reshape(basis, (-1, rank))
         # Each factor moves the product, hence the halves.
         basis = scale_gradient(basis, 0.5 * ops.convert_to_tensor(self.pace))
         coefficients = scale_gradient(coefficients, ops.full((), 0.5))
         product = ops.matmul(basis, coefficients)
         return ops.cast(ops.reshape(product, (*others, -1)), self.compute_dtype)
+
+    def masked_factors(self):
+        """B and C without what is masked, float32 tensors."""
+        inputs, ranks = map(ops.convert_to_tensor, (self.input_mask, self.rank_mask))
+        basis = ops.convert_to_tensor(self._kernel) * ops.expand_dims(inputs, -1)
+        return basis, self.coefficients * ops.expand_dims(ranks, -1)
 
     def set_kernel(self, kernel, start="svd"):
         """Factorizes a kernel; the product is that kernel.
@@ -142,14 +146,17 @@ class FactorizedKernel(ComputedKernel):
         return not ops.convert_to_numpy(self.rank_mask).all()
 
     def factors(self):
-        """The basis and the coefficients without the ranks that were cut: arrays.
+        """The basis and the coefficients without the ranks that were cut, and the bias.
 
-        The basis is zero for masked input channels.
+        Arrays; the basis is zero for masked input channels, the bias None if the layer
+        has none.
         """
         ranks = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
         basis = ops.convert_to_numpy(self._kernel)[..., ranks]
         inputs = ops.convert_to_numpy(self.input_mask)[:, None]
-        return basis * inputs, ops.convert_to_numpy(self.coefficients)[ranks]
+        coefficients = ops.convert_to_numpy(self.coefficients)[ranks]
+        bias = ops.convert_to_numpy(self.bias) if self.use_bias else None
+        return basis * inputs, coefficients, bias
 
     def get_config(self):
         return {**super().get_config(), "kernel_rank": self.kernel_rank}

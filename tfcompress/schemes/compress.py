@@ -2,6 +2,7 @@
 
 from tfcompress.schemes.plan import plan
 from tfcompress.schemes.student import Student
+from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 
@@ -10,8 +11,8 @@ def compress(model, scheme):
 
     The student has the same graph and layer names, with layers that train towards
     their compressed form in place of the planned ones, and starts from the same
-    weights. A separable convolution becomes a depthwise and a pointwise layer. The model
-    itself is left untouched.
+    weights. A separable convolution becomes a depthwise and a pointwise layer. The
+    model itself is left untouched.
 
     Args:
         model: a built Functional or Sequential Keras 3 model with finite
@@ -30,6 +31,11 @@ def compress(model, scheme):
     planned = plan(model, scheme)
     model = planned.model
     configs = {id(row.layer): row.config for row in planned.treated()}
+    graph = Graph(model)
+    norms = {
+        id(row.layer): row.config.norm_of(graph, row.layer) for row in planned.treated()
+    }
+    taken_up = {id(norm) for norm in norms.values() if norm is not None}
     names = {id(row.layer): row.name for row in planned.rows}
     if not configs:
         raise ValueError(
@@ -41,7 +47,11 @@ def compress(model, scheme):
 
     def replace(layer):
         if id(layer) in configs:
-            new = configs[id(layer)].student_layer(layer, scheme.weight_decay)
+            new = configs[id(layer)].student_layer(
+                layer, scheme.weight_decay, norms[id(layer)]
+            )
+        elif id(layer) in taken_up:
+            return None
         else:
             new = clone_layer(layer)
         return [*in_front.get(names.get(id(layer)), []), new]
@@ -49,7 +59,7 @@ def compress(model, scheme):
     student, pairs = rebuild(model, replace, model_class=Student)
     for old, new in pairs:
         if id(old) in configs:
-            configs[id(old)].copy_weights(old, new)
+            configs[id(old)].copy_weights(old, new, norms[id(old)])
         else:
             copy_weights(old, new)
     student.scheme = scheme

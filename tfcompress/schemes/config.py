@@ -52,7 +52,12 @@ class QuantizeConfig:
             text += f", input {_describe(self.input_quantizer)}"
         return text
 
-    def student_layer(self, layer, weight_decay):
+    @staticmethod
+    def norm_of(graph, layer):
+        """The BatchNormalization that the student's layer takes up: none."""
+        return None
+
+    def student_layer(self, layer, weight_decay, norm=None):
         """The `Quant*` layer, not built, that takes the place of `layer`."""
         return QUANTIZED[type(layer)].from_config(
             {
@@ -63,7 +68,7 @@ class QuantizeConfig:
         )
 
     @staticmethod
-    def copy_weights(old, new):
+    def copy_weights(old, new, norm=None):
         """Gives a built student layer the weights of the layer it replaces."""
         new._kernel.assign(old.kernel)
         if old.use_bias:

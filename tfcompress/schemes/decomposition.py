@@ -36,6 +36,9 @@ class Decomposition(Scheme):
             sigmoid ramp; at 1 the mean group would be gone at the end of the search if
             nothing held it.
         start: of the factorization: "svd" for trained models; "identity".
+        batch_norm: where the batch normalization behind a layer goes: "behind", as it
+            is, where its gamma and beta shrink together with the coefficients; or
+            "between" basis and coefficients, see `tfcompress.Factorize`.
         margin: two layers replace one only where they cost less than `margin` times as
             much: they take more time than their MACs say. "measured" times both in
             LiteRT, on the machine that trains, and keeps the faster.
@@ -57,6 +60,7 @@ class Decomposition(Scheme):
         params=None,
         penalty=None,
         start="svd",
+        batch_norm="behind",
         margin=0.7,
         round_to=1,
         search_fraction=0.5,
@@ -94,10 +98,11 @@ class Decomposition(Scheme):
         self.params = params
         self.penalty = penalty
         self.start = start
+        self.batch_norm = batch_norm
         self.margin = margin
         self.round_to = round_to
         self.search_fraction = search_fraction
-        self.config = Factorize(start)
+        self.config = Factorize(start, batch_norm)
 
     def config_for(self, layer, place):
         return self.config
@@ -164,6 +169,7 @@ class Decomposition(Scheme):
             "params": self.params,
             "penalty": self.penalty,
             "start": self.start,
+            "batch_norm": self.batch_norm,
             "margin": self.margin,
             "round_to": self.round_to,
             "search_fraction": self.search_fraction,

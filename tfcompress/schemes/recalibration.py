@@ -66,9 +66,10 @@ class Recalibration:
 
     def __init__(self, model):
         self.norms = [
-            layer
+            norm
             for layer in Graph(model).layers().values()
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            for norm in (layer, getattr(layer, "normalization", None))
+            if isinstance(norm, keras.layers.BatchNormalization) and norm.trainable
         ]
         self.variables = [
             variable

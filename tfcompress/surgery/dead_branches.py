@@ -15,17 +15,17 @@ def remove_dead_branches(model):
 
     A convolution or dense layer whose kernel is all zero, and a batch normalization
     whose gamma is, makes the same output for every input, and so does what follows
-    from it alone. Where an `Add` layer adds that to something else, only the constant is
-    kept: one value per channel, added by a `Rescaling` layer, or nothing if it is zero.
-    A constant that differs between positions, as behind padding, stays as it is, and
-    so does one of open size.
+    from it alone. Where an `Add` layer adds that to something else, only the constant
+    is kept: one value per channel, added by a `Rescaling` layer, or nothing if it is
+    zero. A constant that differs between positions, as behind padding, stays as it is,
+    and so does one of open size.
 
     Args:
         model: a Functional model of plain layers. It is left untouched.
 
     Returns:
-        A Functional `keras.Model` that computes the same in inference; `model` itself if
-        it has no dead branch.
+        A Functional `keras.Model` that computes the same in inference; `model` itself
+        if it has no dead branch.
     """
     graph = Graph(model)
     constants = _constants(graph)

@@ -1,5 +1,7 @@
 """From factorized layers to plain ones: pruned, merged or in two."""
 
+import inspect
+
 import keras
 import numpy as np
 from keras import ops
@@ -50,14 +52,14 @@ def merge(student):
             continue
         reader = basis_of.get(id(old), new)
         masks[id(reader)] = ops.convert_to_numpy(old.input_mask)
+        basis, coefficients, bias = old.factors()
         if reader is not new:
-            basis, coefficients = old.factors()
             reader.kernel.assign(basis)
             new.kernel.assign(coefficients.reshape(new.kernel.shape))
         else:
-            new.kernel.assign(ops.matmul(*old.factors()))
-        if old.use_bias:
-            new.bias.assign(old.bias)
+            new.kernel.assign(ops.matmul(basis, coefficients))
+        if bias is not None:
+            new.bias.assign(bias)
     graph = Graph(model)
     channels = Channels(graph)
     smaller = remove_classes(model, channels, _dead(graph, channels, masks))
@@ -78,8 +80,8 @@ def _dead(graph, channels, masks):
 def one_layer(layer, **changes):
     """The plain layer, not built, of a factorized one, with changed arguments."""
     (kind,) = [kind for kind in PLAIN if isinstance(layer, kind)]
-    config = layer.get_config()
-    del config["kernel_rank"]
+    known = inspect.signature(kind).parameters.keys() | {"name", "trainable"}
+    config = {k: value for k, value in layer.get_config().items() if k in known}
     return kind.from_config({**config, "dtype": "float32", **changes})
 
 
