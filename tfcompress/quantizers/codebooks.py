@@ -172,8 +172,9 @@ def _split(values, count):
     def push(bounds):
         means = values.means(bounds, empty=0.0)
         for first, end, mean in zip(bounds[:-1], bounds[1:], means, strict=True):
-            distortion = values.distortion(np.array([first, end]), mean)
-            heapq.heappush(cells, (-distortion, first, end, mean))
+            if first < end:
+                distortion = values.distortion(np.array([first, end]), mean)
+                heapq.heappush(cells, (-distortion, first, end, mean))
 
     push(values.bounds(np.zeros(1, np.float32)))
     while len(cells) < count and cells[0][0] < 0:
