@@ -1,0 +1,315 @@
+"""Codebooks for the non-zero weights of a tensor: k-means, and uniform with one step.
+
+Pure NumPy. In one dimension every cell of a codebook is a contiguous range of the
+sorted values, so that a round of k-means, or an attempt at a step, costs
+O(2^bits log N): ranges follow by binary search and their sums from prefix sums.
+"""
+
+import heapq
+
+import numpy as np
+
+from tfcompress.quantizers.packing import code_limit
+
+# Steps that a line search tries at once, and how often it does, closer each time.
+_STEPS, _SCANS = 256, 3
+# The smallest step: what is below float32's normal range is zero to most devices.
+_TINY = np.finfo(np.float32).tiny
+
+
+class SortedNonZeros:
+    """The non-zero values of an array, sorted, with prefix sums.
+
+    Takes 20 bytes per value. Sums start at zero and run outwards, so that a few huge
+    weights do not cost the many small ones their digits.
+
+    Args:
+        x: float array of any shape; computed in float32.
+
+    Attributes:
+        values: float32 array (N,), ascending, without zeros.
+        distinct: how many different values there are.
+
+    Raises:
+        ValueError: if a value is not finite.
+    """
+
+    def __init__(self, x):
+        x = np.asarray(x, np.float32).ravel()
+        self.values = x[x != 0]
+        self.values.sort()
+        if not np.isfinite(self.values[[0, -1]] if len(self) else 0).all():
+            raise ValueError(
+                "Only finite weights can be quantized. Received: weights from "
+                f"{self.values[0]} to {self.values[-1]}. Train with a lower learning "
+                "rate."
+            )
+        changes = np.count_nonzero(self.values[1:] != self.values[:-1])
+        self.distinct = min(len(self), changes + 1)
+        first_positive = np.searchsorted(self.values, np.float32(0))
+        self._sums = _prefix_sums(self.values, first_positive)
+        self._squares = _prefix_sums(
+            np.multiply(self.values, self.values, dtype=np.float64), first_positive
+        )
+
+    def __len__(self):
+        return len(self.values)
+
+    def mean_magnitude(self):
+        """Mean of |value|; there must be one."""
+        return (self._sums[0] + self._sums[-1]) / len(self)
+
+    def bounds(self, cuts):
+        """Where `cuts` divide the values: cell k is values[bounds[k] : bounds[k + 1]].
+
+        Args:
+            cuts: float32 array (..., K - 1), ascending; a value that equals one
+                belongs to the cell behind it.
+
+        Returns:
+            Integer array (..., K + 1), from 0 to N.
+        """
+        inner = np.searchsorted(self.values, cuts)
+        ends = [(0, 0)] * (inner.ndim - 1) + [(1, 1)]
+        return np.pad(inner, ends, constant_values=(0, len(self)))
+
+    def means(self, bounds, empty):
+        """Mean of each cell, float64 array (..., K); `empty` if there is no value."""
+        counts = np.diff(bounds)
+        sums = np.diff(self._sums[bounds])
+        return np.where(counts > 0, sums / np.maximum(counts, 1), empty)
+
+    def distortion(self, bounds, centroids):
+        """Sum of squared errors when each cell becomes its centroid: float64 (...)."""
+        centroids = np.asarray(centroids, np.float64)
+        errors = (
+            np.diff(self._squares[bounds])
+            - 2 * centroids * np.diff(self._sums[bounds])
+            + centroids**2 * np.diff(bounds)
+        )
+        return np.maximum(errors, 0).sum(axis=-1)  # the difference may round below 0
+
+
+def _prefix_sums(x, start):
+    """float64 array (N + 1,) whose differences are sums; zero at `start`."""
+    sums = np.zeros(len(x) + 1)
+    np.cumsum(x[start:], dtype=np.float64, out=sums[start + 1 :])
+    np.cumsum(-x[:start][::-1], dtype=np.float64, out=sums[:start][::-1])
+    return sums
+
+
+def _float32_above(exact):
+    """The smallest float32 that is not below: no float32 lies between the two."""
+    rounded = exact.astype(np.float32)
+    above = np.nextafter(rounded, np.float32(np.inf))
+    return np.where(rounded < exact, above, rounded)
+
+
+def _cuts(centroids):
+    """The float32 values from which on the next centroid is the nearest, (K - 1,)."""
+    return _float32_above((centroids[:-1].astype(np.float64) + centroids[1:]) / 2)
+
+
+def nearest(x, centroids):
+    """Each value's nearest centroid; half way between two, the larger one.
+
+    Args:
+        x: float array of any shape.
+        centroids: ascending float32 array (K,).
+
+    Returns:
+        float32 array of `x`'s shape.
+    """
+    cells = np.searchsorted(_cuts(centroids), np.asarray(x, np.float32), side="right")
+    return centroids[cells]
+
+
+def kmeans(values, bits, rounds=100, tolerance=1e-3):
+    """One-dimensional k-means with 2^bits centroids and one more that stays at zero.
+
+    arXiv 1910.05897, Section 3. Lloyd's rounds move each centroid to the mean of the
+    values nearest to it; zero stays, and so does a centroid without values.
+
+    The paper starts from linspace(min, max). Where weights are dense, most of its
+    centroids are too far apart, and a hundred rounds do not bring them there: with 8
+    bits its distortion is 3 times too high for a normal distribution, and 20 times
+    with heavy tails. So rounds also start from cells that were split in two, the one
+    with the largest distortion first, and the better result stays.
+
+    Args:
+        values: a `SortedNonZeros`.
+        bits: 1 to 8.
+        rounds: at most.
+        tolerance: rounds end when one lowers the distortion by less than this share.
+
+    Returns:
+        `(centroids, distortion)`: float32 array (at most 2^bits + 1,), ascending and
+        different, with zero among them; sum of squared errors as a float.
+
+    Raises:
+        ValueError: if `bits` is not in 1..8.
+    """
+    if bits not in range(1, 9):
+        raise ValueError(
+            f"A k-means codebook has 1 to 8 bits. Received: bits={bits}. "
+            "Use a bit-width in that range."
+        )
+    count = 2**bits
+    if values.distinct <= count:
+        return np.unique(np.append(values.values, np.float32(0))), 0.0
+    starts = (
+        np.linspace(values.values[0], values.values[-1], count),
+        _split(values, count),
+    )
+    found = [_lloyd(values, start, rounds, tolerance) for start in starts]
+    return min(found, key=lambda result: result[1])
+
+
+def _split(values, count):
+    """Means of `count` cells, from two, below and above zero, by splitting at means."""
+    cells = []  # heap of (-distortion, first, end, mean)
+
+    def push(bounds):
+        means = values.means(bounds, empty=0.0)
+        for first, end, mean in zip(bounds[:-1], bounds[1:], means, strict=True):
+            if first < end:
+                distortion = values.distortion(np.array([first, end]), mean)
+                heapq.heappush(cells, (-distortion, first, end, mean))
+
+    push(values.bounds(np.zeros(1, np.float32)))
+    while len(cells) < count and cells[0][0] < 0:
+        _, first, end, mean = heapq.heappop(cells)
+        inside = np.searchsorted(values.values[first:end], _float32_above(mean))
+        push(np.array([first, first + inside, end]))
+    return np.array([mean for *_, mean in cells])
+
+
+def _lloyd(values, start, rounds, tolerance):
+    """`(centroids, distortion)` of `kmeans` from one start."""
+    centroids = np.sort(np.append(start, 0)).astype(np.float32)
+    pinned = np.searchsorted(centroids, 0)
+    bounds = values.bounds(_cuts(centroids))
+    distortion = values.distortion(bounds, centroids)
+    for _ in range(rounds):
+        centroids = values.means(bounds, empty=centroids).astype(np.float32)
+        centroids[pinned] = 0
+        bounds = values.bounds(_cuts(centroids))
+        before, distortion = distortion, values.distortion(bounds, centroids)
+        if before - distortion <= tolerance * distortion:
+            break
+    used = np.diff(bounds) > 0
+    used[pinned] = True
+    return np.unique(centroids[used]), float(distortion)
+
+
+def snapped(centroids, counts=None):
+    """The nearest codebook of integers in [-127, 127], times one step.
+
+    It makes a k-means codebook one that an 8-bit tensor with one scale stores exactly.
+    Steps that bring the largest centroid to between 64 and 127 are tried in turn (below
+    is half of one of these), each replaced by the best step for the levels it leads to.
+
+    Args:
+        centroids: float array (K,).
+        counts: weights of the squared errors, (K,), such as how many values each
+            centroid stands for; by default all the same.
+
+    Returns:
+        `(levels, step)`: int8 array (at most K + 1,), ascending and different, with
+        zero among them; positive float32.
+    """
+    centroids = np.asarray(centroids, np.float64)
+    largest = np.abs(centroids).max(initial=0.0)
+    if largest == 0:
+        return np.zeros(1, np.int8), np.float32(1)
+    counts = np.ones_like(centroids) if counts is None else np.asarray(counts, float)
+    limit = code_limit(8)
+    steps = largest / np.linspace(limit, limit / 2, _STEPS)
+    levels = np.round(centroids / steps[:, None])
+    squares = (counts * levels**2).sum(axis=1)
+    products = (counts * levels * centroids).sum(axis=1)
+    steps = np.where(squares > 0, products / np.maximum(squares, _TINY), steps)
+    errors = (counts * (centroids - levels * steps[:, None]) ** 2).sum(axis=1)
+    best = np.argmin(errors)
+    codes = np.unique(np.append(levels[best], 0)).astype(np.int8)
+    return codes, np.float32(max(steps[best], _TINY))
+
+
+def uniform_step(values, bits):
+    """The step of the grid {-L..L} * step with the least squared error.
+
+    L = 2^(bits-1) - 1, as `tfcompress.quantizers.Uniform`; values round to the nearest
+    level, zero among them, and half to even as in `np.round`, where the error is the
+    same on both sides. The best step is sum(k |w|) / sum(k^2) for the codes k >= 0 of
+    |w|, so it lies between mean|w| / L and max|w|; a line search scans that range.
+
+    Args:
+        values: a `SortedNonZeros`.
+        bits: 2 to 8.
+
+    Returns:
+        `(step, distortion)`: positive float32; sum of squared errors as a float.
+
+    Raises:
+        ValueError: if `bits` is not in 2..8.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(
+            "A zero-centred uniform grid has 2 to 8 bits: with one bit there is no "
+            f"level beside zero. Received: bits={bits}. Use 2 bits or more, or a "
+            "k-means codebook."
+        )
+    if not len(values):
+        return np.float32(1), 0.0
+    limit = code_limit(bits)
+    low = values.mean_magnitude() / limit
+    high = max(-values.values[0], values.values[-1])
+    found = []
+    for _ in range(_SCANS):
+        steps = np.geomspace(low, high, _STEPS).clip(_TINY).astype(np.float32)
+        errors = _uniform_distortions(values, steps, limit)
+        best = np.argmin(errors)
+        found.append((float(errors[best]), steps[best]))
+        low, high = steps[max(best - 1, 0)], steps[min(best + 1, _STEPS - 1)]
+    distortion, step = min(found)
+    return step, distortion
+
+
+def _uniform_distortions(values, steps, limit):
+    """Sum of squared errors for each step: float64 array of the shape of `steps`."""
+    steps = steps.astype(np.float64)[:, None]
+    cuts = _float32_above((np.arange(-limit, limit) + 0.5) * steps)
+    return values.distortion(values.bounds(cuts), np.arange(-limit, limit + 1) * steps)
+
+
+def distortions(values, bit_widths, codebook="uniform"):
+    """What each bit-width costs in squared error: never more with more bits.
+
+    A codebook of fewer bits is also one of more bits. Where a search with more bits
+    finds none that is better, the distortion is that of fewer bits, so that
+    `tfcompress.schemes.allocation.allocate_bits` has no reason to take more.
+
+    Args:
+        values: a `SortedNonZeros`.
+        bit_widths: increasing integers, 2 to 8, with "kmeans" from 1 on.
+        codebook: "uniform" or "kmeans".
+
+    Returns:
+        float64 array (len(bit_widths),).
+
+    Raises:
+        ValueError: if `codebook` or a bit-width is not one of these, or the bit-widths
+            do not increase.
+    """
+    searches = {"uniform": uniform_step, "kmeans": kmeans}
+    if codebook not in searches:
+        raise ValueError(
+            f"`codebook` is one of {', '.join(searches)}. Received: {codebook!r}."
+        )
+    if list(bit_widths) != sorted(set(bit_widths)):
+        raise ValueError(
+            f"`bit_widths` increase. Received: bit_widths={bit_widths}. Sort them, and "
+            "leave out what is there twice."
+        )
+    found = [searches[codebook](values, bits)[1] for bits in bit_widths]
+    return np.minimum.accumulate(np.array(found, np.float64))
