@@ -15,7 +15,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from tfcompress.quantizers.codebooks import SortedNonZeros, kmeans, uniform_step
+from tfcompress.quantizers.clustering import SortedNonZeros, kmeans, uniform_step
 from tfcompress.schemes.allocation import allocate_bits, keep_largest
 
 FLAGS = flags.FLAGS

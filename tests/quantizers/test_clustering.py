@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfcompress.quantizers.codebooks import (
+from tfcompress.quantizers.clustering import (
     SortedNonZeros,
     distortions,
     kmeans,

@@ -1,0 +1,94 @@
+"""Weights from a codebook that was fitted to them."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.quantizers import functional as F
+from tfcompress.quantizers.clustering import nearest
+from tfcompress.quantizers.packing import code_limit
+from tfcompress.quantizers.quantizer import Quantizer
+
+_LIMIT = code_limit(8)
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class Codebook(Quantizer):
+    """Few different weights: integer levels times one step, zero among them.
+
+    Which levels there are, how long the step is and which weights may differ from zero
+    is set from outside, as `tfcompress.SizeConstrained` does (arXiv 1910.05897): a
+    codebook is no function of the moment's weights. Each weight takes the nearest
+    level. The gradient goes straight through, but not to weights held at zero.
+
+    Variables (none is trainable): `level_of` (255,), the level nearest to each of
+    -127..127; `step`; `width`, bits of an index into the codebook; `mask` of the kernel's shape, zero where a weight is held at
+    zero; `quantizes`, 0 while the float kernel is used as it is; `fixed`, 1 once mask
+    and levels are decided; `anchor` and `dual` of the kernel's shape, V - U and U of
+    ADMM.
+    """
+
+    def build(self, kernel_shape):
+        state = {"trainable": False, "aggregation": "only_first_replica"}
+        self.level_of = self.add_weight(
+            name="level_of", shape=(2 * _LIMIT + 1,), initializer="zeros", **state
+        )
+        self.level_of.assign(np.arange(-_LIMIT, _LIMIT + 1))
+        self.step = self.add_weight(name="step", initializer="ones", **state)
+        self.width = self.add_weight(
+            name="width", initializer=keras.initializers.Constant(8), **state
+        )
+        self.mask = self.add_weight(
+            name="mask", shape=kernel_shape, dtype="uint8", initializer="ones", **state
+        )
+        self.quantizes = self.add_weight(name="quantizes", initializer="ones", **state)
+        self.fixed = self.add_weight(name="fixed", initializer="zeros", **state)
+        self.anchor, self.dual = (
+            self.add_weight(name=name, shape=kernel_shape, initializer="zeros", **state)
+            for name in ("anchor", "dual")
+        )
+
+    @property
+    def bits(self):
+        """Bits of the largest level, 2 to 8."""
+        largest = np.abs(ops.convert_to_numpy(self.level_of)).max()
+        return max(2, int(largest).bit_length() + 1)
+
+    def set_codebook(self, width, levels, step, mask):
+        """Decides what weights may become.
+
+        Args:
+            width: bits of an index into the codebook, 1 to 8.
+            levels: ascending integers in [-127, 127] with zero among them.
+            step: positive number.
+            mask: boolean array of the kernel's shape.
+        """
+        levels = np.asarray(levels, np.float32)
+        self.level_of.assign(nearest(np.arange(-_LIMIT, _LIMIT + 1), levels))
+        self.step.assign(step)
+        self.width.assign(width)
+        self.mask.assign(np.asarray(mask, np.uint8))
+
+    def codes_and_scale(self, x):
+        positions = ops.clip(ops.round(x / self.step), -_LIMIT, _LIMIT)
+        codes = ops.take(self.level_of, ops.cast(positions, "int32") + _LIMIT)
+        channels = {axis % len(x.shape) for axis in self.channel_axes}
+        shape = [n if i in channels else 1 for i, n in enumerate(x.shape)]
+        scale = ops.broadcast_to(ops.convert_to_tensor(self.step), shape)
+        return codes * ops.cast(self.mask, codes.dtype), scale
+
+    def call(self, kernel):
+        kernel = ops.convert_to_tensor(kernel, "float32")
+        codes, scale = self.codes_and_scale(kernel)
+        passed = kernel * ops.cast(self.mask, kernel.dtype)
+        quantized = F.straight_through(codes * scale, passed)
+        on = ops.convert_to_tensor(self.quantizes)
+        return on * quantized + (1.0 - on) * kernel
+
+    def unfinished(self):
+        if float(ops.convert_to_numpy(self.fixed)):
+            return None
+        return (
+            "its zeros and bits are not fixed yet. Train with `fit` to the end of the "
+            "search."
+        )

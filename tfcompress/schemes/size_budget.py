@@ -1,0 +1,123 @@
+"""What weights cost: value bits as the paper counts them, or bytes of a file."""
+
+import lzma
+import math
+import re
+
+import numpy as np
+
+from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
+# Of a file whose graph cannot be measured here, per layer and in all.
+_BYTES_PER_LAYER, _BYTES_PER_FILE = 100, 1000
+
+
+def parse_bytes(text):
+    """Bytes of "100 kB", "1.5 MiB" or a number as text; None if it is no size."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", str(text).lower())
+    if match is None or match[2] not in _UNITS or match[1].count(".") > 1:
+        return None
+    return float(match[1]) * _UNITS[match[2]]
+
+
+class SizeBudget:
+    """One number for all kernels, and what that leaves for each weight.
+
+    A kept weight nominally costs the bits of its value and, ideally coded, of its
+    position. What codes take in practice is measured, and nominal bits are granted
+    accordingly.
+
+    Attributes:
+        sparse: whether zeros are cheaper than other weights.
+
+    Args:
+        total: the budget, in bits if `counted` is "value_bits", else in bytes.
+        counted: "value_bits", bits times non-zero weights as in arXiv 1910.05897,
+            Section 3; "xz", bytes of the file after xz; or "raw", bytes as it is.
+        codebook: "uniform" or "kmeans".
+        overhead: bytes of the file that are no codes.
+    """
+
+    def __init__(self, total, counted, codebook, overhead=0):
+        self.total = total
+        self.counted = counted
+        self.codebook = codebook
+        self.overhead = overhead
+        self.sparse = counted != "raw"
+        self._bits_per_unit = 1.0 if counted == "value_bits" else 8.0
+        self._nominal_per_real = 1.0
+
+    def allowed(self):
+        """Nominal bits for all kept weights together."""
+        real = self._bits_per_unit * (self.total - self.overhead)
+        return real * self._nominal_per_real
+
+    def cost(self, bits, density):
+        """Nominal bits of one kept weight.
+
+        Args:
+            bits: of its codebook.
+            density: share of weights that its layer keeps.
+        """
+        if self.counted == "raw":
+            return container_bits(bits)
+        value = bits if self.codebook == "kmeans" else index_bits(bits)
+        if self.counted == "value_bits":
+            return value
+        p = min(max(density, 1e-6), 1.0 - 1e-6)
+        return value - math.log2(p) - (1.0 - p) / p * math.log2(1.0 - p)
+
+    def size_of(self, codes):
+        """What codes really take, in the unit of the budget.
+
+        Args:
+            codes: `{layer name: (int8 array, bits of the codebook)}`.
+        """
+        if self.counted == "value_bits":
+            return sum(
+                np.count_nonzero(x) * self.cost(b, 1.0) for x, b in codes.values()
+            )
+        if self.codebook == "kmeans":
+            codes = {name: (x, 8) for name, (x, _) in codes.items()}
+        return self.overhead + coded_bytes(codes, self.counted == "xz")
+
+    def learn(self, nominal, size):
+        """Compares nominal bits with the size that came of them."""
+        real = self._bits_per_unit * (size - self.overhead)
+        self._nominal_per_real = min(max(nominal / max(real, 1.0), 0.25), 4.0)
+
+
+def coded_bytes(codes, compressed):
+    """Bytes of packed codes, as a file has them.
+
+    Args:
+        codes: `{layer name: (int8 array, bits)}`.
+        compressed: whether to count them after xz.
+    """
+    if not compressed:
+        return sum(packed_bytes(x.size, container_bits(b)) for x, b in codes.values())
+    packed = [pack(array, container_bits(bits)) for array, bits in codes.values()]
+    return xz_bytes(np.concatenate(packed).tobytes())
+
+
+def xz_bytes(content):
+    """Bytes of a file's content after xz."""
+    return len(lzma.compress(content, preset=9))
+
+
+def index_bits(bits):
+    """Bits of an index into the non-zero levels of a uniform grid of that many bits.
+
+    There are 2^bits - 2 of them, so that ternary values count 1.
+    """
+    return 1 if bits == 2 else bits
+
+
+def estimated_overhead(model):
+    """Bytes of everything but codes in a packed model's file, roughly.
+
+    For machines without LiteRT.
+    """
+    floats = sum(math.prod(v.shape) for v in model.weights if v.dtype == "float32")
+    return 4 * floats + _BYTES_PER_LAYER * len(model.layers) + _BYTES_PER_FILE

@@ -1,0 +1,243 @@
+"""The weights that share one size, and the projections of ADMM on it."""
+
+import numpy as np
+from keras import ops
+
+from tfcompress.layers import QuantizedKernel
+from tfcompress.quantizers import Codebook
+from tfcompress.quantizers.clustering import (
+    SortedNonZeros,
+    distortions,
+    kmeans,
+    nearest,
+    snapped,
+    uniform_step,
+)
+from tfcompress.quantizers.packing import code_limit
+from tfcompress.schemes.allocation import allocate_bits, keep_largest
+from tfcompress.surgery.graph import Graph
+
+# A layer of fewer weights passes nothing on.
+LEAST_WEIGHTS = 10
+
+
+class SizeSpace:
+    """A student's kernels with a codebook each.
+
+    Attributes:
+        layers: `{name: layer}` of the layers with a `Codebook`.
+
+    Args:
+        student: a Functional model.
+        codebook: "uniform" or "kmeans".
+        bit_widths: those to choose from, ascending.
+    """
+
+    def __init__(self, student, codebook, bit_widths):
+        self.layers = {
+            name: layer
+            for name, layer in Graph(student).layers().items()
+            if isinstance(layer, QuantizedKernel)
+            and isinstance(layer.kernel_quantizer, Codebook)
+        }
+        self.codebook = codebook
+        self.bit_widths = bit_widths
+        self.quantizers = {n: x.kernel_quantizer for n, x in self.layers.items()}
+
+    @property
+    def bits(self):
+        """`{name: bits}` of the codebooks."""
+        widths = {n: ops.convert_to_numpy(q.width) for n, q in self.quantizers.items()}
+        return {name: int(width) for name, width in widths.items()}
+
+    def kernels(self):
+        """`{name: float32 array}` of the latent kernels."""
+        return {n: ops.convert_to_numpy(x._kernel) for n, x in self.layers.items()}
+
+    def floors(self):
+        """`{name: how many weights stay in any case}`."""
+        return {n: min(LEAST_WEIGHTS, x.size) for n, x in self.kernels().items()}
+
+    def is_fixed(self):
+        """Whether it is decided which weights are zero, and all bits."""
+        return all(float(ops.convert_to_numpy(q.fixed)) for q in self._all())
+
+    def set_quantizing(self, on):
+        """Whether the student computes with codebooks or with float kernels."""
+        for quantizer in self._all():
+            quantizer.quantizes.assign(float(on))
+
+    def fix(self):
+        """Settles zeros and bits for good."""
+        for quantizer in self._all():
+            quantizer.fixed.assign(1.0)
+
+    def start(self, budget):
+        """Begins with V = W and U = 0, and the bits that distort least.
+
+        Args:
+            budget: a `SizeBudget`.
+        """
+        kernels = self.kernels()
+        if budget.sparse:
+            bits, masks = self._best_even_start(kernels, budget)
+        else:
+            bits = dict.fromkeys(kernels, self.bit_widths[0])
+            masks = {name: np.ones(x.shape, bool) for name, x in kernels.items()}
+            kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
+            bits = self._chosen_bits(kept, masks, bits, budget)
+        self._set_codebooks(kernels, masks, bits)
+        self.settle(budget)
+        for name, quantizer in self.quantizers.items():
+            quantizer.anchor.assign(kernels[name])
+            quantizer.dual.assign(np.zeros_like(kernels[name]))
+
+    def _best_even_start(self, kernels, budget):
+        """`(bits, masks)` with the bits, the same for all, that distort least."""
+        count = sum(x.size for x in kernels.values())
+        found = []
+        for width in self.bit_widths:
+            density = _even_density(budget, width, count)
+            cost = dict.fromkeys(kernels, budget.cost(width, density))
+            masks = keep_largest(kernels, cost, budget.allowed(), self.floors())
+            lost = sum(np.square(w[~masks[n]]).sum() for n, w in kernels.items())
+            for name, kernel in kernels.items():
+                kept = SortedNonZeros(kernel * masks[name])
+                lost += distortions(kept, (width,), self.codebook)[0]
+            found.append((lost, width, masks))
+        _, width, masks = min(found, key=lambda item: item[0])
+        return dict.fromkeys(kernels, width), masks
+
+    def project(self, budget):
+        """One round of ADMM: W sparse, V quantized, U after them.
+
+        arXiv 1910.05897, Section 3: W keeps what the budget pays for at the present
+        bits; bits are then chosen for W + U at the present numbers of weights.
+
+        Args:
+            budget: see `start`.
+
+        Returns:
+            ||W - V|| / ||W||, over all layers.
+        """
+        kernels, bits = self.kernels(), self.bits
+        masks = self._sparse(kernels, bits, budget)
+        sums, kept = {}, {}
+        for name, layer in self.layers.items():
+            kernels[name] = kernels[name] * masks[name]
+            layer._kernel.assign(kernels[name])
+            sums[name] = kernels[name] + ops.convert_to_numpy(
+                self.quantizers[name].dual
+            )
+            kept[name] = SortedNonZeros(sums[name])
+        bits = self._chosen_bits(kept, masks, bits, budget)
+        distance = norm = 0.0
+        for name, quantizer in self.quantizers.items():
+            levels, step = self._fitted(kept[name], bits[name])
+            quantized = nearest(sums[name] / step, levels.astype("float32")) * step
+            dual = sums[name] - quantized
+            quantizer.dual.assign(dual)
+            quantizer.anchor.assign(quantized - dual)
+            distance += np.square(kernels[name] - quantized).sum()
+            norm += np.square(kernels[name]).sum()
+        self._set_codebooks(kernels, masks, bits)
+        self._learn(budget, masks)
+        return float(np.sqrt(distance / max(norm, 1e-30)))
+
+    def settle(self, budget, rounds=8):
+        """Chooses zeros that come as close to the budget as its model allows.
+
+        Args:
+            budget: see `start`.
+            rounds: at most.
+        """
+        kernels, bits = self.kernels(), self.bits
+        for _ in range(rounds if budget.sparse else 1):
+            masks = self._sparse(kernels, bits, budget)
+            self._set_codebooks(kernels, masks, bits)
+            size = self._learn(budget, masks)
+            if 0.99 * budget.total <= size <= budget.total:
+                return
+
+    def refresh(self):
+        """Fits the codebooks to the weights as they are now; zeros and bits stay."""
+        self._set_codebooks(self.kernels(), self.masks(), self.bits)
+
+    def masks(self):
+        """`{name: boolean array}` of the weights that are not held at zero."""
+        return {
+            n: ops.convert_to_numpy(q.mask) > 0 for n, q in self.quantizers.items()
+        }
+
+    def codes(self):
+        """`{name: (int8 array, bits)}` of the kernels."""
+        bits = self.bits
+        return {
+            n: (x.kernel_quantizer.encode(x._kernel)[0], bits[n])
+            for n, x in self.layers.items()
+        }
+
+    def _all(self):
+        return self.quantizers.values()
+
+    def _sparse(self, kernels, bits, budget):
+        if not budget.sparse:
+            return {name: np.ones(x.shape, bool) for name, x in kernels.items()}
+        densities = _densities(self.masks())
+        costs = {n: budget.cost(bits[n], densities[n]) for n in kernels}
+        return keep_largest(kernels, costs, budget.allowed(), self.floors())
+
+    def _chosen_bits(self, kept, masks, bits, budget):
+        costs, losses = {}, {}
+        for name, density in _densities(masks).items():
+            count = masks[name].sum()
+            costs[name] = np.array(
+                [count * budget.cost(width, density) for width in self.bit_widths]
+            )
+            losses[name] = distortions(kept[name], self.bit_widths, self.codebook)
+        # What the kept weights cost with the bits they were kept at is there to spend.
+        allowed = max(budget.allowed(), _nominal(masks, bits, budget))
+        chosen = allocate_bits(costs, losses, allowed)
+        return {name: self.bit_widths[i] for name, i in chosen.items()}
+
+    def _fitted(self, values, bits):
+        """`(levels, step)` of a codebook for sorted values."""
+        if self.codebook == "uniform":
+            limit = code_limit(bits)
+            return np.arange(-limit, limit + 1), uniform_step(values, bits)[0]
+        centroids, _ = kmeans(values, bits)
+        return snapped(centroids)
+
+    def _set_codebooks(self, kernels, masks, bits):
+        for name, quantizer in self.quantizers.items():
+            values = SortedNonZeros(kernels[name] * masks[name])
+            fitted = self._fitted(values, bits[name])
+            quantizer.set_codebook(bits[name], *fitted, masks[name])
+
+    def _learn(self, budget, masks):
+        """Tells the budget what the kept weights really take, and returns that."""
+        size = budget.size_of(self.codes())
+        budget.learn(_nominal(masks, self.bits, budget), size)
+        return size
+
+
+def _nominal(masks, bits, budget):
+    """Bits that the kept weights nominally cost."""
+    return sum(
+        masks[name].sum() * budget.cost(bits[name], density)
+        for name, density in _densities(masks).items()
+    )
+
+
+def _densities(masks):
+    return {name: float(mask.mean()) for name, mask in masks.items()}
+
+
+def _even_density(budget, bits, count):
+    """The share of `count` weights that the budget pays for, if all layers keep it."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = middle * count * budget.cost(bits, middle) <= budget.allowed()
+        low, high = (middle, high) if enough else (low, middle)
+    return low
