@@ -94,6 +94,13 @@ def test_sums_of_small_values_survive_large_ones():
     np.testing.assert_allclose(received, squared_error(small, 0.5))
 
 
+def test_distortion_is_never_negative():
+    centroids = (0.1 * np.arange(-50, 51)).astype("float32")
+    values = SortedNonZeros(np.repeat(centroids, 7))
+    bounds = values.bounds((centroids[1:] + centroids[:-1]) / 2)
+    assert 0 <= values.distortion(bounds, centroids) < 1e-9
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match=r"finite.*Received: .*(nan|inf)"):
@@ -162,6 +169,13 @@ def test_kmeans_reaches_what_theory_says_of_many_normal_weights(bits):
     _, distortion = kmeans(SortedNonZeros(weights("normal", size)), bits)
     expected = size * np.sqrt(3) * np.pi / 2 / levels**2
     assert 0.9 * expected < distortion < 1.1 * expected
+
+
+def test_kmeans_stops_when_little_is_left_to_gain():
+    values = SortedNonZeros(weights("normal", 20_000))
+    _, stopped = kmeans(values, 5)
+    _, converged = kmeans(values, 5, rounds=2000, tolerance=0)
+    assert converged < stopped < 1.03 * converged
 
 
 @pytest.mark.parametrize("x, bits, expected", [

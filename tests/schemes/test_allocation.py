@@ -100,6 +100,13 @@ def test_equal_weights_stay_in_order():
     assert masks["a"].all() and masks["b"].tolist() == [True, True, False, False]
 
 
+def test_the_list_ends_among_equals_too():
+    """Both weights are worth 1 per bit; the first does not fit, so none is kept."""
+    weights = {"a": np.float32([2]), "b": np.float32([1])}
+    masks = keep_largest(weights, {"a": 4, "b": 1}, 3, {"a": 0, "b": 0})
+    assert not masks["a"].any() and not masks["b"].any()
+
+
 def test_zeros_stay_only_for_a_floor():
     weights = {"a": np.float32([0, 1e-45, 0, 0]), "b": np.zeros(3, "float32")}
     masks = keep_largest(weights, {"a": 1, "b": 1}, 100, {"a": 3, "b": 0})
@@ -233,6 +240,12 @@ def test_a_layer_that_does_not_fit_leaves_the_rest_to_the_others():
     losses = {"big": [1000, 10, 0], "small": [3, 2, 1]}
     assert allocate_bits(costs, losses, 50) == {"big": 0, "small": 2}
     assert allocate_bits(costs, losses, 103) == {"big": 2, "small": 1}
+
+
+def test_what_gains_most_per_cost_comes_first():
+    costs = {"big": [1, 101], "one": [1, 2], "two": [1, 2]}
+    losses = {"big": [10, 0], "one": [9, 0], "two": [9, 0]}
+    assert allocate_bits(costs, losses, 103) == {"big": 0, "one": 1, "two": 1}
 
 
 def test_layers_without_a_choice_stay_as_they_are():
