@@ -5,6 +5,7 @@ any Keras backend, so a scheme can differentiate through the same definitions
 that the reports print.
 """
 
+import lzma
 import math
 
 import numpy as np
@@ -57,3 +58,8 @@ def entropy_bits(codes):
     _, counts = np.unique(codes, return_counts=True)
     shares = counts / counts.sum()
     return float(-(counts * np.log2(shares)).sum())
+
+
+def xz_bytes(content):
+    """Bytes of a file's content after xz: what a download or an app bundle holds."""
+    return len(lzma.compress(content, preset=9))

@@ -2,8 +2,16 @@
 
 from tfcompress.litert.check import check
 from tfcompress.litert.convert import float_tflite
-from tfcompress.litert.exporter import export
+from tfcompress.litert.exporter import export, packed_size
 from tfcompress.litert.memory import peak_memory
 from tfcompress.litert.runtime import latency, predict
 
-__all__ = ["check", "export", "float_tflite", "latency", "peak_memory", "predict"]
+__all__ = [
+    "check",
+    "export",
+    "float_tflite",
+    "latency",
+    "packed_size",
+    "peak_memory",
+    "predict",
+]

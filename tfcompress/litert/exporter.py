@@ -1,9 +1,9 @@
 """`export`: from a finalized Keras model to a proven, smallest `.tflite`."""
 
 import contextlib
-import lzma
 import os
 
+from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.litert.check import Samples, compare
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import packed_kernels
@@ -45,10 +45,7 @@ def export(model, path, verify=None):
     samples = Samples(model, verify)
     next(iter(samples))  # wrong samples are an error before the work starts
     with _replaced_when_done(path) as temporary:
-        float_content = float_tflite(model)
-        content, matches = pack_kernels(
-            float_content, kernels, input_names(model), output_names(model)
-        )
+        float_content, content, matches = _packed(model, kernels)
         with open(temporary, "wb") as stream:
             stream.write(content)
         with open(temporary, "rb") as stream:
@@ -60,11 +57,33 @@ def export(model, path, verify=None):
         "size": {
             "float_tflite_bytes": len(float_content),
             "tflite_bytes": len(content),
-            "tflite_xz_bytes": len(lzma.compress(content, preset=9)),
+            "tflite_xz_bytes": xz_bytes(content),
         },
         **comparison,
         "tensors": recognise(tensors, kernels),
     }
+
+
+def packed_size(model, compressed):
+    """Bytes of the `.tflite` that `export` would write, to the byte.
+
+    Args:
+        model: see `export`.
+        compressed: whether to count them after xz.
+
+    Raises:
+        ValueError: see `export`.
+    """
+    model = functional(model)
+    _, content, _ = _packed(model, packed_kernels(model))
+    return xz_bytes(content) if compressed else len(content)
+
+
+def _packed(model, kernels):
+    """`(content of the float file, content of the packed file, matches)`."""
+    float_content = float_tflite(model)
+    names = input_names(model), output_names(model)
+    return float_content, *pack_kernels(float_content, kernels, *names)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from tfcompress.quantizers.activation import ActivationQuantizer, UniformActivation
 from tfcompress.quantizers.bit_sharing import BitSharing, BitSharingActivation
+from tfcompress.quantizers.codebook import Codebook
 from tfcompress.quantizers.quantizer import Quantizer
 from tfcompress.quantizers.ternary import Ternary
 from tfcompress.quantizers.uniform import Uniform
@@ -10,6 +11,7 @@ __all__ = [
     "ActivationQuantizer",
     "BitSharing",
     "BitSharingActivation",
+    "Codebook",
     "Quantizer",
     "Ternary",
     "Uniform",

@@ -22,10 +22,10 @@ class Codebook(Quantizer):
     level. The gradient goes straight through, but not to weights held at zero.
 
     Variables (none is trainable): `level_of` (255,), the level nearest to each of
-    -127..127; `step`; `width`, bits of an index into the codebook; `mask` of the kernel's shape, zero where a weight is held at
-    zero; `quantizes`, 0 while the float kernel is used as it is; `fixed`, 1 once mask
-    and levels are decided; `anchor` and `dual` of the kernel's shape, V - U and U of
-    ADMM.
+    -127..127; `step`; `width`, bits of an index into the codebook; `mask` of the
+    kernel's shape, zero where a weight is held at zero; `quantizes`, 0 while the float
+    kernel is used as it is; `fixed`, 1 once mask and levels are decided; `anchor` and
+    `dual` of the kernel's shape, V - U and U of ADMM.
     """
 
     def build(self, kernel_shape):

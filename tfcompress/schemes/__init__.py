@@ -8,6 +8,7 @@ from tfcompress.schemes.factorize import Factorize
 from tfcompress.schemes.plan import plan
 from tfcompress.schemes.pruned_ternary import PrunedTernary
 from tfcompress.schemes.scheme import Scheme
+from tfcompress.schemes.size_constrained import SizeConstrained
 from tfcompress.schemes.student import Student
 from tfcompress.schemes.uniform import Uniform
 
@@ -18,6 +19,7 @@ __all__ = [
     "KeepFloat",
     "PrunedTernary",
     "QuantizeConfig",
+    "SizeConstrained",
     "Scheme",
     "Student",
     "Uniform",

@@ -8,7 +8,7 @@ from tfcompress.quantizers import nested
 from tfcompress.schemes.bit_search import BitSearch
 from tfcompress.schemes.budget import parse_budget
 from tfcompress.schemes.calibration import CalibrateActivations, calibrate_weights
-from tfcompress.schemes.scheme import Scheme
+from tfcompress.schemes.scheme import SearchingScheme
 from tfcompress.schemes.search_space import SearchSpace, candidates
 from tfcompress.schemes.uniform import quantize_config
 from tfcompress.surgery.filters import Filters
@@ -16,7 +16,7 @@ from tfcompress.surgery.graph import Graph
 
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
-class BitSharing(Scheme):
+class BitSharing(SearchingScheme):
     """Learns every layer's bits and filters in one model (arXiv 2101.04935).
 
     Each kernel and each input is quantized on nested grids of 2, 4 and 8 bits; gates
@@ -58,7 +58,7 @@ class BitSharing(Scheme):
         weight_decay=1e-4,
         overrides=None,
     ):
-        super().__init__(overrides, weight_decay)
+        super().__init__(search_fraction, overrides, weight_decay)
         if (bops is None) == (penalty is None):
             raise ValueError(
                 "Either `bops`, a budget, or `penalty`, the weight of ln(BOPs) in the "
@@ -70,18 +70,12 @@ class BitSharing(Scheme):
             raise ValueError(
                 f"`penalty` is a finite number >= 0. Received: penalty={penalty}."
             )
-        if not 0 < search_fraction <= 1:
-            raise ValueError(
-                "`search_fraction` is the share of the first fit that searches, in "
-                f"(0, 1]. Received: search_fraction={search_fraction}."
-            )
         self.bops = bops
         self.penalty = penalty
         self.weight_bits = tuple(weight_bits)
         self.activation_bits = tuple(activation_bits)
         self.group_size = group_size
         self.max_pruned = max_pruned
-        self.search_fraction = search_fraction
         self.grid = grid
         quantize_config(self.weight_bits, self.activation_bits, False, grid)  # checks
         if group_size is not None:
@@ -202,6 +196,5 @@ class BitSharing(Scheme):
             "activation_bits": self.activation_bits,
             "group_size": self.group_size,
             "max_pruned": self.max_pruned,
-            "search_fraction": self.search_fraction,
             "grid": self.grid,
         }

@@ -8,7 +8,7 @@ from tfcompress.schemes.cut import lowest_cost
 from tfcompress.schemes.factorize import Factorize
 from tfcompress.schemes.rank_search import RankSearch
 from tfcompress.schemes.rank_space import RankSpace, equal_scores, why_kept
-from tfcompress.schemes.scheme import Scheme
+from tfcompress.schemes.scheme import SearchingScheme
 from tfcompress.surgery.channels import Channels
 from tfcompress.surgery.graph import Graph
 
@@ -16,7 +16,7 @@ MEASURED = "measured"
 
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
-class Decomposition(Scheme):
+class Decomposition(SearchingScheme):
     """Low rank and fewer channels in one training (EDP, TNNLS 2021).
 
     Every convolution and dense kernel becomes a basis times coefficients; a group
@@ -67,7 +67,7 @@ class Decomposition(Scheme):
         weight_decay=1e-4,
         overrides=None,
     ):
-        super().__init__(overrides, weight_decay)
+        super().__init__(search_fraction, overrides, weight_decay)
         if sum(x is not None for x in (macs, params, penalty)) != 1:
             raise ValueError(
                 "One of `macs` and `params`, a budget, and `penalty` is expected. "
@@ -89,11 +89,6 @@ class Decomposition(Scheme):
             raise ValueError(
                 f"`round_to` is a positive integer. Received: round_to={round_to!r}."
             )
-        if not 0 < search_fraction <= 1:
-            raise ValueError(
-                "`search_fraction` is the share of the first fit that shrinks, in "
-                f"(0, 1]. Received: search_fraction={search_fraction}."
-            )
         self.macs = macs
         self.params = params
         self.penalty = penalty
@@ -101,7 +96,6 @@ class Decomposition(Scheme):
         self.batch_norm = batch_norm
         self.margin = margin
         self.round_to = round_to
-        self.search_fraction = search_fraction
         self.config = Factorize(start, batch_norm)
 
     def config_for(self, layer, place):
@@ -172,5 +166,4 @@ class Decomposition(Scheme):
             "batch_norm": self.batch_norm,
             "margin": self.margin,
             "round_to": self.round_to,
-            "search_fraction": self.search_fraction,
         }

@@ -123,3 +123,24 @@ class Scheme:
             for pattern, value in config["overrides"].items()
         }
         return cls(**{**config, "overrides": overrides})
+
+
+class SearchingScheme(Scheme):
+    """A scheme that first searches, then fine-tunes what was found; base class.
+
+    Args:
+        search_fraction: share of the first `fit` that searches, in (0, 1].
+        overrides, weight_decay: see `Scheme`.
+    """
+
+    def __init__(self, search_fraction, overrides=None, weight_decay=0.0):
+        super().__init__(overrides, weight_decay)
+        if not 0 < search_fraction <= 1:
+            raise ValueError(
+                "`search_fraction` is the share of the first fit that searches, in "
+                f"(0, 1]. Received: search_fraction={search_fraction}."
+            )
+        self.search_fraction = search_fraction
+
+    def get_config(self):
+        return {**super().get_config(), "search_fraction": self.search_fraction}

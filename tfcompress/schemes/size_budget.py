@@ -1,24 +1,43 @@
 """What weights cost: value bits as the paper counts them, or bytes of a file."""
 
-import lzma
 import math
 import re
 
 import numpy as np
 
+from tfcompress.cost.arithmetic import xz_bytes
+from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
+from tfcompress.schemes.budget import parse_budget
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 # Of a file whose graph cannot be measured here, per layer and in all.
 _BYTES_PER_LAYER, _BYTES_PER_FILE = 100, 1000
 
 
-def parse_bytes(text):
-    """Bytes of "100 kB", "1.5 MiB" or a number as text; None if it is no size."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", str(text).lower())
-    if match is None or match[2] not in _UNITS or match[1].count(".") > 1:
-        return None
-    return float(match[1]) * _UNITS[match[2]]
+def parse_size(size, reference):
+    """Bytes of a size as users write it.
+
+    Args:
+        size: bytes, text with a unit ("100 kB", "1.5 MiB"), or a share of the
+            reference as text ("1/50").
+        reference: what the float model takes.
+
+    Returns:
+        A positive float.
+
+    Raises:
+        ValueError: if it is nothing of that, or not positive.
+    """
+    if isinstance(size, str) and size.strip()[-1:].isalpha():
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]+)\s*", size.lower())
+        if match is None or match[2] not in _UNITS:
+            raise ValueError(
+                "`size` has one of the units B, kB, MB, KiB and MiB, as in '100 kB'. "
+                f"Received: size={size!r}."
+            )
+        return parse_budget(f"{match[1]}", _UNITS[match[2]], "size")
+    return parse_budget(size, reference, "size")
 
 
 class SizeBudget:
@@ -101,11 +120,6 @@ def coded_bytes(codes, compressed):
     return xz_bytes(np.concatenate(packed).tobytes())
 
 
-def xz_bytes(content):
-    """Bytes of a file's content after xz."""
-    return len(lzma.compress(content, preset=9))
-
-
 def index_bits(bits):
     """Bits of an index into the non-zero levels of a uniform grid of that many bits.
 
@@ -114,10 +128,10 @@ def index_bits(bits):
     return 1 if bits == 2 else bits
 
 
-def estimated_overhead(model):
-    """Bytes of everything but codes in a packed model's file, roughly.
-
-    For machines without LiteRT.
-    """
+def estimated_size(model, compressed):
+    """Bytes of a packed model's file, roughly, for machines without LiteRT."""
+    packed = [x for x in model.layers if isinstance(x, PackedKernel)]
+    codes = {layer.name: (layer.codes, layer.kernel_bits) for layer in packed}
     floats = sum(math.prod(v.shape) for v in model.weights if v.dtype == "float32")
-    return 4 * floats + _BYTES_PER_LAYER * len(model.layers) + _BYTES_PER_FILE
+    rest = 4 * floats + _BYTES_PER_LAYER * len(model.layers) + _BYTES_PER_FILE
+    return rest + coded_bytes(codes, compressed)

@@ -15,6 +15,7 @@ from tfcompress.quantizers.clustering import (
 )
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.schemes.allocation import allocate_bits, keep_largest
+from tfcompress.schemes.tether import Tether
 from tfcompress.surgery.graph import Graph
 
 # A layer of fewer weights passes nothing on.
@@ -50,6 +51,14 @@ class SizeSpace:
         widths = {n: ops.convert_to_numpy(q.width) for n, q in self.quantizers.items()}
         return {name: int(width) for name, width in widths.items()}
 
+    def connect(self):
+        """Ties the kernels to anchors, see `Tether`."""
+        self.tether = Tether([layer._kernel for layer in self.layers.values()])
+
+    def anchors(self):
+        """What ADMM draws the kernels to, V - U: list of arrays."""
+        return [ops.convert_to_numpy(q.anchor) for q in self._all()]
+
     def kernels(self):
         """`{name: float32 array}` of the latent kernels."""
         return {n: ops.convert_to_numpy(x._kernel) for n, x in self.layers.items()}
@@ -82,10 +91,9 @@ class SizeSpace:
         if budget.sparse:
             bits, masks = self._best_even_start(kernels, budget)
         else:
-            bits = dict.fromkeys(kernels, self.bit_widths[0])
             masks = {name: np.ones(x.shape, bool) for name, x in kernels.items()}
             kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
-            bits = self._chosen_bits(kept, masks, bits, budget)
+            bits = self._chosen_bits(kept, masks, budget, budget.allowed())
         self._set_codebooks(kernels, masks, bits)
         self.settle(budget)
         for name, quantizer in self.quantizers.items():
@@ -130,7 +138,9 @@ class SizeSpace:
                 self.quantizers[name].dual
             )
             kept[name] = SortedNonZeros(sums[name])
-        bits = self._chosen_bits(kept, masks, bits, budget)
+        # What the kept weights cost with the bits they were kept at is there to spend.
+        allowed = max(budget.allowed(), _nominal(masks, bits, budget))
+        bits = self._chosen_bits(kept, masks, budget, allowed)
         distance = norm = 0.0
         for name, quantizer in self.quantizers.items():
             levels, step = self._fitted(kept[name], bits[name])
@@ -159,15 +169,40 @@ class SizeSpace:
             if 0.99 * budget.total <= size <= budget.total:
                 return
 
+    def empty(self):
+        """Leaves the least weights that a layer must have, with the fewest bits."""
+        kernels = self.kernels()
+        costs = dict.fromkeys(kernels, 1.0)
+        masks = keep_largest(kernels, costs, sum(self.floors().values()), self.floors())
+        bits = dict.fromkeys(kernels, self.bit_widths[0])
+        self._set_codebooks(kernels, masks, bits)
+
+    def shave(self, share, budget):
+        """Takes weights until a share of their nominal bits is left.
+
+        Args:
+            share: below 1.
+            budget: see `start`.
+        """
+        bits = self.bits
+        masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
+        allowed = share * _nominal(masks, bits, budget)
+        kernels = {name: x * masks[name] for name, x in self.kernels().items()}
+        if budget.sparse:
+            costs = {n: budget.cost(bits[n], d) for n, d in _densities(masks).items()}
+            masks = keep_largest(kernels, costs, allowed, self.floors())
+        else:
+            kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
+            bits = self._chosen_bits(kept, masks, budget, allowed)
+        self._set_codebooks(kernels, masks, bits)
+
     def refresh(self):
         """Fits the codebooks to the weights as they are now; zeros and bits stay."""
         self._set_codebooks(self.kernels(), self.masks(), self.bits)
 
     def masks(self):
         """`{name: boolean array}` of the weights that are not held at zero."""
-        return {
-            n: ops.convert_to_numpy(q.mask) > 0 for n, q in self.quantizers.items()
-        }
+        return {n: ops.convert_to_numpy(q.mask) > 0 for n, q in self.quantizers.items()}
 
     def codes(self):
         """`{name: (int8 array, bits)}` of the kernels."""
@@ -187,7 +222,7 @@ class SizeSpace:
         costs = {n: budget.cost(bits[n], densities[n]) for n in kernels}
         return keep_largest(kernels, costs, budget.allowed(), self.floors())
 
-    def _chosen_bits(self, kept, masks, bits, budget):
+    def _chosen_bits(self, kept, masks, budget, allowed):
         costs, losses = {}, {}
         for name, density in _densities(masks).items():
             count = masks[name].sum()
@@ -195,8 +230,6 @@ class SizeSpace:
                 [count * budget.cost(width, density) for width in self.bit_widths]
             )
             losses[name] = distortions(kept[name], self.bit_widths, self.codebook)
-        # What the kept weights cost with the bits they were kept at is there to spend.
-        allowed = max(budget.allowed(), _nominal(masks, bits, budget))
         chosen = allocate_bits(costs, losses, allowed)
         return {name: self.bit_widths[i] for name, i in chosen.items()}
 

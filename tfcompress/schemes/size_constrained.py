@@ -1,0 +1,195 @@
+"""One number, the size, as a scheme."""
+
+import math
+import warnings
+
+import keras
+
+from tfcompress.cost.arithmetic import FLOAT_BITS
+from tfcompress.quantizers import Codebook
+from tfcompress.schemes.budget import parse_budget
+from tfcompress.schemes.config import QuantizeConfig
+from tfcompress.schemes.scheme import SearchingScheme
+from tfcompress.schemes.size_budget import (
+    SizeBudget,
+    estimated_size,
+    parse_size,
+)
+from tfcompress.schemes.size_search import SizeSearch
+from tfcompress.schemes.size_space import SizeSpace
+from tfcompress.surgery.finalize import finalize
+
+BIT_WIDTHS = {
+    ("uniform", True): (2, 3, 4, 5, 6, 7, 8),
+    ("uniform", False): (2, 4, 8),
+    ("kmeans", True): (1, 2, 3, 4, 5, 6, 7, 8),
+}
+
+
+@keras.saving.register_keras_serializable(package="tfcompress.schemes")
+class SizeConstrained(SearchingScheme):
+    """Zeros and bits of every layer under one size (arXiv 1910.05897).
+
+    The first part of a `fit` finds both by ADMM: kernels train in float and are drawn
+    towards values that meet the size, which projections choose anew every epoch over
+    all layers at once. Then zeros and bits stay, and the rest of the `fit`, or further
+    ones, fine-tune. First and last layers are treated like all others; biases and batch
+    normalization stay float.
+
+    Args:
+        size: of the finished `.tflite`: bytes, "100 kB", or a share of the float
+            model's weights (4 bytes each) as text, such as "1/50".
+        value_bits: the paper's count in place of a size: bits times non-zero weights,
+            no positions, no biases. A number, or a share of 32 bits for each weight.
+        codebook: "uniform", a zero-centred grid with one step per layer; or "kmeans",
+            the paper's, with levels wherever weights are. Its levels are rounded to
+            8-bit integers times one step, so that the file has what was trained; it is
+            stored with 8 bits a weight and only small after compression.
+        compression: what `size` is measured after: "xz", as downloads, app bundles and
+            firmware images are packed; or "none", where zeros save nothing.
+        rho: strength of the pull, in units of one over the sum of learning rates (the
+            paper takes 0.05 for LeNet-5, 1e-3 for AlexNet, with SGD). None chooses it
+            by the learning rates to come.
+        search_fraction: share of the first `fit` that searches, in (0, 1].
+        weight_decay, overrides: see `Scheme`.
+
+    Example:
+
+    >>> student = tfc.compress(model, tfc.SizeConstrained(size="100 kB"))
+    """
+
+    def __init__(
+        self,
+        size=None,
+        value_bits=None,
+        codebook="uniform",
+        compression="xz",
+        rho=None,
+        search_fraction=0.6,
+        weight_decay=1e-4,
+        overrides=None,
+    ):
+        super().__init__(search_fraction, overrides, weight_decay)
+        if (size is None) == (value_bits is None):
+            raise ValueError(
+                "One of `size` and `value_bits` is expected. Received: "
+                f"size={size!r}, value_bits={value_bits!r}."
+            )
+        if value_bits is not None:
+            parse_budget(value_bits, 1.0, "value_bits")
+        else:
+            parse_size(size, 1.0)
+        if codebook not in ("uniform", "kmeans"):
+            raise ValueError(
+                f"`codebook` is 'uniform' or 'kmeans'. Received: codebook={codebook!r}."
+            )
+        if compression not in ("xz", "none"):
+            raise ValueError(
+                "`compression` is 'xz' or 'none'. Received: "
+                f"compression={compression!r}."
+            )
+        if codebook == "kmeans" and compression == "none":
+            raise ValueError(
+                "A k-means codebook takes 8 bits a weight unless it is compressed. "
+                "Received: codebook='kmeans', compression='none'. Take "
+                "codebook='uniform'."
+            )
+        if rho is not None and not 0 <= rho < float("inf"):
+            raise ValueError(f"`rho` is a finite number >= 0. Received: rho={rho}.")
+        self.size = size
+        self.value_bits = value_bits
+        self.codebook = codebook
+        self.compression = compression
+        self.rho = rho
+        self.config = QuantizeConfig(Codebook())
+
+    def config_for(self, layer, place):
+        return self.config
+
+    def connect(self, student):
+        widths = BIT_WIDTHS[self.codebook, self.compression == "xz"]
+        student.size_space = SizeSpace(student, self.codebook, widths)
+        student.size_space.connect()
+
+    def prepare(self, student):
+        """Starts the student at its budget; refuses one that cannot be met."""
+        space = student.size_space
+        space.empty()
+        lowest = self._measured(student)
+        total = self._total(student)
+        if not lowest <= total:
+            raise ValueError(
+                f"A budget of at least {lowest:,.0f} {self._unit()} can be met. "
+                f"Received: {self._received()}, {total:,.0f}. Ask for more, or make "
+                "the model smaller first, as `tfcompress.Decomposition` does."
+            )
+        space.start(self._budget(student))
+
+    def callbacks(self, student, batches):
+        return [
+            SizeSearch(
+                student.size_space,
+                self._budget(student),
+                batches,
+                self.search_fraction,
+                self.rho,
+                self._measured,
+            )
+        ]
+
+    def _budget(self, student):
+        """The `SizeBudget`; what is no codes is measured."""
+        counted = {"xz": "xz", "none": "raw"}[self.compression]
+        counted = counted if self.value_bits is None else "value_bits"
+        budget = SizeBudget(self._total(student), counted, self.codebook)
+        if self.value_bits is None:
+            coded = budget.size_of(student.size_space.codes())
+            budget.overhead = self._measured(student) - coded
+        return budget
+
+    def _total(self, student):
+        """The budget in its unit."""
+        space = student.size_space
+        if self.value_bits is not None:
+            weights = sum(kernel.size for kernel in space.kernels().values())
+            return parse_budget(self.value_bits, FLOAT_BITS * weights, "value_bits")
+        own = sum(
+            math.prod(variable.shape)
+            for quantizer in space.quantizers.values()
+            for variable in quantizer.weights
+        )
+        return parse_size(self.size, 4 * (student.count_params() - own))
+
+    def _measured(self, student):
+        """What the student's finished artefact takes, in the unit of the budget."""
+        if self.value_bits is not None:
+            counted = SizeBudget(0, "value_bits", self.codebook)
+            return counted.size_of(student.size_space.codes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nothing is fixed while it searches
+            tiny = finalize(student)
+        if keras.backend.backend() != "tensorflow":
+            return estimated_size(tiny, self.compression == "xz")
+        from tfcompress.litert import packed_size  # not at the top: it needs LiteRT
+
+        return packed_size(tiny, self.compression == "xz")
+
+    def _unit(self):
+        if self.value_bits is not None:
+            return "value bits"
+        return "bytes" + " after xz" * (self.compression == "xz")
+
+    def _received(self):
+        if self.value_bits is not None:
+            return f"value_bits={self.value_bits!r}"
+        return f"size={self.size!r}"
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "value_bits": self.value_bits,
+            "codebook": self.codebook,
+            "compression": self.compression,
+            "rho": self.rho,
+        }
