@@ -1,59 +1,23 @@
 """What a search for bits and filters stands at, epoch by epoch."""
 
-import json
-
-import keras
-
+from recipes.common.history import History
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.schemes.search_space import SearchSpace
 
 
-class BitHistory(keras.callbacks.Callback):
+class BitHistory(History):
     """Prints and keeps the choice of a bit-sharing student after each epoch.
 
-    Args:
-        path: `pathlib.Path` of a file that keeps it, so that an interrupted training
-            goes on with the epochs before. Its folder must exist.
-
-    Attributes:
-        epochs: list of dictionaries, one per epoch:
-            "searching": whether anything was left to choose;
-            "bits": `{layer name: [weight bits, activation bits]}`;
-            "kept": `{layer name: [filters kept, filters]}` of the gated layers;
-            "bops": of the choice.
+    Each of `epochs` has "searching": whether anything was left to choose; "bits":
+    `{layer name: [weight bits, activation bits]}`; "kept": `{layer name: [filters kept,
+    filters]}` of the gated layers; "bops": of the choice.
     """
 
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-        self.epochs = []
-
     def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
         self._space = SearchSpace(self.model)
-        self._unprinted = None
-        if self.path.exists():
-            self.epochs = json.loads(self.path.read_text())
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._print()
-
-    def on_epoch_end(self, epoch, logs=None):
-        now = self._now()
-        # What a run that was interrupted saw later is no part of this one.
-        self.epochs = [*self.epochs[:epoch], now]
-        self.path.write_text(json.dumps(self.epochs))
-        # Keras ends the line of its progress bar after all callbacks had their turn.
-        self._unprinted = now
-
-    def on_train_end(self, logs=None):
-        self._print()
-
-    def _print(self):
-        if self._unprinted is not None:
-            print(self._line(self._unprinted))
-            self._unprinted = None
-
-    def _now(self):
+    def now(self):
         space = self._space
         return {
             "searching": not space.is_fixed(),
@@ -68,7 +32,7 @@ class BitHistory(keras.callbacks.Callback):
             "bops": float(space.expected_bops()),
         }
 
-    def _line(self, now):
+    def line(self, now):
         bits = " ".join(f"{weight}/{act}" for weight, act in now["bits"].values())
         kept = " ".join(str(kept) for kept, _ in now["kept"].values())
         ratio = self._space.bops_model.float_bops / now["bops"]

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from tfcompress.cost import bops, entropy_bits, kernel_macs, value_bits
+from tfcompress.cost.arithmetic import index_bits
 
 
 def test_macs_of_a_convolution_a_depthwise_and_a_dense_kernel():
@@ -18,6 +19,14 @@ def test_bops_of_float_are_1024_per_mac():
 
 def test_value_bits_leave_zeros_out():
     assert value_bits(7, 4) == 7 * 4
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([0, 0], 1), ([-1, 0, 1], 1), ([1, 2, 3, 0], 2), (range(-7, 8), 4), (range(5), 2)],
+)
+def test_an_index_tells_the_non_zero_codes_apart(codes, expected):
+    assert index_bits(np.array(codes)) == expected
 
 
 def test_tensors_flow_through():

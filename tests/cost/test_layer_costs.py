@@ -46,7 +46,7 @@ def test_quantized_convolution():
     assert cost.macs == weights * 8 * 6
     assert cost.bops == weights * 8 * 6 * 2 * 8
     assert cost.bytes == math.ceil(weights * 2 / 8) + 4 * 5 + 4 * 5
-    assert cost.value_bits == 2 * nonzeros
+    assert cost.value_bits == 1 * nonzeros
 
 
 @pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])
@@ -75,7 +75,7 @@ def test_packed_layer():
     assert cost.type == "PackedDense"
     assert cost.params == weights + 4
     assert cost.sparsity == zeros / weights
-    assert cost.value_bits == 2 * nonzeros
+    assert cost.value_bits == 1 * nonzeros
     assert cost.bytes == 3 + 4 * 4 + 4 * 4
     assert cost.entropy_bytes == math.ceil(entropy / 8) + 4 * 4 + 4 * 4
 

@@ -39,11 +39,19 @@ def bops(macs, weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS):
 def value_bits(nonzeros, bits):
     """Bits of the non-zero weights' values: b * ||W||_0, positions not included.
 
-    The count of Yang et al. (CVPR 2020), kernels only. It is no file size. `bits`
-    are the quantizer's own, so a ternary value counts as 2 bits; the paper, whose
-    zero is free, would call it 1.
+    The count of Yang et al. (CVPR 2020), kernels only, with `index_bits` for low-bit
+    ones. It is no file size.
     """
     return nonzeros * bits
+
+
+def index_bits(codes):
+    """Bits that tell the different non-zero codes apart: 1 for ternary ones.
+
+    b bits are at most 2^b different values; zero is free (CVPR 2020).
+    """
+    different = np.count_nonzero(np.unique(codes))
+    return max(1, math.ceil(math.log2(max(1, different))))
 
 
 def entropy_bits(codes):

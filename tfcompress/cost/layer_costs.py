@@ -208,7 +208,7 @@ def _counted(calls, names, levels):
         bops=macs and arithmetic.bops(macs, stored.bits, activation_bits),
         bytes=packed_bytes(stored.size, stored.container_bits) + other_bytes,
         entropy_bytes=math.ceil(stored.entropy_bits / 8) + other_bytes,
-        value_bits=arithmetic.value_bits(stored.nonzeros, stored.bits),
+        value_bits=arithmetic.value_bits(stored.nonzeros, stored.index_bits),
         not_counted=why,
     )
 
@@ -234,6 +234,7 @@ class _StoredKernel:
     size: int
     nonzeros: int
     bits: int
+    index_bits: int
     container_bits: int
     scale_bytes: int
     entropy_bits: float
@@ -259,6 +260,7 @@ def _stored_kernel(layer, names):
         size=size,
         nonzeros=sum(int(np.count_nonzero(value)) for value in values),
         bits=bits,
+        index_bits=bits,
         container_bits=bits,
         scale_bytes=0,
         entropy_bits=size * bits,
@@ -271,6 +273,7 @@ def _stored_codes(codes, scales, bits):
         size=codes.size,
         nonzeros=int(np.count_nonzero(codes)),
         bits=bits,
+        index_bits=arithmetic.index_bits(codes),
         container_bits=container_bits(bits),
         scale_bytes=_SCALE_BYTES * scales,
         entropy_bits=arithmetic.entropy_bits(codes),

@@ -49,6 +49,10 @@ class Codebook(Quantizer):
         )
 
     @property
+    def candidates(self):
+        return tuple(range(2, 9))
+
+    @property
     def bits(self):
         """Bits of the largest level, 2 to 8."""
         largest = np.abs(ops.convert_to_numpy(self.level_of)).max()

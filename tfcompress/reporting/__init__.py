@@ -1,6 +1,6 @@
 """What came out: a table to print, a report to keep, a picture to look at."""
 
-from tfcompress.reporting.plots import plot_gates, plot_layers
+from tfcompress.reporting.plots import plot_gates, plot_layers, plot_sizes
 from tfcompress.reporting.report import build_report, validate_report, write_report
 from tfcompress.reporting.summary import summary
 
@@ -8,6 +8,7 @@ __all__ = [
     "build_report",
     "plot_gates",
     "plot_layers",
+    "plot_sizes",
     "summary",
     "validate_report",
     "write_report",

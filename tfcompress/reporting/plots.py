@@ -97,6 +97,58 @@ def plot_gates(epochs, path):
     figure.savefig(path, format="png", dpi=120)
 
 
+def plot_sizes(epochs, path, unit):
+    """Draws how a size-constrained training went, epoch by epoch, into one PNG file.
+
+    Heat-maps of each layer's bits and zeros; the size against the budget, and how far
+    float and quantized weights are apart while zeros and bits are searched.
+
+    Args:
+        epochs: list of dictionaries, one per epoch: "searching", whether anything was
+            left to choose; "bits", `{layer name: bits}`; "sparsity", `{layer name:
+            fraction}`; "size", "budget"; "residual", ||W - V|| / ||W|| or None.
+        path: of the file; its folder must exist.
+        unit: of size and budget, as text.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if there is no epoch.
+        OSError: if the file cannot be written.
+    """
+    if not epochs:
+        raise ValueError("At least one epoch is needed for a plot. Received: none.")
+    names = list(epochs[0]["bits"])
+    height = max(3.6, 1.4 + _INCHES_PER_LAYER * len(names))
+    figure = _figure(15.0, height)
+    all_axes = figure.subplots(1, 4)
+    for axes, title, values, style in (
+        (all_axes[0], "bits of non-zero weights", "bits", {"vmin": 0, "vmax": 8}),
+        (all_axes[1], "zero weights (%)", "sparsity", {"vmin": 0, "vmax": 100}),
+    ):
+        scale = 100 if values == "sparsity" else 1
+        rows = [[scale * epoch[values][name] for name in names] for epoch in epochs]
+        image = _draw_history(
+            axes, title, np.array(rows), {"cmap": _colormap()} | style
+        )
+        figure.colorbar(image, ax=axes)
+        axes.set_yticks(range(len(names)) if values == "bits" else [])
+    all_axes[0].set_yticklabels(names, size=8)
+    x = np.arange(1, len(epochs) + 1)
+    all_axes[2].plot(x, [e["size"] for e in epochs], "o-", color=_BLUE)
+    all_axes[2].axhline(epochs[-1]["budget"], color=_ORANGE, linestyle="--")
+    all_axes[2].set_title(f"size ({unit}); dashed: the budget", size=10)
+    residuals = [np.nan if e["residual"] is None else e["residual"] for e in epochs]
+    all_axes[3].plot(x, residuals, "o-", color=_GREEN)
+    all_axes[3].set_title("||W - V|| / ||W||", size=10)
+    searched = sum(epoch["searching"] for epoch in epochs)
+    for axes in all_axes:
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        if 0 < searched < len(epochs):
+            axes.axvline(searched + 0.5, color="black", linestyle="--", linewidth=1.2)
+    figure.savefig(path, format="png", dpi=120)
+
+
 def _as_dicts(layers):
     return [vars(row) if isinstance(row, LayerCost) else row for row in layers]
 

@@ -112,8 +112,9 @@ def build_report(
         float_model: the Keras model before compression.
         tiny: the finalized Keras model.
         keras_path: the file that `tiny` was saved to.
-        budget: {"kind": "bops", "macs" or "bytes", "requested": a number}, or None.
-            What `tiny` achieved is added to it; bytes are those of the file.
+        budget: {"kind", "requested": a number}, or None; the kind is "bops", "macs",
+            "bytes" or "xz_bytes" of the file, or "value_bits". What `tiny` achieved is
+            added to it.
         latency_ms: {"float", "compressed", "threads", "runs"}, or None.
         memory: {"float_arena_bytes", "arena_bytes"}, or None; see
             `tfcompress.litert.peak_memory`.
@@ -127,6 +128,8 @@ def build_report(
         "bops": total.bops,
         "macs": total.macs,
         "bytes": export_report["size"]["tflite_bytes"],
+        "xz_bytes": export_report["size"]["tflite_xz_bytes"],
+        "value_bits": total.value_bits,
     }
     return {
         "recipe": recipe,

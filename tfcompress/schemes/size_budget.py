@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from tfcompress.cost.arithmetic import xz_bytes
+from tfcompress.cost.arithmetic import index_bits, value_bits, xz_bytes
 from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 from tfcompress.schemes.budget import parse_budget
@@ -53,7 +53,7 @@ class SizeBudget:
     Args:
         total: the budget, in bits if `counted` is "value_bits", else in bytes.
         counted: "value_bits", bits times non-zero weights as in arXiv 1910.05897,
-            Section 3; "xz", bytes of the file after xz; or "raw", bytes as it is.
+            Section 3; "xz_bytes", bytes of the file after xz; or "bytes" of it as is.
         codebook: "uniform" or "kmeans".
         overhead: bytes of the file that are no codes.
     """
@@ -63,7 +63,7 @@ class SizeBudget:
         self.counted = counted
         self.codebook = codebook
         self.overhead = overhead
-        self.sparse = counted != "raw"
+        self.sparse = counted != "bytes"
         self._bits_per_unit = 1.0 if counted == "value_bits" else 8.0
         self._nominal_per_real = 1.0
 
@@ -79,9 +79,10 @@ class SizeBudget:
             bits: of its codebook.
             density: share of weights that its layer keeps.
         """
-        if self.counted == "raw":
+        if self.counted == "bytes":
             return container_bits(bits)
-        value = bits if self.codebook == "kmeans" else index_bits(bits)
+        # A uniform grid of b bits has 2^b - 2 levels that are not zero.
+        value = 1 if self.codebook == "uniform" and bits == 2 else bits
         if self.counted == "value_bits":
             return value
         p = min(max(density, 1e-6), 1.0 - 1e-6)
@@ -94,12 +95,11 @@ class SizeBudget:
             codes: `{layer name: (int8 array, bits of the codebook)}`.
         """
         if self.counted == "value_bits":
-            return sum(
-                np.count_nonzero(x) * self.cost(b, 1.0) for x, b in codes.values()
-            )
+            arrays = [array for array, _ in codes.values()]
+            return sum(value_bits(np.count_nonzero(x), index_bits(x)) for x in arrays)
         if self.codebook == "kmeans":
             codes = {name: (x, 8) for name, (x, _) in codes.items()}
-        return self.overhead + coded_bytes(codes, self.counted == "xz")
+        return self.overhead + coded_bytes(codes, self.counted == "xz_bytes")
 
     def learn(self, nominal, size):
         """Compares nominal bits with the size that came of them."""
@@ -118,14 +118,6 @@ def coded_bytes(codes, compressed):
         return sum(packed_bytes(x.size, container_bits(b)) for x, b in codes.values())
     packed = [pack(array, container_bits(bits)) for array, bits in codes.values()]
     return xz_bytes(np.concatenate(packed).tobytes())
-
-
-def index_bits(bits):
-    """Bits of an index into the non-zero levels of a uniform grid of that many bits.
-
-    There are 2^bits - 2 of them, so that ternary values count 1.
-    """
-    return 1 if bits == 2 else bits
 
 
 def estimated_size(model, compressed):

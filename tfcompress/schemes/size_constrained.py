@@ -1,10 +1,10 @@
 """One number, the size, as a scheme."""
 
-import math
 import warnings
 
 import keras
 
+from tfcompress.cost import layer_costs, total_cost
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.quantizers import Codebook
 from tfcompress.schemes.budget import parse_budget
@@ -116,20 +116,21 @@ class SizeConstrained(SearchingScheme):
         space = student.size_space
         space.empty()
         lowest = self._measured(student)
-        total = self._total(student)
+        total = self.total(student)
         if not lowest <= total:
             raise ValueError(
-                f"A budget of at least {lowest:,.0f} {self._unit()} can be met. "
-                f"Received: {self._received()}, {total:,.0f}. Ask for more, or make "
-                "the model smaller first, as `tfcompress.Decomposition` does."
+                f"A budget of at least {lowest:,.0f} {self.unit().replace('_', ' ')} "
+                f"can be met. Received: {self._received()}, {total:,.0f}. Ask for more, "
+                "or make the model smaller first, as `tfcompress.Decomposition` does."
             )
         space.start(self._budget(student))
 
     def callbacks(self, student, batches):
+        student.size_space.budget = self._budget(student)
         return [
             SizeSearch(
                 student.size_space,
-                self._budget(student),
+                student.size_space.budget,
                 batches,
                 self.search_fraction,
                 self.rho,
@@ -139,26 +140,11 @@ class SizeConstrained(SearchingScheme):
 
     def _budget(self, student):
         """The `SizeBudget`; what is no codes is measured."""
-        counted = {"xz": "xz", "none": "raw"}[self.compression]
-        counted = counted if self.value_bits is None else "value_bits"
-        budget = SizeBudget(self._total(student), counted, self.codebook)
+        budget = SizeBudget(self.total(student), self.unit(), self.codebook)
         if self.value_bits is None:
             coded = budget.size_of(student.size_space.codes())
             budget.overhead = self._measured(student) - coded
         return budget
-
-    def _total(self, student):
-        """The budget in its unit."""
-        space = student.size_space
-        if self.value_bits is not None:
-            weights = sum(kernel.size for kernel in space.kernels().values())
-            return parse_budget(self.value_bits, FLOAT_BITS * weights, "value_bits")
-        own = sum(
-            math.prod(variable.shape)
-            for quantizer in space.quantizers.values()
-            for variable in quantizer.weights
-        )
-        return parse_size(self.size, 4 * (student.count_params() - own))
 
     def _measured(self, student):
         """What the student's finished artefact takes, in the unit of the budget."""
@@ -174,10 +160,19 @@ class SizeConstrained(SearchingScheme):
 
         return packed_size(tiny, self.compression == "xz")
 
-    def _unit(self):
+    def unit(self):
+        """What is counted: "value_bits", "xz_bytes" or "bytes"."""
         if self.value_bits is not None:
-            return "value bits"
-        return "bytes" + " after xz" * (self.compression == "xz")
+            return "value_bits"
+        return {"xz": "xz_bytes", "none": "bytes"}[self.compression]
+
+    def total(self, model):
+        """The budget in that unit, for a float model or its student."""
+        costs = total_cost(layer_costs(model))
+        if self.value_bits is not None:
+            bits = FLOAT_BITS * costs.weights
+            return parse_budget(self.value_bits, bits, "value_bits")
+        return parse_size(self.size, 4 * costs.params)
 
     def _received(self):
         if self.value_bits is not None:

@@ -37,9 +37,6 @@ class SizeSearch(ProgressCallback):
         rho: strength of the pull, or None.
         measure: function from the student to the size of its finished artefact in the
             budget's unit, or None where that is what the budget's model says.
-
-    Attributes:
-        residuals: list of (share of the training, ||W - V|| / ||W||).
     """
 
     def __init__(self, space, budget, batches, fraction, rho, measure):
@@ -50,7 +47,6 @@ class SizeSearch(ProgressCallback):
         self.fraction = fraction
         self.rho = rho
         self.measure = measure
-        self.residuals = []
 
     def on_train_begin(self, logs=None):
         self.searching = None
@@ -100,7 +96,7 @@ class SizeSearch(ProgressCallback):
             self.space.set_quantizing(True)
 
     def _project(self):
-        self.residuals.append((self.share, self.space.project(self.budget)))
+        self.space.project(self.budget)
         interval = min(self.fraction / LEAST_PROJECTIONS, 1.0 / self.params["epochs"])
         self.next_projection = self.share + interval
         self.space.tether.assign(self.pull, self.space.anchors())

@@ -27,6 +27,8 @@ class SizeSpace:
 
     Attributes:
         layers: `{name: layer}` of the layers with a `Codebook`.
+        budget: the `SizeBudget` that a `fit` is under, or None before the first.
+        residual: ||W - V|| / ||W|| of all layers at the last projection, or None.
 
     Args:
         student: a Functional model.
@@ -41,6 +43,7 @@ class SizeSpace:
             if isinstance(layer, QuantizedKernel)
             and isinstance(layer.kernel_quantizer, Codebook)
         }
+        self.budget = self.residual = None
         self.codebook = codebook
         self.bit_widths = bit_widths
         self.quantizers = {n: x.kernel_quantizer for n, x in self.layers.items()}
@@ -124,9 +127,6 @@ class SizeSpace:
 
         Args:
             budget: see `start`.
-
-        Returns:
-            ||W - V|| / ||W||, over all layers.
         """
         kernels, bits = self.kernels(), self.bits
         masks = self._sparse(kernels, bits, budget)
@@ -152,7 +152,7 @@ class SizeSpace:
             norm += np.square(kernels[name]).sum()
         self._set_codebooks(kernels, masks, bits)
         self._learn(budget, masks)
-        return float(np.sqrt(distance / max(norm, 1e-30)))
+        self.residual = float(np.sqrt(distance / max(norm, 1e-30)))
 
     def settle(self, budget, rounds=8):
         """Chooses zeros that come as close to the budget as its model allows.

@@ -1,0 +1,105 @@
+"""Zeros and bits under one size: `python -m recipes.size_constrained [--flags]`.
+
+Trains a float network unless `--model` names a trained one, searches every layer's
+zeros and bits, fine-tunes the choice, and writes `model.keras`, `model.tflite`,
+`report.json`, `layers.png` and `sizes.png`.
+"""
+
+from absl import app, flags
+
+import tfcompress as tfc
+from recipes.common.flags import refuse_arguments, share_or_count
+from recipes.common.run import Experiment
+from recipes.common.size_history import SizeHistory
+from tfcompress import reporting
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "size",
+    None,
+    "The budget: bytes, such as '100 kB', or a share of the float weights' bytes, such "
+    "as 1/30 (the default).",
+)
+flags.DEFINE_string(
+    "value_bits",
+    None,
+    "In place of --size, the paper's count: bits times non-zero weights, or a share of "
+    "the float weights' bits, such as 1/500.",
+)
+flags.DEFINE_enum(
+    "codebook",
+    "uniform",
+    ["uniform", "kmeans"],
+    "A uniform grid per layer, or levels by k-means, which take 8 bits a weight unless "
+    "the file is compressed.",
+)
+flags.DEFINE_enum(
+    "compression", "xz", ["xz", "none"], "What the size is measured after."
+)
+flags.DEFINE_float(
+    "rho",
+    None,
+    "Strength of ADMM's pull; by default it follows from the learning rates.",
+    lower_bound=0.0,
+)
+flags.DEFINE_integer(
+    "admm_epochs",
+    6,
+    "Epochs that search, the first of one training; the learning rate decays over "
+    "search and fine-tuning together.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "finetune_epochs",
+    4,
+    "Epochs that fine-tune what was found.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
+    "weight_decay", 1e-4, "L2 penalty on the kernels in compressed training."
+)
+
+
+@flags.multi_flags_validator(
+    ["size", "value_bits"], "expected one of --size and --value_bits"
+)
+def _one_budget(values):
+    return values["size"] is None or values["value_bits"] is None
+
+
+def make_schemes():
+    size = FLAGS.size if FLAGS.value_bits or FLAGS.size else "1/30"
+    return [
+        tfc.SizeConstrained(
+            size=size and share_or_count(size),
+            value_bits=FLAGS.value_bits and share_or_count(FLAGS.value_bits),
+            codebook=FLAGS.codebook,
+            compression=FLAGS.compression,
+            rho=FLAGS.rho,
+            search_fraction=FLAGS.admm_epochs / _epochs(),
+            weight_decay=FLAGS.weight_decay,
+        )
+    ]
+
+
+def _epochs():
+    return FLAGS.admm_epochs + FLAGS.finetune_epochs
+
+
+def main(argv):
+    refuse_arguments(argv)
+    experiment = Experiment("size_constrained", _epochs(), make_schemes)
+    experiment.train_float()
+    (scheme,) = experiment.schemes
+    history = SizeHistory(experiment.unfinished.folder / "sizes.json")
+    budget = {"kind": scheme.unit(), "requested": scheme.total(experiment.model)}
+    experiment.compress(scheme, callbacks=[history], budget=budget)
+    reporting.plot_sizes(
+        history.epochs, experiment.folder / "sizes.png", scheme.unit().replace("_", " ")
+    )
+    experiment.finish()
+
+
+if __name__ == "__main__":
+    app.run(main)
