@@ -118,10 +118,11 @@ class SizeConstrained(SearchingScheme):
         lowest = self._measured(student)
         total = self.total(student)
         if not lowest <= total:
+            unit = self.unit().replace("_", " ")
             raise ValueError(
-                f"A budget of at least {lowest:,.0f} {self.unit().replace('_', ' ')} "
-                f"can be met. Received: {self._received()}, {total:,.0f}. Ask for more, "
-                "or make the model smaller first, as `tfcompress.Decomposition` does."
+                f"A budget of at least {lowest:,.0f} {unit} can be met. Received: "
+                f"{self._received()}, {total:,.0f}. Ask for more, or make the model "
+                "smaller first, as `tfcompress.Decomposition` does."
             )
         space.start(self._budget(student))
 
