@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import layers
 
 import tfcompress as tfc
 from recipes.common.models import BUILDERS
@@ -12,22 +12,13 @@ from tests.surgery.graphs import (
     GRAPHS,
     basic_block,
     chain,
-    channels_first,
-    concatenation,
     conv,
     depth_multiplier,
-    grouped,
     inverted_residual,
     lenet,
-    merges,
     nested,
     one_dimensional,
-    padded_shortcut,
-    separable,
-    shared_layers,
     slices,
-    squeeze_excite,
-    transposed,
 )
 from tests.surgery.removal import (
     call_on_random,
@@ -126,42 +117,6 @@ def test_what_is_read_is_missed(rng):
     assert difference(call(model), call(smaller)) < 1e-5
 
 
-def silence(model, channels, dropped):
-    """Zeroes what makes the dropped channels, and gammas and betas behind it."""
-    for name, layer in Graph(model).layers().items():
-        if isinstance(layer, layers.BatchNormalization):
-            lost = dropped[channels.read[name]]
-            variables = [layer.gamma, layer.beta]
-        elif name in channels.written:
-            lost = dropped[channels.written[name]]
-            variables = layer.weights
-        else:
-            continue
-        for variable in variables:
-            if variable is None or variable.name == "depthwise_kernel":
-                continue
-            values = ops.convert_to_numpy(variable).copy()
-            rows = "Transpose" in type(layer).__name__ and values.ndim > 1
-            values[(..., lost, slice(None)) if rows else (..., lost)] = 0
-            variable.assign(values)
-
-
-@pytest.mark.parametrize(
-    "graph",
-    [merges, inverted_residual, concatenation, grouped, separable, transposed,
-     squeeze_excite, channels_first, padded_shortcut, shared_layers, nested],
-    ids=lambda graph: graph.__name__,
-)  # fmt: skip
-def test_silent_channels_are_not_missed_either(graph, rng):
-    model = make(graph, rng)
-    channels = Channels(Graph(model))
-    dropped = some_classes(channels, rng, 0.5) & channels.silent
-    smaller = remove_classes(model, channels, dropped)
-    silence(model, channels, dropped)
-    call = call_on_random(model, rng)
-    assert difference(call(model), call(smaller)) < 1e-5
-
-
 @pytest.mark.parametrize(
     "name, size",
     [
@@ -183,7 +138,6 @@ def test_networks(name, size, rng):
     _, channels, _, error = remove_some(randomize(model, rng), rng)
     assert error < 1e-5
     assert channels.removable().sum() == len(made(channels)) - 10
-    assert channels.silent[channels.removable()].all()
 
 
 def test_finalized_models(rng):

@@ -1,4 +1,4 @@
-"""What freezes channels, and which are silent."""
+"""What freezes channels, and what leaves them apart."""
 
 import keras
 import numpy as np
@@ -173,45 +173,38 @@ def branch(gate):
     return build
 
 
-SILENT = {
-    "conv": (then(), True),
-    "relu": (then(layers.ReLU()), True),
-    "threshold": (then(layers.ReLU(threshold=1.0, negative_slope=0.1)), False),
-    "activation": (then(activation="swish"), True),
-    "sigmoid": (then(activation="sigmoid"), False),
-    "sigmoid layer": (then(layers.Activation("sigmoid")), False),
-    "exp": (then(ops.exp), False),
-    "offset": (then(lambda x: x + 1.0), False),
-    "scale": (then(lambda x: 2.0 * x), True),
-    "offset behind scale": (then(layers.Rescaling(2.0, 1.0)), False),
-    "norm": (then(layers.BatchNormalization()), True),
-    "norm behind sigmoid": (
-        then(layers.BatchNormalization(), activation="sigmoid"),
-        True,
+PASSED = {
+    "conv": then(),
+    "relu": then(layers.ReLU()),
+    "threshold": then(layers.ReLU(threshold=1.0, negative_slope=0.1)),
+    "activation": then(activation="swish"),
+    "sigmoid": then(activation="sigmoid"),
+    "sigmoid layer": then(layers.Activation("sigmoid")),
+    "exp": then(ops.exp),
+    "offset": then(lambda x: x + 1.0),
+    "scale": then(lambda x: 2.0 * x),
+    "offset behind scale": then(layers.Rescaling(2.0, 1.0)),
+    "norm": then(layers.BatchNormalization()),
+    "norm behind sigmoid": then(layers.BatchNormalization(), activation="sigmoid"),
+    "norm without gamma": then(layers.BatchNormalization(scale=False)),
+    "depthwise": then(layers.DepthwiseConv2D(3, use_bias=False)),
+    "depthwise bias": then(layers.DepthwiseConv2D(3)),
+    "pooling": then(layers.MaxPooling2D(), layers.AveragePooling2D(2)),
+    "padding": then(lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]])),
+    "padding with ones": then(
+        lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]], "constant", 1)
     ),
-    "norm without gamma": (then(layers.BatchNormalization(scale=False)), False),
-    "depthwise": (then(layers.DepthwiseConv2D(3, use_bias=False)), True),
-    "depthwise bias": (then(layers.DepthwiseConv2D(3)), False),
-    "pooling": (then(layers.MaxPooling2D(), layers.AveragePooling2D(2)), True),
-    "padding": (then(lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]])), True),
-    "padding with ones": (
-        then(lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]], "constant", 1)),
-        False,
-    ),
-    "product": (branch("sigmoid"), True),
-    "sum": (then(lambda x: layers.Add()([x, ops.square(x)])), True),
-    "sum with sigmoid": (then(lambda x: layers.Add()([x, ops.sigmoid(x)])), False),
-    "product with sigmoid": (then(lambda x: x * ops.sigmoid(x)), True),
-    "quotient": (then(lambda x: x / (1.0 + ops.abs(x))), False),
-    "one of two readers": (
-        lambda x: [head(y := conv()(x)), conv("other")(ops.exp(y))],
-        False,
-    ),
+    "product": branch("sigmoid"),
+    "sum": then(lambda x: layers.Add()([x, ops.square(x)])),
+    "sum with sigmoid": then(lambda x: layers.Add()([x, ops.sigmoid(x)])),
+    "product with sigmoid": then(lambda x: x * ops.sigmoid(x)),
+    "quotient": then(lambda x: x / (1.0 + ops.abs(x))),
+    "two readers": lambda x: [head(y := conv()(x)), conv("other")(ops.exp(y))],
 }
 
 
-@pytest.mark.parametrize("function, silent", SILENT.values(), ids=SILENT)
-def test_silent(function, silent):
+@pytest.mark.parametrize("function", PASSED.values(), ids=PASSED)
+def test_what_leaves_channels_apart(function):
     channels = channels_of(function)
     assert reasons(channels) == {""}
-    assert set(channels.silent[channels.written["conv"]]) == {silent}
+    assert len(set(channels.written["conv"])) == len(channels.written["conv"])

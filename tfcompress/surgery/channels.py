@@ -41,9 +41,6 @@ class Channels:
         read: `{name: int array}`, the class at each index of the channel axis that
             a producer or carrier reads.
         frozen: list with, for every class, why it cannot be removed, or "".
-        silent: boolean array, for every class whether all that read it read zeros
-            there as soon as its producers write zeros and batch normalization
-            in between has a gamma and beta of zero.
         groups: list of `Group`, of all classes that a layer makes, carries or reads.
         resized: `{id(operation): tfcompress.surgery.trace.Resized}` with classes in
             place of ids, of what changes with the number of channels.
@@ -68,9 +65,6 @@ class Channels:
         reasons = _first_reasons(trace.frozen, classes)
         self.frozen = [reasons.get(c, "") for c in range(count)]
         self.merged = _first_reasons(trace.merged, classes)
-        self.silent = np.ones(count, bool)
-        for ids in trace.loud:
-            self.silent[classes[ids]] = False
         self.tensors = [(name, classes[space.ids]) for name, space in trace.spaces]
         self.unknown = trace.unknown
         self.groups = self._make_groups()

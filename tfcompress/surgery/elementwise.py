@@ -1,8 +1,6 @@
 """Functions that compute every element of a tensor on its own."""
 
 import keras
-import numpy as np
-from keras import ops
 
 # Names in `keras.activations` and `keras.ops`; those of operations are the same with
 # capitals for underscores.
@@ -36,25 +34,3 @@ def why_mixed(layer):
         return ""
     function = getattr(activation, "__name__", type(activation).__name__)
     return f"the activation {function} of '{layer.name}' may mix channels"
-
-
-def keeps_zero(activation):
-    """Whether an elementwise activation, or None for none, is zero at zero."""
-    return activation is None or _is_zero(activation(ops.zeros((1, 1))))
-
-
-def call_keeps_zero(call):
-    """Whether an elementwise call is zero where all the tensors it reads are."""
-
-    def zero(leaf):
-        if keras.utils.is_keras_tensor(leaf):
-            return ops.zeros((1,) * len(leaf.shape), leaf.dtype)
-        return leaf
-
-    args, kwargs = keras.tree.map_structure(zero, call.arguments)
-    # Not through `__call__`, which would note losses.
-    return _is_zero(call.operation.call(*args, **kwargs))
-
-
-def _is_zero(values):
-    return bool((ops.convert_to_numpy(values).astype(np.float64) == 0).all())

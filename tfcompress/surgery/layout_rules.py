@@ -55,7 +55,7 @@ def expand_dims(trace, call):
         return
     axis %= len(call.outputs[0].shape)
     moved = space.axis + (axis <= space.axis)
-    trace.put(call, Space(moved, space.ids, space.silent))
+    trace.put(call, Space(moved, space.ids))
 
 
 def drop_axes(trace, call):
@@ -74,7 +74,7 @@ def drop_axes(trace, call):
         return
     before = sum(axis < space.axis for axis in axes)
     moved = space.axis - (0 if getattr(operation, "keepdims", False) else before)
-    trace.put(call, Space(moved, space.ids, space.silent))
+    trace.put(call, Space(moved, space.ids))
 
 
 def pad(trace, call):
@@ -97,14 +97,7 @@ def pad(trace, call):
         return {"pad_width": changed}
 
     ids = np.concatenate([before, space.ids, after])
-    silent = np.concatenate(
-        [
-            np.ones(len(before), bool),
-            space.silent & (zeros or operation.mode != "constant"),
-            np.ones(len(after), bool),
-        ]
-    )
-    trace.put(call, Space(space.axis, ids, silent))
+    trace.put(call, Space(space.axis, ids))
     trace.resize(call, "", space.ids, ids, {}, changes)
 
 
@@ -116,14 +109,13 @@ def concatenate(trace, call):
     same_axis = len({space.axis for space in spaces}) == 1
     same_size = len({len(space.ids) for space in spaces}) == 1
     ids = [space.ids for space in spaces]
-    silent = [space.silent for space in spaces]
     if len(operands) != len(spaces) or not same_axis:
         trace.give_up(call)
     elif axis == spaces[0].axis:
-        trace.put(call, Space(axis, np.concatenate(ids), np.concatenate(silent)))
+        trace.put(call, Space(axis, np.concatenate(ids)))
     elif same_size:
         trace.unite(call, ids)
-        trace.put(call, Space(spaces[0].axis, ids[0], np.all(silent, axis=0)))
+        trace.put(call, Space(spaces[0].axis, ids[0]))
     else:
         trace.give_up(call)
 
@@ -139,13 +131,9 @@ def split(trace, call):
     if isinstance(sections, int):
         size = len(space.ids) // sections
         sections = [size * i for i in range(1, sections)]
-    for output, ids, silent in zip(
-        call.outputs,
-        np.split(space.ids, sections),
-        np.split(space.silent, sections),
-        strict=True,
-    ):
-        trace.put(call, Space(space.axis, ids, silent), output)
+    parts = np.split(space.ids, sections)
+    for output, ids in zip(call.outputs, parts, strict=True):
+        trace.put(call, Space(space.axis, ids), output)
 
     def changes(count):
         ends = tuple(count(space.ids[:section]) for section in sections)
@@ -181,7 +169,7 @@ def get_item(trace, call):
     if step != 1:
         trace.give_up(call)
         return
-    ids, silent = space.ids[start:stop], space.silent[start:stop]
+    ids = space.ids[start:stop]
     axis = sum(not isinstance(part, int) for part in key[:place])
 
     def changes(count):
@@ -190,7 +178,7 @@ def get_item(trace, call):
         changed[place] = slice(first, first + count(ids))
         return {"key": tuple(changed)}
 
-    trace.put(call, Space(axis, ids, silent))
+    trace.put(call, Space(axis, ids))
     trace.resize(call, "", space.ids, ids, {}, changes)
 
 
@@ -218,17 +206,14 @@ def _transpose(trace, call, axes):
     space = trace.space(call.inputs[0])
     ndim = len(call.inputs[0].shape)
     moved = [axis % ndim for axis in axes].index(space.axis)
-    trace.put(call, Space(moved, space.ids, space.silent))
+    trace.put(call, Space(moved, space.ids))
 
 
 def _put_repeated(trace, call, space, inner, outer):
     """Channels on the last axis, each `inner` times, all of them `outer` times."""
 
-    def repeated(values):
-        return np.tile(np.repeat(values, inner), outer)
-
-    axis = len(call.outputs[0].shape) - 1
-    trace.put(call, Space(axis, repeated(space.ids), repeated(space.silent)))
+    ids = np.tile(np.repeat(space.ids, inner), outer)
+    trace.put(call, Space(len(call.outputs[0].shape) - 1, ids))
 
 
 def _reshape(trace, call, argument, shape, first_axis):
@@ -255,7 +240,7 @@ def _reshape(trace, call, argument, shape, first_axis):
     ]
     last = output.shape[-1] or 0
     if axes:
-        trace.put(call, Space(axes[-1], space.ids, space.silent))
+        trace.put(call, Space(axes[-1], space.ids))
     elif len(output.shape) > 1 and last % (stride * len(space.ids)) == 0:
         outer = last // (stride * len(space.ids))
         _put_repeated(trace, call, space, stride, outer)

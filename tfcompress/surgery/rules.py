@@ -32,14 +32,8 @@ def rule_of(call):
 
 
 def passing(trace, call):
-    """Every element stays what it is, or zero where it was zero."""
+    """The channels stay what and where they are."""
     trace.put(call, trace.space(call.inputs[0]))
-
-
-def elementwise_call(trace, call):
-    space = trace.space(call.inputs[0])
-    silent = space.silent & elementwise.call_keeps_zero(call)
-    trace.put(call, Space(space.axis, space.ids, silent))
 
 
 def activation(trace, call):
@@ -47,7 +41,7 @@ def activation(trace, call):
     if reason:
         trace.give_up(call, reason)
     else:
-        elementwise_call(trace, call)
+        passing(trace, call)
 
 
 def dropout(trace, call):
@@ -63,29 +57,25 @@ def rescaling(trace, call):
     if np.ndim(call.operation.scale) or np.ndim(call.operation.offset):
         trace.give_up(call, f"'{call.name}' scales each channel differently")
     else:
-        elementwise_call(trace, call)
+        passing(trace, call)
 
 
 def clip(trace, call):
     if np.ndim(call.operation.x_min) or np.ndim(call.operation.x_max):
         trace.give_up(call, f"{described(call)} has a constant for each channel")
     else:
-        elementwise_call(trace, call)
+        passing(trace, call)
 
 
 def spatial(trace, call):
     """Pooling, padding, cropping, resizing: each channel on its own."""
-    operation = call.operation
-    space = trace.read(call, channel_axis(operation))
-    # It may fill with something else than zeros.
-    silent = space.silent & (not getattr(operation, "pad_to_aspect_ratio", False))
-    trace.put(call, Space(space.axis, space.ids, silent))
+    trace.put(call, trace.read(call, channel_axis(call.operation)))
 
 
 def global_pooling(trace, call):
     space = trace.read(call, channel_axis(call.operation))
     axis = space.axis if call.operation.keepdims else 1
-    trace.put(call, Space(axis, space.ids, space.silent))
+    trace.put(call, Space(axis, space.ids))
 
 
 def merge(trace, call):
@@ -121,13 +111,7 @@ def merge(trace, call):
         trace.freeze(trace.space(tensor).ids, f"{described(call)} broadcasts it")
     operands = [spaces[i] for i in wide]
     trace.unite(call, [space.ids for space in operands])
-    silences = [space.silent for space in operands]
-    if type(call.operation).__name__ == "Multiply":
-        silent = np.any(silences, axis=0)
-    else:
-        unmixed = not others and elementwise.call_keeps_zero(call)
-        silent = np.all(silences, axis=0) & unmixed
-    trace.put(call, Space(axis, operands[0].ids, silent))
+    trace.put(call, Space(axis, operands[0].ids))
 
 
 def normalises(trace, call):
@@ -185,7 +169,7 @@ LAYERS = {
     layers.Concatenate: layout_rules.concatenate,
     **dict.fromkeys(_PASSING, passing),
     **dict.fromkeys(_DROPOUT, dropout),
-    **dict.fromkeys(_ELEMENTWISE, elementwise_call),
+    **dict.fromkeys(_ELEMENTWISE, passing),
     **dict.fromkeys(_SPATIAL, spatial),
     **dict.fromkeys(_GLOBAL_POOLING, global_pooling),
     **dict.fromkeys(_MERGING, merge),
@@ -205,7 +189,7 @@ OPERATIONS = {
     "concatenate": layout_rules.concatenate,
     "softmax": normalises,
     "logsoftmax": normalises,
-    **dict.fromkeys(elementwise.OPERATIONS, elementwise_call),
+    **dict.fromkeys(elementwise.OPERATIONS, passing),
     **dict.fromkeys(_MERGING_OPERATIONS, merge),
     **layout_rules.OPERATIONS,
 }

@@ -17,13 +17,10 @@ class Space:
         axis: of the channels, counted from 0.
         ids: int array, the channel at each index of the axis; empty if the axis is
             open or the tensor has no axis but the batch.
-        silent: boolean array, where the tensor is zero as soon as the layers that
-            make the channel write zeros and batch normalization has no gamma and beta.
     """
 
     axis: int
     ids: np.ndarray
-    silent: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,6 @@ class Trace:
         spaces: list of `(name of what makes it, Space)` of all tensors.
         frozen: list of `(ids, reason)` in the order in which they were found.
         merged: the same, for channels that were united with others.
-        loud: list of arrays: channel ids that are read where they are not silent.
         unknown: list of descriptions of the operations without a rule.
 
     Args:
@@ -74,7 +70,6 @@ class Trace:
         self.spaces = []
         self.frozen = []
         self.merged = []
-        self.loud = []
         self.unknown = []
         self._space_of = {}
         for tensor in graph.inputs:
@@ -168,7 +163,7 @@ class Trace:
         size = tensor.shape[axis] if len(tensor.shape) > 1 else None
         ids = self.new(size or 0)
         self.freeze(ids, reason)
-        return Space(axis, ids, np.zeros(len(ids), bool))
+        return Space(axis, ids)
 
     def _unite_calls_of_models(self, model_calls):
         """A nested model has one input shape in all of its calls."""

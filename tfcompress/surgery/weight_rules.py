@@ -3,7 +3,7 @@
 import numpy as np
 from keras import layers
 
-from tfcompress.surgery.elementwise import keeps_zero, mixes_channels, why_mixed
+from tfcompress.surgery.elementwise import why_mixed
 from tfcompress.surgery.trace import Space
 
 
@@ -88,7 +88,7 @@ def embedding(trace, call):
     layer = call.operation
     trace.freeze(trace.space(call.inputs[0]).ids, f"'{call.name}' reads indices")
     made = trace.new(layer.output_dim)
-    nothing = Space(0, made[:0], np.zeros(0, bool))
+    nothing = Space(0, made[:0])
     weights = {"embeddings": {-1: made}}
     _produce(
         trace, call, nothing, made, weights, lambda count: {"output_dim": count(made)}
@@ -107,9 +107,7 @@ def batch_normalization(trace, call):
     source = trace.read(call, call.operation.axis)
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     weights = {name: {-1: source.ids} for name in names}
-    # Gamma and beta of zero silence a channel, whatever comes in.
-    silent = np.full(len(source.ids), call.operation.scale)
-    _carry(trace, call, Space(source.axis, source.ids, silent), weights)
+    _carry(trace, call, source, weights)
 
 
 def group_normalization(trace, call):
@@ -119,14 +117,7 @@ def group_normalization(trace, call):
         trace.give_up(call, f"'{call.name}' normalises over groups of channels")
         return
     weights = {name: {-1: source.ids} for name in ("gamma", "beta")}
-    silent = source.silent & (not layer.center)
-    _carry(
-        trace,
-        call,
-        Space(source.axis, source.ids, silent),
-        weights,
-        lambda count: {"groups": count(source.ids)},
-    )
+    _carry(trace, call, source, weights, lambda count: {"groups": count(source.ids)})
 
 
 def prelu(trace, call):
@@ -190,21 +181,15 @@ def _convolve_each(trace, call, source):
 
 def _produce(trace, call, source, made, weights, changes):
     """New channels, from sums over those that are read."""
-    trace.loud.append(source.ids[~source.silent])
     axis = channel_axis(call.operation) % len(call.outputs[0].shape)
-    silent = np.full(len(made), _activation_keeps_zero(call.operation))
-    trace.put(call, Space(axis, made, silent))
+    trace.put(call, Space(axis, made))
     trace.resize(call, "producer", source.ids, made, weights, changes)
     _freeze_mixed(trace, call, made)
 
 
 def _carry_filtered(trace, call, source, ids, weights, changes):
     """The same channels behind a filter, with a bias and an activation."""
-    layer = call.operation
-    repeats = len(ids) // len(source.ids)
-    keeps_silent = not layer.use_bias and _activation_keeps_zero(layer)
-    silent = np.repeat(source.silent & keeps_silent, repeats)
-    trace.put(call, Space(source.axis, ids, silent))
+    trace.put(call, Space(source.axis, ids))
     trace.resize(call, "carrier", source.ids, ids, weights, changes)
     _freeze_mixed(trace, call, ids)
 
@@ -212,11 +197,6 @@ def _carry_filtered(trace, call, source, ids, weights, changes):
 def _carry(trace, call, space, weights, changes=lambda count: {}):
     trace.put(call, space)
     trace.resize(call, "carrier", space.ids, space.ids, weights, changes)
-
-
-def _activation_keeps_zero(layer):
-    activation = getattr(layer, "activation", None)
-    return not mixes_channels(activation) and keeps_zero(activation)
 
 
 def _freeze_mixed(trace, call, ids):
