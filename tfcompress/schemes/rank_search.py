@@ -4,35 +4,27 @@ import math
 
 from tfcompress.schemes.cut import choose_cut, cut_at
 from tfcompress.schemes.measured import slower_in_two
-from tfcompress.schemes.progress import ProgressCallback
 from tfcompress.schemes.recalibration import Recalibration
-from tfcompress.schemes.steering import (
-    STEPS_PER_EPOCH,
-    Steering,
-    inner_optimizer,
-    sum_of_learning_rates,
-)
+from tfcompress.schemes.search import Search
+from tfcompress.schemes.steering import Steering, inner_optimizer
 
 # Of the mean group's norm: a step that takes more cannot be steered.
 MOST_PER_STEP = 0.1
 
 
-class RankSearch(ProgressCallback):
+class RankSearch(Search):
     """Shrinks groups until the cost is down to the budget, then cuts.
 
     The strength of the group lasso is steered, see `Steering`: in units in which the
     mean group would be gone at the end of a search at strength 1. What is left to miss
     the budget, the cut decides. With a penalty in place of a budget the strength
     follows the paper's ramp, a sigmoid, and what has become zero is cut. What is cut is
-    masked, and the rest of the training goes without shrinking.
-
-    A search that is interrupted leaves a student with all of its channels; the
-    next `fit` searches on.
+    masked, and the rest of the training goes without shrinking. A student whose search
+    was interrupted has all of its channels.
 
     Args:
         space: the student's connected `RankSpace`.
-        batches: list of model inputs to recalibrate batch normalization with.
-        fraction: share of the training that searches.
+        batches, fraction: see `Search`.
         round_to: see `choose_cut`.
         measure: whether layers are decomposed only where LiteRT is faster for it.
         budget: in the unit of the space's width model, or None.
@@ -42,61 +34,40 @@ class RankSearch(ProgressCallback):
     def __init__(
         self, space, batches, fraction, round_to, measure, budget=None, penalty=None
     ):
-        super().__init__()
-        self.space = space
-        self.batches = batches
-        self.fraction = fraction
+        super().__init__(space, batches, fraction)
         self.round_to = round_to
         self.measure = measure
         self.budget = budget
         self.penalty = penalty
 
     def on_train_begin(self, logs=None):
-        self.searching = None
+        super().on_train_begin(logs)
         self.space.measure()
-        optimizer = inner_optimizer(self.model)
-        self.space.pressure.attach(optimizer)
+        self.space.pressure.attach(inner_optimizer(self.model))
         self.model.make_train_function(force=True)
 
-    def on_progress(self, share):
-        share = share / self.fraction
-        if self.searching is None:
-            self._begin(share)
-        if not self.searching:
-            return
-        if share >= 1.0:
-            self._finish()
-        elif self.budget is None:
-            ramp = 1.0 / (1.0 + math.exp(15.0 - 30.0 * share))
-            self.space.pressure.assign(self.unit * self.penalty * ramp)
-        else:
-            penalty = self.steering.penalty(share, self.space.cost())
-            strength = min(max(0.0, penalty), MOST_PER_STEP * self.steps)
-            self.space.pressure.assign(self.unit * strength)
-
-    def _begin(self, share):
-        """At the first step: by then, a callback has restored an interrupted run."""
-        self.searching = not self.space.is_cut()
-        if not self.searching:
-            return
-        per_epoch = self.params["steps"] or STEPS_PER_EPOCH
-        self.steps = max(1.0, self.fraction * self.params["epochs"] * per_epoch)
-        rates = sum_of_learning_rates(inner_optimizer(self.model), self.steps)
-        self.unit = self.space.mean_score() / rates
+    def begin(self, share):
+        self.unit = self.space.mean_score() / self.sum_of_learning_rates()
         if self.budget is not None:
             self.steering = Steering(self.space.cost(), self.budget, share)
 
-    def on_train_end(self, logs=None):
-        # A search of the whole training ends with its last step.
-        if self.searching:
-            self._finish()
-        self.space.pressure.detach()
+    def advance(self, share):
+        if self.budget is None:
+            ramp = 1.0 / (1.0 + math.exp(15.0 - 30.0 * share))
+            strength = self.penalty * ramp
+        else:
+            penalty = self.steering.penalty(share, self.space.cost())
+            strength = min(max(0.0, penalty), MOST_PER_STEP * self.steps())
+        self.space.pressure.assign(self.unit * strength)
 
-    def _finish(self):
-        self.searching = False
+    def settle(self):
         self.space.pressure.assign(0.0)
         self.space.apply(self._cut())
         Recalibration(self.model)(self.batches)
+
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        self.space.pressure.detach()
 
     def _cut(self):
         cut = self._cut_by_scores()

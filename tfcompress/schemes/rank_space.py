@@ -121,7 +121,7 @@ class RankSpace:
         """What the student would cost if the groups were cut that are gone by now."""
         return cut_at(self.gone_below(), self.width_model, self.scores()).cost
 
-    def is_cut(self):
+    def is_fixed(self):
         """Whether it is decided what goes."""
         return all(float(ops.convert_to_numpy(x.cut)) for x in self.layers.values())
 

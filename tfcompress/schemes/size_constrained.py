@@ -124,14 +124,14 @@ class SizeConstrained(SearchingScheme):
                 f"{self._received()}, {total:,.0f}. Ask for more, or make the model "
                 "smaller first, as `tfcompress.Decomposition` does."
             )
-        space.start(self._budget(student))
+        space.budget = self._budget(student)
+        space.start()
 
     def callbacks(self, student, batches):
         student.size_space.budget = self._budget(student)
         return [
             SizeSearch(
                 student.size_space,
-                student.size_space.budget,
                 batches,
                 self.search_fraction,
                 self.rho,

@@ -27,7 +27,7 @@ class SizeSpace:
 
     Attributes:
         layers: `{name: layer}` of the layers with a `Codebook`.
-        budget: the `SizeBudget` that a `fit` is under, or None before the first.
+        budget: the `SizeBudget`, to be set before anything is chosen.
         residual: ||W - V|| / ||W|| of all layers at the last projection, or None.
 
     Args:
@@ -84,33 +84,29 @@ class SizeSpace:
         for quantizer in self._all():
             quantizer.fixed.assign(1.0)
 
-    def start(self, budget):
-        """Begins with V = W and U = 0, and the bits that distort least.
-
-        Args:
-            budget: a `SizeBudget`.
-        """
+    def start(self):
+        """Begins with V = W and U = 0, and the bits that distort least."""
         kernels = self.kernels()
-        if budget.sparse:
-            bits, masks = self._best_even_start(kernels, budget)
+        if self.budget.sparse:
+            bits, masks = self._best_even_start(kernels)
         else:
             masks = {name: np.ones(x.shape, bool) for name, x in kernels.items()}
             kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
-            bits = self._chosen_bits(kept, masks, budget, budget.allowed())
+            bits = self._chosen_bits(kept, masks, self.budget.allowed())
         self._set_codebooks(kernels, masks, bits)
-        self.settle(budget)
+        self.settle()
         for name, quantizer in self.quantizers.items():
             quantizer.anchor.assign(kernels[name])
             quantizer.dual.assign(np.zeros_like(kernels[name]))
 
-    def _best_even_start(self, kernels, budget):
+    def _best_even_start(self, kernels):
         """`(bits, masks)` with the bits, the same for all, that distort least."""
         count = sum(x.size for x in kernels.values())
         found = []
         for width in self.bit_widths:
-            density = _even_density(budget, width, count)
-            cost = dict.fromkeys(kernels, budget.cost(width, density))
-            masks = keep_largest(kernels, cost, budget.allowed(), self.floors())
+            density = _even_density(self.budget, width, count)
+            cost = dict.fromkeys(kernels, self.budget.cost(width, density))
+            masks = keep_largest(kernels, cost, self.budget.allowed(), self.floors())
             lost = sum(np.square(w[~masks[n]]).sum() for n, w in kernels.items())
             for name, kernel in kernels.items():
                 kept = SortedNonZeros(kernel * masks[name])
@@ -119,17 +115,14 @@ class SizeSpace:
         _, width, masks = min(found, key=lambda item: item[0])
         return dict.fromkeys(kernels, width), masks
 
-    def project(self, budget):
+    def project(self):
         """One round of ADMM: W sparse, V quantized, U after them.
 
         arXiv 1910.05897, Section 3: W keeps what the budget pays for at the present
         bits; bits are then chosen for W + U at the present numbers of weights.
-
-        Args:
-            budget: see `start`.
         """
         kernels, bits = self.kernels(), self.bits
-        masks = self._sparse(kernels, bits, budget)
+        masks = self._sparse(kernels, bits)
         sums, kept = {}, {}
         for name, layer in self.layers.items():
             kernels[name] = kernels[name] * masks[name]
@@ -139,8 +132,8 @@ class SizeSpace:
             )
             kept[name] = SortedNonZeros(sums[name])
         # What the kept weights cost with the bits they were kept at is there to spend.
-        allowed = max(budget.allowed(), _nominal(masks, bits, budget))
-        bits = self._chosen_bits(kept, masks, budget, allowed)
+        allowed = max(self.budget.allowed(), self._nominal(masks, bits))
+        bits = self._chosen_bits(kept, masks, allowed)
         distance = norm = 0.0
         for name, quantizer in self.quantizers.items():
             levels, step = self._fitted(kept[name], bits[name])
@@ -151,22 +144,21 @@ class SizeSpace:
             distance += np.square(kernels[name] - quantized).sum()
             norm += np.square(kernels[name]).sum()
         self._set_codebooks(kernels, masks, bits)
-        self._learn(budget, masks)
+        self._learn(masks)
         self.residual = float(np.sqrt(distance / max(norm, 1e-30)))
 
-    def settle(self, budget, rounds=8):
+    def settle(self, rounds=8):
         """Chooses zeros that come as close to the budget as its model allows.
 
         Args:
-            budget: see `start`.
             rounds: at most.
         """
         kernels, bits = self.kernels(), self.bits
-        for _ in range(rounds if budget.sparse else 1):
-            masks = self._sparse(kernels, bits, budget)
+        for _ in range(rounds if self.budget.sparse else 1):
+            masks = self._sparse(kernels, bits)
             self._set_codebooks(kernels, masks, bits)
-            size = self._learn(budget, masks)
-            if 0.99 * budget.total <= size <= budget.total:
+            size = self._learn(masks)
+            if 0.99 * self.budget.total <= size <= self.budget.total:
                 return
 
     def empty(self):
@@ -177,23 +169,24 @@ class SizeSpace:
         bits = dict.fromkeys(kernels, self.bit_widths[0])
         self._set_codebooks(kernels, masks, bits)
 
-    def shave(self, share, budget):
+    def shave(self, share):
         """Takes weights until a share of their nominal bits is left.
 
         Args:
             share: below 1.
-            budget: see `start`.
         """
         bits = self.bits
         masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
-        allowed = share * _nominal(masks, bits, budget)
+        allowed = share * self._nominal(masks, bits)
         kernels = {name: x * masks[name] for name, x in self.kernels().items()}
-        if budget.sparse:
-            costs = {n: budget.cost(bits[n], d) for n, d in _densities(masks).items()}
+        if self.budget.sparse:
+            costs = {
+                n: self.budget.cost(bits[n], d) for n, d in _densities(masks).items()
+            }
             masks = keep_largest(kernels, costs, allowed, self.floors())
         else:
             kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
-            bits = self._chosen_bits(kept, masks, budget, allowed)
+            bits = self._chosen_bits(kept, masks, allowed)
         self._set_codebooks(kernels, masks, bits)
 
     def refresh(self):
@@ -215,19 +208,19 @@ class SizeSpace:
     def _all(self):
         return self.quantizers.values()
 
-    def _sparse(self, kernels, bits, budget):
-        if not budget.sparse:
+    def _sparse(self, kernels, bits):
+        if not self.budget.sparse:
             return {name: np.ones(x.shape, bool) for name, x in kernels.items()}
         densities = _densities(self.masks())
-        costs = {n: budget.cost(bits[n], densities[n]) for n in kernels}
-        return keep_largest(kernels, costs, budget.allowed(), self.floors())
+        costs = {n: self.budget.cost(bits[n], densities[n]) for n in kernels}
+        return keep_largest(kernels, costs, self.budget.allowed(), self.floors())
 
-    def _chosen_bits(self, kept, masks, budget, allowed):
+    def _chosen_bits(self, kept, masks, allowed):
         costs, losses = {}, {}
         for name, density in _densities(masks).items():
             count = masks[name].sum()
             costs[name] = np.array(
-                [count * budget.cost(width, density) for width in self.bit_widths]
+                [count * self.budget.cost(width, density) for width in self.bit_widths]
             )
             losses[name] = distortions(kept[name], self.bit_widths, self.codebook)
         chosen = allocate_bits(costs, losses, allowed)
@@ -247,19 +240,18 @@ class SizeSpace:
             fitted = self._fitted(values, bits[name])
             quantizer.set_codebook(bits[name], *fitted, masks[name])
 
-    def _learn(self, budget, masks):
+    def _learn(self, masks):
         """Tells the budget what the kept weights really take, and returns that."""
-        size = budget.size_of(self.codes())
-        budget.learn(_nominal(masks, self.bits, budget), size)
+        size = self.budget.size_of(self.codes())
+        self.budget.learn(self._nominal(masks, self.bits), size)
         return size
 
-
-def _nominal(masks, bits, budget):
-    """Bits that the kept weights nominally cost."""
-    return sum(
-        masks[name].sum() * budget.cost(bits[name], density)
-        for name, density in _densities(masks).items()
-    )
+    def _nominal(self, masks, bits):
+        """Bits that the kept weights nominally cost."""
+        return sum(
+            masks[name].sum() * self.budget.cost(bits[name], density)
+            for name, density in _densities(masks).items()
+        )
 
 
 def _densities(masks):

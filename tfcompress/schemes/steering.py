@@ -15,8 +15,6 @@ GROWTH = 20.0
 DAMPING = 0.5
 # No deviation is worth more: beyond, single steps would throw everything about.
 MAX_MULTIPLIER = 1000.0
-# Of a fit whose number of steps is not known.
-STEPS_PER_EPOCH = 100
 
 
 class Steering:

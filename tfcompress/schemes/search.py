@@ -1,0 +1,74 @@
+"""What the searches of all schemes have in common, as they go along in `fit`."""
+
+from tfcompress.schemes.progress import ProgressCallback
+from tfcompress.schemes.steering import inner_optimizer, sum_of_learning_rates
+
+# Steps of an epoch whose number is not known.
+STEPS_PER_EPOCH = 100
+
+
+class Search(ProgressCallback):
+    """Searches for a share of the training, settles what was found, then tunes it.
+
+    A search that is interrupted leaves a student that is not settled; the next `fit`
+    searches on. Subclasses give `begin`, `advance` and `settle`, and may give `tune`.
+
+    Args:
+        space: what is searched; `space.is_fixed()` says whether that is over.
+        batches: list of model inputs to recalibrate batch normalization with.
+        fraction: share of the training that searches.
+    """
+
+    def __init__(self, space, batches, fraction):
+        super().__init__()
+        self.space = space
+        self.batches = batches
+        self.fraction = fraction
+
+    def begin(self, share):
+        """At the first step of a `fit` that searches, after a share of the search."""
+
+    def advance(self, share):
+        """Now and then during the search."""
+        raise NotImplementedError
+
+    def settle(self):
+        """At the end of the search: decides."""
+        raise NotImplementedError
+
+    def tune(self):
+        """Now and then when there is nothing left to search."""
+
+    def on_train_begin(self, logs=None):
+        self.searching = None
+
+    def on_progress(self, share):
+        if self.searching is None:
+            # Not before: by now a callback has restored an interrupted run.
+            self.searching = not self.space.is_fixed()
+            if self.searching:
+                self.begin(share / self.fraction)
+        if not self.searching:
+            self.tune()
+        elif share >= self.fraction:
+            self._settle()
+        else:
+            self.advance(share / self.fraction)
+
+    def on_train_end(self, logs=None):
+        # A search of the whole training ends with its last step.
+        if self.searching:
+            self._settle()
+
+    def _settle(self):
+        self.searching = False
+        self.settle()
+
+    def steps(self):
+        """How many steps the search takes, at least one."""
+        per_epoch = self.params["steps"] or STEPS_PER_EPOCH
+        return max(1.0, self.fraction * self.params["epochs"] * per_epoch)
+
+    def sum_of_learning_rates(self):
+        """Over all of its steps, as the optimizer plans them."""
+        return sum_of_learning_rates(inner_optimizer(self.model), self.steps())
