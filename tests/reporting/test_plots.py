@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.image import imread
 
 from tfcompress.cost import layer_costs
-from tfcompress.reporting import plot_gates, plot_layers
+from tfcompress.reporting import plot_gates, plot_layers, plot_sizes
 
 
 def rows(count):
@@ -103,6 +103,29 @@ def test_gates_show_each_number_of_bits_in_its_colour(tmp_path):
 def test_gates_without_epochs_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="At least one epoch"):
         plot_gates([], tmp_path / "gates.png")
+
+
+def test_sizes_of_small_and_large_models(tmp_path):
+    heights = []
+    for count in (1, 60):
+        names = [f"stage{i}_conv" for i in range(count)]
+        history = [
+            {
+                "searching": epoch < 2,
+                "bits": dict.fromkeys(names, 4),
+                "sparsity": dict.fromkeys(names, 0.5),
+                "size": 1000 - epoch,
+                "budget": 1000,
+                "residual": 0.1 if epoch < 2 else None,
+            }
+            for epoch in range(4)
+        ]
+        plot_sizes(history, tmp_path / "sizes.png", "bytes")
+        heights.append(imread(tmp_path / "sizes.png").shape[0])
+    # Room for a label of 8 points (about 13 pixels) per layer.
+    assert heights[1] > 60 * 20 > heights[0]
+    with pytest.raises(ValueError, match="At least one epoch"):
+        plot_sizes([], tmp_path / "sizes.png", "bytes")
 
 
 def test_model_without_kernels_is_an_error(tmp_path):

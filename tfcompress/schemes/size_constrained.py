@@ -3,11 +3,13 @@
 import warnings
 
 import keras
+import numpy as np
 
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.quantizers import Codebook
 from tfcompress.schemes.budget import parse_budget
+from tfcompress.schemes.compress import compress
 from tfcompress.schemes.config import QuantizeConfig
 from tfcompress.schemes.scheme import SearchingScheme
 from tfcompress.schemes.size_budget import (
@@ -111,12 +113,12 @@ class SizeConstrained(SearchingScheme):
         student.size_space = SizeSpace(student, self.codebook, widths)
         student.size_space.connect()
 
-    def prepare(self, student):
-        """Starts the student at its budget; refuses one that cannot be met."""
-        space = student.size_space
-        space.empty()
-        lowest = self._measured(student)
-        total = self.total(student)
+    def check(self, model, plan):
+        """Refuses a budget below the file whose kernels are as good as empty."""
+        probe = compress(model, _Unchecked.from_config(self.get_config()))
+        probe.size_space.empty()
+        _vary_floats(probe)
+        lowest, total = self._measured(probe), self.total(model)
         if not lowest <= total:
             unit = self.unit().replace("_", " ")
             raise ValueError(
@@ -124,8 +126,11 @@ class SizeConstrained(SearchingScheme):
                 f"{self._received()}, {total:,.0f}. Ask for more, or make the model "
                 "smaller first, as `tfcompress.Decomposition` does."
             )
-        space.budget = self._budget(student)
-        space.start()
+
+    def prepare(self, student):
+        """Starts the student at its budget."""
+        student.size_space.budget = self._budget(student)
+        student.size_space.start()
 
     def callbacks(self, student, batches):
         student.size_space.budget = self._budget(student)
@@ -189,3 +194,22 @@ class SizeConstrained(SearchingScheme):
             "compression": self.compression,
             "rho": self.rho,
         }
+
+
+def _vary_floats(student):
+    """Makes the float weights as hard to compress as trained ones."""
+    rng = np.random.default_rng(0)
+    kernels = {id(layer._kernel) for layer in student.size_space.layers.values()}
+    for variable in student.trainable_variables:
+        if id(variable) not in kernels:
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+
+
+class _Unchecked(SizeConstrained):
+    """The same scheme, for a student that is only looked at."""
+
+    def check(self, model, plan):
+        pass
+
+    def prepare(self, student):
+        pass

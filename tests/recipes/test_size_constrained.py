@@ -1,0 +1,53 @@
+"""The recipe: a small run, and budgets that cannot be met."""
+
+import keras
+import pytest
+from absl import flags
+
+from recipes import size_constrained
+from recipes.common import run as run_lib
+from tfcompress.litert import check
+
+
+def test_everything_is_written(tmp_path, run_recipe, few_images, check_report, capsys):
+    run_recipe(
+        size_constrained,
+        tmp_path,
+        size="30 kB",
+        admm_epochs=2,
+        finetune_epochs=1,
+        float_epochs=2,
+        batch_size=64,
+    )
+    report = check_report(tmp_path)
+    assert (report["recipe"], report["scheme"]) == (
+        "size_constrained",
+        "SizeConstrained",
+    )
+    budget = report["budget"]
+    assert (budget["kind"], budget["requested"]) == ("xz_bytes", 30_000)
+    assert budget["achieved"] == report["size"]["tflite_xz_bytes"] <= 30_000
+    assert report["agreement"]["top1"] == 1.0
+    check(tmp_path / "model.tflite", keras.models.load_model(tmp_path / "model.keras"))
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("bits: ")]
+    assert len(lines) == 3
+    assert ["|W-V|/|W|" in line for line in lines] == [True, True, False]
+    assert not (tmp_path / "unfinished_run").exists()
+
+
+@pytest.mark.parametrize(
+    "budget", [{"size": "2 kB"}, {"size": "1/1000"}, {"value_bits": "1/1e9"}]
+)
+def test_impossible_budgets_are_refused_in_one_line(
+    tmp_path, run_recipe, few_images, monkeypatch, budget
+):
+    monkeypatch.setattr(run_lib, "fit", None)  # comes before any training
+    with pytest.raises(SystemExit, match="^size_constrained: .*at least") as exit_:
+        run_recipe(size_constrained, tmp_path, **budget)
+    assert "\n" not in exit_.value.code
+
+
+def test_one_budget_at_a_time(tmp_path, run_recipe):
+    with pytest.raises(flags.IllegalFlagValueError, match="one of --size"):
+        run_recipe(size_constrained, tmp_path, size="30 kB", value_bits="1/500")
