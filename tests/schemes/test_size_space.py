@@ -56,7 +56,8 @@ def space_and_budget(name):
     counted, codebook, total = BUDGETS[name]
     widths = BIT_WIDTHS[codebook, counted != "bytes"]
     space = SizeSpace(network(), codebook, widths)
-    return space, SizeBudget(total, counted, codebook)
+    space.budget = SizeBudget(total, counted, codebook)
+    return space, space.budget
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +67,15 @@ def start_once():
     @functools.cache
     def start(name):
         space, budget = space_and_budget(name)
-        space.start(budget)
+        space.start()
         return space, budget, [np.array(v) for v in variables(space)]
 
     def restored(name):
         space, budget, values = start(name)
         for variable, value in zip(variables(space), values, strict=True):
             variable.assign(value)
-        return space, copy.copy(budget)
+        space.budget = copy.copy(budget)
+        return space, space.budget
 
     return restored
 
@@ -174,7 +176,7 @@ def test_the_start_keeps_the_largest_weights(started_sparse):
 def test_the_start_leaves_the_kernels_as_they_are():
     space, budget = space_and_budget("value bits, kmeans")
     before = space.kernels()
-    space.start(budget)
+    space.start()
     for name, kernel in space.kernels().items():
         np.testing.assert_array_equal(kernel, before[name])
 
@@ -183,10 +185,10 @@ def test_a_settled_space_takes_the_budget_and_nearly_all_of_it(started_sparse):
     space, budget = started_sparse
     for seed in (1, 2):
         move(space, seed)
-        space.project(budget)
+        space.project()
     move(space, 3)
     bits = space.bits
-    space.settle(budget)
+    space.settle()
     assert 0.95 <= budget.size_of(space.codes()) / budget.total <= 1
     assert space.bits == bits
 
@@ -198,7 +200,7 @@ def test_a_projection_keeps_the_weights_that_the_budget_pays_for(started_sparse)
     before, bits = space.kernels(), space.bits
     densities = {name: mask.mean() for name, mask in space.masks().items()}
     allowed = budget.allowed()
-    space.project(budget)
+    space.project()
     masks = space.masks()
     cost = {name: budget.cost(bits[name], densities[name]) for name in bits}
     spent = sum(mask.sum() * cost[name] for name, mask in masks.items())
@@ -216,12 +218,12 @@ def test_a_projection_keeps_the_weights_that_the_budget_pays_for(started_sparse)
 
 
 def test_a_projection_is_a_round_of_admm(started):
-    space, budget = started
+    space, _ = started
     move(space)
-    space.project(budget)
+    space.project()
     move(space, 2)
     before = state(space)
-    space.project(budget)
+    space.project()
     distance = norm = 0.0
     for name, (kernel, anchor, dual) in state(space).items():
         sums = kernel + before[name][2]
@@ -243,7 +245,7 @@ def test_bits_are_chosen_from_what_the_kept_weights_cost(started):
     space, budget = started
     move(space)
     before, allowed = space.bits, budget.allowed()
-    space.project(budget)
+    space.project()
     spent = {
         n: budget.cost(before[n], m.mean()) * m.sum() for n, m in space.masks().items()
     }
@@ -253,10 +255,10 @@ def test_bits_are_chosen_from_what_the_kept_weights_cost(started):
 
 def test_rounds_of_admm_bring_w_and_v_together(start_once):
     """Kernels that follow their anchors at once, as with an endless rho."""
-    space, budget = start_once("value bits, kmeans")
+    space, _ = start_once("value bits, kmeans")
     residuals = []
     for _ in range(8):
-        space.project(budget)
+        space.project()
         residuals.append(space.residual)
         for layer, anchor in zip(space.layers.values(), space.anchors(), strict=True):
             layer._kernel.assign(anchor)
@@ -284,7 +286,7 @@ def test_shaving_takes_the_smallest_weights_alone(started_sparse, share):
     space, budget = started_sparse
     masks = {name: codes != 0 for name, (codes, _) in space.codes().items()}
     size, bits = budget.size_of(space.codes()), space.bits
-    space.shave(share, budget)
+    space.shave(share)
     assert space.bits == bits
     for name, mask in space.masks().items():
         assert not (mask & ~masks[name]).any()
@@ -298,12 +300,12 @@ def test_shaving_takes_the_smallest_weights_alone(started_sparse, share):
 
 def test_shaving_goes_down_to_the_floors_and_no_weight_returns(start_once):
     """Also where fewer weights than a floor are not zero."""
-    space, budget = start_once("value bits, uniform")
+    space, _ = start_once("value bits, uniform")
     few = np.arange(72).reshape(3, 3, 8, 1) < 4
     space.quantizers["depthwise"].mask.assign(few)
     kept = {name: codes != 0 for name, (codes, _) in space.codes().items()}
     for share in (0.5, 1e-9, 1e-9):
-        space.shave(share, budget)
+        space.shave(share)
         left = {name: codes != 0 for name, (codes, _) in space.codes().items()}
         assert not any((left[name] & ~kept[name]).any() for name in kept)
     floors = space.floors()
@@ -317,9 +319,9 @@ def test_the_smallest_size_is_one_to_start_from(name):
     space, budget = space_and_budget(name)
     space.empty()
     budget.total = least = budget.size_of(space.codes())
-    space.start(budget)
-    space.project(budget)
-    space.settle(budget)
+    space.start()
+    space.project()
+    space.settle()
     assert counts(space) == space.floors()
     if budget.counted == "value_bits":
         assert budget.size_of(space.codes()) <= least
@@ -328,7 +330,7 @@ def test_the_smallest_size_is_one_to_start_from(name):
 def test_shaving_takes_bits_where_zeros_save_nothing(start_once):
     space, budget = start_once("bytes")
     size = budget.size_of(space.codes())
-    space.shave(0.8, budget)
+    space.shave(0.8)
     assert 0.5 * size < budget.size_of(space.codes()) <= 0.8 * size
 
 
@@ -336,9 +338,9 @@ def test_shaving_takes_bits_where_zeros_save_nothing(start_once):
 def test_no_layer_is_emptied_whatever_the_others_are_like(name):
     space, budget = space_and_budget(name)
     scale_kernels(space, {"conv": 1e-6, "depthwise": 1e-20, "few": 1e-3})
-    space.start(budget)
-    space.project(budget)
-    space.settle(budget)
+    space.start()
+    space.project()
+    space.settle()
     for layer, floor in space.floors().items():
         assert counts(space)[layer] >= floor
         assert space.codes()[layer][0].any()
@@ -350,10 +352,10 @@ def test_constant_weights(name, value):
     space, budget = space_and_budget(name)
     for layer in space.layers.values():
         layer._kernel.assign(np.full(layer._kernel.shape, value))
-    space.start(budget)
+    space.start()
     for _ in range(2):
-        space.project(budget)
-    space.settle(budget)
+        space.project()
+    space.settle()
     assert budget.size_of(space.codes()) <= budget.total
     assert np.isfinite(space.residual)
     for layer in space.layers.values():
@@ -368,8 +370,8 @@ def test_a_layer_with_fewer_weights_than_codewords_keeps_its_values():
     space, budget = space_and_budget("value bits, kmeans")
     budget.total = 4000
     scale_kernels(space, {"few": 100.0})  # no other distorts as much
-    space.start(budget)
-    space.project(budget)
+    space.start()
+    space.project()
     quantizer = space.quantizers["few"]
     assert space.bits["few"] >= 3
     kernel = space.kernels()["few"]
@@ -378,7 +380,7 @@ def test_a_layer_with_fewer_weights_than_codewords_keeps_its_values():
 
 
 def test_codebooks_follow_the_weights_when_refreshed(started):
-    space, budget = started
+    space, _ = started
     before, masks, bits = space.codes(), space.masks(), space.bits
     steps = {n: float(q.step) for n, q in space.quantizers.items()}
     scale_kernels(space, dict.fromkeys(SIZES, 4.0))
