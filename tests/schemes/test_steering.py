@@ -29,6 +29,7 @@ def test_on_its_course_a_cost_is_left_alone():
 def test_the_sum_of_learning_rates():
     optimizer = keras.optimizers.SGD(0.1)
     assert sum_of_learning_rates(optimizer, 50) == pytest.approx(5.0)
+    assert sum_of_learning_rates(keras.optimizers.SGD(0.0), 50) > 0
     decay = keras.optimizers.schedules.CosineDecay(0.1, 50)
     optimizer = keras.optimizers.SGD(decay)
     exact = sum(float(decay(step)) for step in range(50))

@@ -129,6 +129,7 @@ class SizeConstrained(SearchingScheme):
 
     def prepare(self, student):
         """Starts the student at its budget."""
+        student.size_space.empty()  # as `check` measures it
         student.size_space.budget = self._budget(student)
         student.size_space.start()
 

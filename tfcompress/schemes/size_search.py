@@ -99,7 +99,10 @@ class SizeSearch(Search):
             size = self.measure(self.model)
             if size <= budget.total:
                 return
-            self.space.shave(SHAVE * budget.total / size)
+            # All that is too much has to come from the codes.
+            coded = budget.size_of(self.space.codes()) - budget.overhead
+            share = max(0.0, 1.0 - (size - budget.total) / coded)
+            self.space.shave(SHAVE * share)
         raise RuntimeError(
             f"A file of at most {budget.total:,.0f} is expected. Received: one of "
             f"{size:,.0f} after {MOST_SHAVES} attempts to make it smaller. Ask for a "

@@ -104,9 +104,11 @@ class SizeSpace:
         count = sum(x.size for x in kernels.values())
         found = []
         for width in self.bit_widths:
-            density = _even_density(self.budget, width, count)
-            cost = dict.fromkeys(kernels, self.budget.cost(width, density))
-            masks = keep_largest(kernels, cost, self.budget.allowed(), self.floors())
+            cost = self.budget.cost(width, _even_density(self.budget, width, count))
+            if found and cost * sum(self.floors().values()) > self.budget.allowed():
+                continue
+            costs = dict.fromkeys(kernels, cost)
+            masks = _kept(kernels, costs, self.budget.allowed(), self.floors())
             lost = sum(np.square(w[~masks[n]]).sum() for n, w in kernels.items())
             for name, kernel in kernels.items():
                 kept = SortedNonZeros(kernel * masks[name])
@@ -165,7 +167,7 @@ class SizeSpace:
         """Leaves the least weights that a layer must have, with the fewest bits."""
         kernels = self.kernels()
         costs = dict.fromkeys(kernels, 1.0)
-        masks = keep_largest(kernels, costs, sum(self.floors().values()), self.floors())
+        masks = _kept(kernels, costs, 0.0, self.floors())
         bits = dict.fromkeys(kernels, self.bit_widths[0])
         self._set_codebooks(kernels, masks, bits)
 
@@ -175,15 +177,17 @@ class SizeSpace:
         Args:
             share: below 1.
         """
-        bits = self.bits
-        masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
+        bits, masks = self.bits, self.masks()
+        if self.budget.sparse:
+            masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
         allowed = share * self._nominal(masks, bits)
         kernels = {name: x * masks[name] for name, x in self.kernels().items()}
         if self.budget.sparse:
             costs = {
                 n: self.budget.cost(bits[n], d) for n, d in _densities(masks).items()
             }
-            masks = keep_largest(kernels, costs, allowed, self.floors())
+            floors = {n: min(x, masks[n].sum()) for n, x in self.floors().items()}
+            masks = _kept(kernels, costs, allowed, floors)
         else:
             kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
             bits = self._chosen_bits(kept, masks, allowed)
@@ -213,7 +217,7 @@ class SizeSpace:
             return {name: np.ones(x.shape, bool) for name, x in kernels.items()}
         densities = _densities(self.masks())
         costs = {n: self.budget.cost(bits[n], densities[n]) for n in kernels}
-        return keep_largest(kernels, costs, self.budget.allowed(), self.floors())
+        return _kept(kernels, costs, self.budget.allowed(), self.floors())
 
     def _chosen_bits(self, kept, masks, allowed):
         costs, losses = {}, {}
@@ -252,6 +256,12 @@ class SizeSpace:
             masks[name].sum() * self.budget.cost(bits[name], density)
             for name, density in _densities(masks).items()
         )
+
+
+def _kept(weights, costs, allowed, floors):
+    """`keep_largest` that keeps the floors also where they cost more than allowed."""
+    least = sum(float(costs[name]) * floors[name] for name in weights)
+    return keep_largest(weights, costs, max(allowed, least), floors)
 
 
 def _densities(masks):

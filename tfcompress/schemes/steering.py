@@ -67,7 +67,8 @@ def sum_of_learning_rates(optimizer, steps):
     """Over the steps to come, as the optimizer plans them; a float above 0."""
     schedule = getattr(optimizer, "_learning_rate", None)
     if not callable(schedule):
-        return steps * float(ops.convert_to_numpy(optimizer.learning_rate))
+        rate = float(ops.convert_to_numpy(optimizer.learning_rate))
+        return steps * max(rate, 1e-12)
     done = int(ops.convert_to_numpy(optimizer.iterations))
     points = done + np.linspace(0, steps, 50)
     rates = [float(ops.convert_to_numpy(schedule(int(step)))) for step in points]
