@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.layers.factorized import FactorizedKernel
+from tfcompress.layers.kernel import value_of
 
 
 class FactorizedNorm(FactorizedKernel):
@@ -97,11 +98,11 @@ class FactorizedNorm(FactorizedKernel):
         mean = ops.convert_to_numpy(norm.moving_mean)
         mean = mean if bias is None else mean - ops.convert_to_numpy(bias)
         self.normalization.moving_mean.assign(mean)
-        self.normalization.moving_variance.assign(norm.moving_variance)
+        self.normalization.moving_variance.assign(value_of(norm.moving_variance))
         if norm.gamma is not None:
             self.coefficients.assign(np.diag(ops.convert_to_numpy(norm.gamma)))
         if norm.beta is not None:
-            self.bias.assign(norm.beta)
+            self.bias.assign(value_of(norm.beta))
 
     def _normalized_by(self):
         """What the normalization multiplies by and adds in inference: tensors."""

@@ -1,11 +1,22 @@
 """What quantized and packed layers share: a kernel that is computed when it is read."""
 
 import keras
+import numpy as np
+from keras import ops
 
 # Keras kernels end in their output channels; a depthwise kernel ends in
 # (input channel, multiplier), which together are its output channels.
 CONV_OR_DENSE = (-1,)
 DEPTHWISE = (-2, -1)
+
+
+def value_of(variable):
+    """A copy of a variable's value, an array that shares no memory with it.
+
+    On some backends a variable that is assigned another's value takes its very buffer,
+    and the first training step gives that away.
+    """
+    return np.array(ops.convert_to_numpy(variable))
 
 
 class ComputedKernel:

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 
 from tfcompress import layers
+from tfcompress.layers.kernel import value_of
 from tfcompress.quantizers import Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
 
@@ -70,9 +71,9 @@ class QuantizeConfig:
     @staticmethod
     def copy_weights(old, new, norm=None):
         """Gives a built student layer the weights of the layer it replaces."""
-        new._kernel.assign(old.kernel)
+        new._kernel.assign(value_of(old.kernel))
         if old.use_bias:
-            new.bias.assign(old.bias)
+            new.bias.assign(value_of(old.bias))
 
     def get_config(self):
         return {

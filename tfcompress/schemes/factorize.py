@@ -6,6 +6,7 @@ import keras
 
 from tfcompress import layers
 from tfcompress.layers.factorized import STARTS
+from tfcompress.layers.kernel import value_of
 from tfcompress.schemes.config import config_with_decay, why_not_compressed
 from tfcompress.surgery.batch_norm import foldable
 
@@ -95,7 +96,7 @@ class Factorize:
         if norm is not None:
             new.take_up(norm, old.bias if old.use_bias else None)
         elif old.use_bias:
-            new.bias.assign(old.bias)
+            new.bias.assign(value_of(old.bias))
 
     def get_config(self):
         return dataclasses.asdict(self)

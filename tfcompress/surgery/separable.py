@@ -2,6 +2,7 @@
 
 from keras import layers
 
+from tfcompress.layers.kernel import value_of
 from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
@@ -49,10 +50,10 @@ def split_separable(model):
         if id(old) not in depthwise_of:
             copy_weights(old, new)
             continue
-        depthwise_of[id(old)].kernel.assign(old.depthwise_kernel)
-        new.kernel.assign(old.pointwise_kernel)
+        depthwise_of[id(old)].kernel.assign(value_of(old.depthwise_kernel))
+        new.kernel.assign(value_of(old.pointwise_kernel))
         if old.use_bias:
-            new.bias.assign(old.bias)
+            new.bias.assign(value_of(old.bias))
     return split
 
 
