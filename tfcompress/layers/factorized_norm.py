@@ -18,7 +18,8 @@ class FactorizedNorm(FactorizedKernel):
     (EDP, with batch normalization between the two layers).
 
     Args:
-        axis, momentum, epsilon: of the `keras.layers.BatchNormalization`.
+        momentum, epsilon: of the `keras.layers.BatchNormalization`. The others are
+            those of `FactorizedKernel`.
 
     Variables: those of `FactorizedKernel`, and the layer `normalization`'s.
     """

@@ -86,12 +86,7 @@ def plot_gates(epochs, path):
     if all_kept:
         kept = [[epoch["kept"].get(name) for name in names] for epoch in epochs]
         _draw_kept_history(all_axes[2], kept)
-    searched = sum(epoch["searching"] for epoch in epochs)
-    for axes in all_axes:
-        axes.set_xlabel("epoch")
-        axes.locator_params(axis="x", integer=True)
-        if 0 < searched < len(epochs):
-            axes.axvline(searched + 0.5, color="black", linestyle="--", linewidth=1.2)
+    _mark_search(all_axes, epochs)
     all_axes[0].set_yticks(range(len(names)))
     all_axes[0].set_yticklabels(names, size=8)
     figure.savefig(path, format="png", dpi=120)
@@ -140,12 +135,7 @@ def plot_sizes(epochs, path, unit):
     residuals = [np.nan if e["residual"] is None else e["residual"] for e in epochs]
     all_axes[3].plot(x, residuals, "o-", color=_GREEN)
     all_axes[3].set_title("||W - V|| / ||W||", size=10)
-    searched = sum(epoch["searching"] for epoch in epochs)
-    for axes in all_axes:
-        axes.set_xlabel("epoch")
-        axes.locator_params(axis="x", integer=True)
-        if 0 < searched < len(epochs):
-            axes.axvline(searched + 0.5, color="black", linestyle="--", linewidth=1.2)
+    _mark_search(all_axes, epochs)
     figure.savefig(path, format="png", dpi=120)
 
 
@@ -249,6 +239,16 @@ def _draw_kept_history(axes, kept):
     image = _draw_history(axes, "kept filters (%)", np.array(percent), style)
     axes.set_facecolor("0.92")  # of layers without gates
     axes.figure.colorbar(image, ax=axes)
+
+
+def _mark_search(all_axes, epochs):
+    """Labels axes over epochs; a line is where the search ended."""
+    searched = sum(epoch["searching"] for epoch in epochs)
+    for axes in all_axes:
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        if 0 < searched < len(epochs):
+            axes.axvline(searched + 0.5, color="black", linestyle="--", linewidth=1.2)
 
 
 def _draw_history(axes, title, values, style):
