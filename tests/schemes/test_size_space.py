@@ -15,12 +15,9 @@ from tfcompress.schemes.size_constrained import BIT_WIDTHS
 from tfcompress.schemes.size_space import SizeSpace
 
 SIZES = {
-    "conv": 3 * 3 * 2 * 8,
-    "depthwise": 3 * 3 * 8,
-    "wide": 8 * 300,
-    "narrow": 300 * 3,
-    "few": 3 * 2,
-}
+    "conv": 3 * 3 * 2 * 8, "depthwise": 3 * 3 * 8,
+    "wide": 8 * 300, "narrow": 300 * 3, "few": 3 * 2,
+}  # fmt: skip
 # (counted, codebook, total)
 BUDGETS = {
     "xz, uniform": ("xz_bytes", "uniform", 500),
