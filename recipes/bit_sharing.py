@@ -9,6 +9,7 @@ in `uniform/`, the same network with 4 bits throughout, trained alike.
 from absl import app, flags
 
 import tfcompress as tfc
+from recipes.common import finetune_epochs  # noqa: F401 -- a flag
 from recipes.common.bit_history import BitHistory
 from recipes.common.comparison import comparison
 from recipes.common.flags import refuse_arguments, share_or_count
@@ -32,9 +33,6 @@ flags.DEFINE_integer(
     "Epochs that search, the first of one training; the learning rate decays over "
     "search and fine-tuning together.",
     lower_bound=1,
-)
-flags.DEFINE_integer(
-    "finetune_epochs", 6, "Epochs that fine-tune what was found.", lower_bound=1
 )
 flags.DEFINE_integer(
     "group_size", 4, "Filters that go or stay together; 0 keeps all.", lower_bound=0

@@ -8,6 +8,7 @@ zeros and bits, fine-tunes the choice, and writes `model.keras`, `model.tflite`,
 from absl import app, flags
 
 import tfcompress as tfc
+from recipes.common import finetune_epochs  # noqa: F401 -- a flag
 from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from recipes.common.size_history import SizeHistory
@@ -49,12 +50,6 @@ flags.DEFINE_integer(
     "Epochs that search, the first of one training; the learning rate decays over "
     "search and fine-tuning together.",
     lower_bound=1,
-)
-flags.DEFINE_integer(
-    "finetune_epochs",
-    4,
-    "Epochs that fine-tune what was found.",
-    lower_bound=0,
 )
 flags.DEFINE_float(
     "weight_decay", 1e-4, "L2 penalty on the kernels in compressed training."
