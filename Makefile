@@ -18,8 +18,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: $(STAMP)
 	$(BIN)/python -m recipes.pruned_ternary
 
+# A file's tests stay in one process: what they share is then made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -231,7 +231,7 @@ def test_networks_without_batch_norm_or_relu_and_batches_of_one(mnist):
     }  # fmt: skip
     student.compile("adam", "sparse_categorical_crossentropy")
     images, labels = mnist[0]
-    student.fit(images[:40], labels[:40], batch_size=1, epochs=2, verbose=0)
+    student.fit(images[:12], labels[:12], batch_size=1, epochs=2, verbose=0)
     tiny = tfc.finalize(student)
     assert bops(tiny) <= bops(model) / 40
     assert np.isfinite(tiny.predict(images[:5], verbose=0)).all()
