@@ -218,6 +218,27 @@ def test_a_penalty_takes_what_has_become_zero(trained, mnist, compile_for_digits
     assert taken[0] == macs(trained) and taken[1] < macs(trained) / 10
 
 
+def test_what_stays_does_not_shrink(trained, mnist, compile_for_digits):
+    """No learning rate to speak of: coefficients are what they were, or nothing.
+
+    A channel that fits the budget only later on may have begun to shrink.
+    """
+    student = tfc.compress(trained, tfc.Decomposition(macs="1/2", search_fraction=1.0))
+    compile_for_digits(student, keras.optimizers.SGD(1e-6))
+    factorized = student.rank_space.layers.values()
+    before = [np.array(layer.coefficients) for layer in factorized]
+    fit(student, mnist, epochs=2)
+    ratios = np.concatenate(
+        [
+            (np.array(layer.coefficients) / old).ravel()
+            for layer, old in zip(factorized, before, strict=True)
+        ]
+    )
+    gone, kept = np.abs(ratios) < 1e-6, np.abs(ratios - 1) < 0.02
+    assert (gone | kept).mean() > 0.95
+    assert 0.2 < gone.mean() < 0.8
+
+
 class Interrupt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch == 3:

@@ -10,8 +10,8 @@ class Constant(Pressure):
         super().__init__()
         self.value = step
 
-    def step(self):
-        return keras.ops.convert_to_tensor(self.value, "float32")
+    def step(self, groups):
+        return keras.ops.full((len(groups.weights),), self.value)
 
 
 def variable(shape, seed=0):
@@ -85,6 +85,7 @@ def test_pressure_follows_the_learning_rate(rate):
     kernel.assign([[3.0], [4.0]])
     groups = Groups(np.ones(1))
     groups.add(kernel, 1, [0])
+    pressure.add(groups)
     kernel.constraint = Shrink(pressure)
     kernel.constraint.add(groups, 1, [0])
     model.compile(optimizer, "mse")

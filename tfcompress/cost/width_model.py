@@ -104,6 +104,18 @@ class WidthModel:
         """What one filter of a layer's basis costs when it is decomposed."""
         return self._merged_and_per_rank(self.terms[name], alive)[1]
 
+    def rank_costs(self, name, alive):
+        """What a layer's kernel costs with fewer ranks.
+
+        Returns:
+            `(costs, whole)`: float array (ranks,), with 1, 2, ... of them as two
+            layers, infinite where it stays one; and its cost as one layer.
+        """
+        merged, per_rank = self._merged_and_per_rank(self.terms[name], alive)
+        counts = range(1, min(self.terms[name].matrix) + 1)
+        worth = [self.is_decomposed(name, alive, count) for count in counts]
+        return np.where(worth, per_rank * np.array(counts), np.inf), merged
+
     def per_class(self, count):
         """What removing each of `count` classes alone would save, float (count,)."""
         saved = np.zeros(count)

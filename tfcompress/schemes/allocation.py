@@ -143,7 +143,7 @@ def allocate_bits(costs, losses, budget):
     Raises:
         ValueError: if the cheapest choices exceed the budget.
     """
-    hulls = {name: _lower_hull(costs[name], losses[name]) for name in costs}
+    hulls = {name: lower_hull(costs[name], losses[name]) for name in costs}
     spent = sum(float(costs[name][hull[0]]) for name, hull in hulls.items())
     if spent > budget:
         raise ValueError(
@@ -174,7 +174,7 @@ def allocate_bits(costs, losses, budget):
     return {name: int(hulls[name][index]) for name, index in chosen.items()}
 
 
-def _lower_hull(costs, losses):
+def lower_hull(costs, losses):
     """Indices on the lower convex hull: costs increase and losses decrease."""
     hull = []
     for index in np.lexsort((losses, costs)):

@@ -21,9 +21,10 @@ class Decomposition(SearchingScheme):
 
     Every convolution and dense kernel becomes a basis times coefficients; a group
     lasso on the rows and columns of the coefficients lowers the rank and takes
-    channels, together with what is tied to them through additions. The first part of
-    a `fit` shrinks, steered so that the cost comes down to the budget; then what goes
-    is decided, and the rest of the `fit`, or further ones, fine-tune what stays.
+    channels, together with what is tied to them through additions. In the first part
+    of a `fit` the cost comes down to the budget step by step: the lasso shrinks what
+    loses the least energy for what it saves. Then what goes is decided, and the rest
+    of the `fit`, or further ones, fine-tune what stays.
     `tfc.finalize` returns a plain, smaller Keras model: a layer becomes two where that
     is clearly cheaper, and is merged again where it is not.
 

@@ -6,21 +6,28 @@ from tfcompress.schemes.cut import choose_cut, cut_at
 from tfcompress.schemes.measured import slower_in_two
 from tfcompress.schemes.recalibration import Recalibration
 from tfcompress.schemes.search import Search
-from tfcompress.schemes.steering import Steering, inner_optimizer
+from tfcompress.schemes.steering import DESCENT, inner_optimizer
 
-# Of the mean group's norm: a step that takes more cannot be steered.
+# What is to go takes this share of the search to shrink from the mean norm to zero.
+DYING = 0.1
+# Of the mean group's norm: a step that takes more is a cut.
 MOST_PER_STEP = 0.1
 
 
 class RankSearch(Search):
     """Shrinks groups until the cost is down to the budget, then cuts.
 
-    The strength of the group lasso is steered, see `Steering`: in units in which the
-    mean group would be gone at the end of a search at strength 1. What is left to miss
-    the budget, the cut decides. With a penalty in place of a budget the strength
-    follows the paper's ramp, a sigmoid, and what has become zero is cut. What is cut is
-    masked, and the rest of the training goes without shrinking. A student whose search
-    was interrupted has all of its channels.
+    The cost that is aimed at comes down from the whole to the budget, and the groups
+    shrink that a cut to it would take now. Those that will stay lose nothing to the
+    group lasso and learn to do without the others as these fade: shrinking all alike,
+    as the paper does, takes hundreds of epochs, or most of the accuracy (in a
+    ResNet-20 to half of its MACs: 91.7 % to 57.6 % within the first epoch of four).
+
+    With a penalty in place of a budget all groups shrink, by the paper's ramp, a
+    sigmoid, in units in which the mean group would be gone at the end of the search at
+    1; what has become zero is cut. What is cut is masked, and the rest of the training
+    goes without shrinking. A student whose search was interrupted has all of its
+    channels.
 
     Args:
         space: the student's connected `RankSpace`.
@@ -47,18 +54,17 @@ class RankSearch(Search):
         self.model.make_train_function(force=True)
 
     def begin(self, share):
-        self.unit = self.space.mean_score() / self.sum_of_learning_rates()
-        if self.budget is not None:
-            self.steering = Steering(self.space.cost(), self.budget, share)
+        self.unit = self.space.mean_size() / self.sum_of_learning_rates()
 
     def advance(self, share):
         if self.budget is None:
             ramp = 1.0 / (1.0 + math.exp(15.0 - 30.0 * share))
-            strength = self.penalty * ramp
-        else:
-            penalty = self.steering.penalty(share, self.space.cost())
-            strength = min(max(0.0, penalty), MOST_PER_STEP * self.steps())
-        self.space.pressure.assign(self.unit * strength)
+            self.space.pressure.assign(self.unit * self.penalty * ramp)
+            return
+        whole = self.space.width_model.whole()
+        goal = whole * (self.budget / whole) ** min(1.0, share / DESCENT)
+        strength = min(1.0 / DYING, MOST_PER_STEP * self.steps())
+        self.space.press(self._cut_to(goal), self.unit * strength)
 
     def settle(self):
         self.space.pressure.assign(0.0)
@@ -79,8 +85,11 @@ class RankSearch(Search):
         return cut
 
     def _cut_by_scores(self):
+        if self.budget is not None:
+            return self._cut_to(self.budget)
         space = self.space
-        model, scores = space.width_model, space.scores()
-        if self.budget is None:
-            return cut_at(space.gone_below(), model, scores, self.round_to)
-        return choose_cut(model, scores, self.budget, self.round_to)
+        return cut_at(0.0, space.width_model, space.scores(), self.round_to)
+
+    def _cut_to(self, cost):
+        space = self.space
+        return choose_cut(space.width_model, space.scores(), cost, self.round_to)

@@ -6,7 +6,8 @@ from keras import ops
 
 from tfcompress.cost.width_model import WidthModel
 from tfcompress.layers import FactorizedKernel
-from tfcompress.schemes.cut import Scores, cut_at
+from tfcompress.schemes.cut import Scores
+from tfcompress.schemes.energy import channel_scores, rank_scores
 from tfcompress.schemes.shrinkage import Groups, Pressure, Shrink
 from tfcompress.surgery.channels import Channels
 from tfcompress.surgery.graph import Graph
@@ -57,13 +58,15 @@ class RankSpace:
             groups = Groups(np.full(rank, np.sqrt(per_rank)))
             self._join(groups, layer.coefficients, 0, np.arange(rank))
             self._ranks[name] = groups
+            self.pressure.add(groups)
         self._classes = []
         per_class = self.width_model.per_class(len(self.removable))
         for group in self.channels.groups:
             if self.removable[group.classes].all():
                 groups = Groups(np.sqrt(per_class[group.classes]))
                 self._join_all(groups, group)
-                self._classes.append((group.classes, groups))
+                self._classes.append((group, groups))
+                self.pressure.add(groups)
 
     def _join_all(self, groups, group):
         position = np.full(len(self.removable), -1)
@@ -92,34 +95,35 @@ class RankSpace:
         for groups in self._all_groups():
             groups.measure()
 
-    def mean_score(self):
+    def mean_size(self):
         """Norm over weight, averaged over all groups."""
-        return float(np.mean(np.concatenate([_scores(g) for g in self._all_groups()])))
+        return float(np.mean(np.concatenate([_sizes(g) for g in self._all_groups()])))
 
     def scores(self):
-        """`Scores` of now: norm over square root of the cost of each group.
-
-        Taking the lowest first loses the least energy for what it saves.
+        """`Scores` of now, see `tfcompress.schemes.energy`; 0 for what is gone.
 
         Raises:
-            ValueError: if they are not finite.
+            ValueError: if coefficients are not finite.
         """
-        classes = np.full(len(self.removable), np.inf)
-        for members, groups in self._classes:
-            classes[members] = _scores(groups)
-        return Scores(
-            classes,
-            [members for members, _ in self._classes],
-            {name: _scores(groups) for name, groups in self._ranks.items()},
-        )
+        gone = GONE * self.mean_size()
+        model, count = self.width_model, len(self.removable)
+        per_class, classes = model.per_class(count), np.full(count, np.inf)
+        for group, groups in self._classes:
+            classes[group.classes] = channel_scores(
+                _energies(groups, gone), per_class[group.classes], len(group.producers)
+            )
+        alive = np.ones(count, bool)
+        ranks = {
+            name: rank_scores(_energies(groups, gone), *model.rank_costs(name, alive))
+            for name, groups in self._ranks.items()
+        }
+        return Scores(classes, [group.classes for group, _ in self._classes], ranks)
 
-    def gone_below(self):
-        """The score of a group that is as good as zero."""
-        return GONE * self.mean_score()
-
-    def cost(self):
-        """What the student would cost if the groups were cut that are gone by now."""
-        return cut_at(self.gone_below(), self.width_model, self.scores()).cost
+    def press(self, cut, strength):
+        """Makes the groups shrink that a `Cut` takes, and leaves the others alone."""
+        taken = [~cut.ranks[name] for name in self._ranks]
+        taken += [~cut.alive[group.classes] for group, _ in self._classes]
+        self.pressure.assign(strength * np.concatenate(taken))
 
     def is_fixed(self):
         """Whether it is decided what goes."""
@@ -179,7 +183,14 @@ def equal_scores(width_model, channels):
     return Scores(np.where(removable, 0.0, np.inf), groups, ranks)
 
 
-def _scores(groups):
+def _energies(groups, gone):
+    """Squared norms; 0 where norm over weight is not above `gone`."""
+    sizes = _sizes(groups)
+    return np.where(sizes > gone, np.square(sizes * groups.weights, dtype=float), 0.0)
+
+
+def _sizes(groups):
+    """Norm over weight of each group, float (groups,)."""
     norms = ops.convert_to_numpy(groups.norms())
     if not np.isfinite(norms).all():
         raise ValueError(

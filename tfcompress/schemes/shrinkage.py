@@ -9,44 +9,55 @@ LEAST_NORM = 0.1
 
 
 class Pressure:
-    """How far groups shrink in one step: strength times learning rate.
+    """How far each group shrinks in one step: its strength times the learning rate.
 
-    The strength is a variable of the optimizer, because an optimizer's step can read
+    The strengths are a variable of the optimizer, because an optimizer's step can read
     no other variable that changes on every backend.
+
+    Attributes:
+        count: number of groups under this pressure.
     """
 
     def __init__(self):
+        self.count = 0
         self._optimizer = None
-        self._strength = None
+        self._strengths = None
+
+    def add(self, groups):
+        """Takes `Groups` in; their strengths follow those of the ones before."""
+        groups.first = self.count
+        self.count += len(groups.weights)
 
     def attach(self, optimizer):
-        """Follows an optimizer's learning rate from now on, with strength 0."""
+        """Follows an optimizer's learning rate from now on, with strengths of 0."""
         if self._optimizer is not optimizer:
             self.detach()
             self._optimizer = optimizer
-            self._strength = optimizer.add_variable((), name="shrinkage")
+            self._strengths = optimizer.add_variable((self.count,), name="shrinkage")
         self.assign(0.0)
 
     def detach(self):
         """Takes the variable from the optimizer, which could not be loaded with it."""
         if self._optimizer is not None:
             self.assign(0.0)
-            self._optimizer._untrack_variable(self._strength)
-            self._optimizer = self._strength = None
+            self._optimizer._untrack_variable(self._strengths)
+            self._optimizer = self._strengths = None
 
-    def assign(self, strength):
-        self._strength.assign(strength)
+    def assign(self, strengths):
+        """Sets the strengths: float array (count,), or one number for all."""
+        self._strengths.assign(np.broadcast_to(np.float32(strengths), (self.count,)))
 
-    def step(self):
-        """The threshold of the proximal step now, a float32 scalar tensor."""
+    def step(self, groups):
+        """The thresholds of the proximal step now, a float32 tensor (groups,)."""
         if self._optimizer is None:
-            return ops.zeros(())
+            return ops.zeros((len(groups.weights),))
         rate = ops.cast(self._optimizer.learning_rate, "float32")
-        return rate * ops.convert_to_tensor(self._strength)
+        last = groups.first + len(groups.weights)
+        return rate * ops.convert_to_tensor(self._strengths)[groups.first : last]
 
 
 class Groups:
-    """Slices of variables that shrink and die together.
+    """Groups of slices of variables; the slices of one shrink and die together.
 
     Group k has the slices that `index` assigns to k, over all members. Its norm is
     sqrt(sum over members of ||slice||^2 / ||member||^2): its shares of the members'
@@ -54,9 +65,13 @@ class Groups:
 
     Args:
         weights: float array (groups,): how much faster a group shrinks.
+
+    Attributes:
+        first: see `Pressure.add`.
     """
 
     def __init__(self, weights):
+        self.first = None
         self.weights = np.asarray(weights, np.float32)
         self.members = []
 
@@ -96,6 +111,9 @@ class Groups:
         """What the proximal step multiplies each group by, float32 (groups,).
 
         max(0, 1 - step * weight / norm), the proximal operator of the group lasso.
+
+        Args:
+            step: float tensor (groups,), see `Pressure.step`.
         """
         norms = ops.maximum(self.norms(), 1e-12)
         return ops.maximum(0.0, 1.0 - step * self.weights / norms)
@@ -124,12 +142,12 @@ class Shrink(keras.constraints.Constraint):
     def __call__(self, value):
         if self.before is not None:
             value = self.before(value)
-        step = self.pressure.step()
         for groups, axis, index in self.roles:
             shape = [1] * len(value.shape)
             shape[axis] = -1
-            # The last factor is that of slices in no group.
-            factors = ops.concatenate([groups.factors(step), ops.ones((1,))])
+            factors = groups.factors(self.pressure.step(groups))
+            # The last one is that of slices in no group.
+            factors = ops.concatenate([factors, ops.ones((1,))])
             factors = ops.take(factors, index % (len(groups.weights) + 1))
             value = value * ops.cast(ops.reshape(factors, shape), value.dtype)
         return value
