@@ -20,8 +20,7 @@ class RankSearch(Search):
     The cost that is aimed at comes down from the whole to the budget, and the groups
     shrink that a cut to it would take now. Those that will stay lose nothing to the
     group lasso and learn to do without the others as these fade: shrinking all alike,
-    as the paper does, takes hundreds of epochs, or most of the accuracy (in a
-    ResNet-20 to half of its MACs: 91.7 % to 57.6 % within the first epoch of four).
+    as the paper does, takes hundreds of epochs, or most of the accuracy.
 
     With a penalty in place of a budget all groups shrink, by the paper's ramp, a
     sigmoid, in units in which the mean group would be gone at the end of the search at
