@@ -2,7 +2,8 @@
 
 Trains a float network unless `--model` names a trained one, searches every layer's
 zeros and bits, fine-tunes the choice, and writes `model.keras`, `model.tflite`,
-`report.json`, `layers.png` and `sizes.png`.
+`report.json`, `layers.png` and `sizes.png`. Of several sizes each is reached from the
+one before, and all but the last are written to `chain_1/`, `chain_2/`, ...
 """
 
 from absl import app, flags
@@ -16,17 +17,17 @@ from tfcompress import reporting
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
+flags.DEFINE_list(
     "size",
     None,
     "The budget: bytes, such as '100 kB', or a share of the float weights' bytes, such "
-    "as 1/30 (the default).",
+    "as 1/30 (the default). Or a chain of them, such as 1/10,1/30,1/100.",
 )
-flags.DEFINE_string(
+flags.DEFINE_list(
     "value_bits",
     None,
     "In place of --size, the paper's count: bits times non-zero weights, or a share of "
-    "the float weights' bits, such as 1/500.",
+    "the float weights' bits, such as 1/500. Or a chain of them.",
 )
 flags.DEFINE_enum(
     "codebook",
@@ -64,17 +65,17 @@ def _one_budget(values):
 
 
 def make_schemes():
-    size = FLAGS.size if FLAGS.value_bits or FLAGS.size else "1/30"
+    unit = "value_bits" if FLAGS.value_bits else "size"
     return [
         tfc.SizeConstrained(
-            size=size and share_or_count(size),
-            value_bits=FLAGS.value_bits and share_or_count(FLAGS.value_bits),
+            **{unit: share_or_count(budget)},
             codebook=FLAGS.codebook,
             compression=FLAGS.compression,
             rho=FLAGS.rho,
             search_fraction=FLAGS.admm_epochs / _epochs(),
             weight_decay=FLAGS.weight_decay,
         )
+        for budget in FLAGS.value_bits or FLAGS.size or ["1/30"]
     ]
 
 
@@ -86,13 +87,19 @@ def main(argv):
     refuse_arguments(argv)
     experiment = Experiment("size_constrained", _epochs(), make_schemes)
     experiment.train_float()
-    (scheme,) = experiment.schemes
-    history = SizeHistory(experiment.unfinished.folder / "sizes.json")
-    budget = {"kind": scheme.unit(), "requested": scheme.total(experiment.model)}
-    experiment.compress(scheme, callbacks=[history], budget=budget)
-    reporting.plot_sizes(
-        history.epochs, experiment.folder / "sizes.png", scheme.unit().replace("_", " ")
-    )
+    start = None
+    for number, scheme in enumerate(experiment.schemes, start=1):
+        is_last = number == len(experiment.schemes)
+        subfolder = "." if is_last else f"chain_{number}"
+        history = SizeHistory(experiment.unfinished.folder / f"sizes_{number}.json")
+        budget = {"kind": scheme.unit(), "requested": scheme.total(experiment.model)}
+        experiment.compress(scheme, subfolder, [history], budget, start)
+        reporting.plot_sizes(
+            history.epochs,
+            experiment.folder / subfolder / "sizes.png",
+            scheme.unit().replace("_", " "),
+        )
+        start = tfc.dequantize(experiment.student)
     experiment.finish()
 
 

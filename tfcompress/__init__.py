@@ -14,7 +14,7 @@ from tfcompress.schemes import (
     compress,
     plan,
 )
-from tfcompress.surgery import finalize
+from tfcompress.surgery import dequantize, finalize
 
 __all__ = [
     "BitSharing",
@@ -26,6 +26,7 @@ __all__ = [
     "SizeConstrained",
     "Uniform",
     "compress",
+    "dequantize",
     "export",
     "finalize",
     "layers",

@@ -37,6 +37,7 @@ class Experiment:
     Attributes:
         schemes: that list.
         model: the float model.
+        student: the last one that was trained.
         folder: `pathlib.Path` to write to.
         unfinished: the `UnfinishedRun`.
 
@@ -89,7 +90,7 @@ class Experiment:
         )
         self._float_seconds = time.perf_counter() - self._start
 
-    def compress(self, scheme, subfolder=".", callbacks=(), budget=None):
+    def compress(self, scheme, subfolder=".", callbacks=(), budget=None, start=None):
         """Compresses, trains, exports, measures and reports.
 
         Writes `model.keras`, `model.tflite`, `report.json` and `layers.png`.
@@ -99,22 +100,23 @@ class Experiment:
             subfolder: of the output folder, to write to.
             callbacks: Keras callbacks for the training.
             budget: see `tfcompress.reporting.build_report`.
+            start: what to compress, if not the float model that it is compared with.
 
         Returns:
             The report.
         """
-        start = time.perf_counter()
-        student = tfc.compress(self.model, scheme)
+        began = time.perf_counter()
+        self.student = tfc.compress(start or self.model, scheme)
         self._fit(
-            student,
+            self.student,
             f"{subfolder}/student",
             self.epochs,
             FLAGS.learning_rate,
             callbacks=callbacks,
         )
-        seconds = time.perf_counter() - start
-        name = type(scheme).__name__
-        return self._report(tfc.finalize(student), name, subfolder, seconds, budget)
+        seconds = time.perf_counter() - began
+        tiny, name = tfc.finalize(self.student), type(scheme).__name__
+        return self._report(tiny, name, subfolder, seconds, budget)
 
     def train(self, model, name, subfolder, learning_rate, budget=None):
         """Trains a plain model for as many epochs and reports it like the schemes.

@@ -10,16 +10,20 @@ from tfcompress.litert import check
 
 
 def test_everything_is_written(tmp_path, run_recipe, few_images, check_report, capsys):
+    """Of a chain of two sizes, by folders."""
     run_recipe(
         size_constrained,
         tmp_path,
-        size="30 kB",
-        admm_epochs=2,
+        size="60 kB,30 kB",
+        admm_epochs=1,
         finetune_epochs=1,
         float_epochs=2,
         batch_size=64,
     )
+    first = check_report(tmp_path / "chain_1")
+    assert 30_000 < first["budget"]["achieved"] <= 60_000
     report = check_report(tmp_path)
+    assert report["accuracy"]["float"] == first["accuracy"]["float"]
     assert (report["recipe"], report["scheme"]) == (
         "size_constrained",
         "SizeConstrained",
@@ -29,10 +33,10 @@ def test_everything_is_written(tmp_path, run_recipe, few_images, check_report, c
     assert budget["achieved"] == report["size"]["tflite_xz_bytes"] <= 30_000
     assert report["agreement"]["top1"] == 1.0
     check(tmp_path / "model.tflite", keras.models.load_model(tmp_path / "model.keras"))
-    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    for folder in (tmp_path, tmp_path / "chain_1"):
+        assert (folder / "sizes.png").read_bytes().startswith(b"\x89PNG")
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("bits: ")]
-    assert len(lines) == 3
-    assert ["|W-V|/|W|" in line for line in lines] == [True, True, False]
+    assert ["|W-V|/|W|" in line for line in lines] == [True, False] * 2
     assert not (tmp_path / "unfinished_run").exists()
 
 
