@@ -119,10 +119,13 @@ def test_floors_hold_where_weights_are_small():
     masks = keep_largest(weights, {"a": 4, "b": 4}, 16, {"a": 2, "b": 1})
     assert masks["a"].tolist() == [False, True, True]
     assert masks["b"].tolist() == [False, False, True, True]
+    for budget in (0, 11.5):
+        masks = keep_largest(weights, {"a": 4, "b": 4}, budget, {"a": 2, "b": 1})
+        assert masks["a"].tolist() == [False, True, True]
+        assert masks["b"].tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("bits, budget, floors, message", [
-    ({"a": 2, "b": 3}, 11.5, {"a": 3, "b": 2}, r"is 12: .*Received: budget=11.5\."),
     ({"a": 0, "b": 3}, 9, {"a": 1, "b": 1}, r"positive.*bits=0 for layer 'a'"),
     ({"a": 1, "b": 3}, 9, {"a": 1, "b": 5}, r"layer 'b' is 0 to 4.*floor=5"),
     ({"a": 1, "b": 3}, 9, {"a": -1, "b": 1}, r"layer 'a' is 0 to 3.*floor=-1"),

@@ -11,8 +11,9 @@ def keep_largest(weights, bits, budget, floors):
 
     The sparse projection of arXiv 1910.05897, Section 3: of all weights of all layers,
     sorted by w^2 / bits, the longest prefix stays whose bits are within the budget.
-    The floors are paid for first. Of equal weights, those of the first layer stay, and
-    in a layer those that come first in C order. Zeros only stay as part of a floor.
+    The floors are paid for first, and stay also where they cost more. Of equal weights,
+    those of the first layer stay, and in a layer those that come first in C order.
+    Zeros only stay as part of a floor.
 
     Args:
         weights: `{layer name: float array}` of any shapes; compared in float32.
@@ -26,8 +27,8 @@ def keep_largest(weights, bits, budget, floors):
         `{layer name: boolean array}` of the weights' shapes: true where they stay.
 
     Raises:
-        ValueError: if the floors alone exceed the budget, a layer has fewer weights
-            than its floor, a cost is not positive, or a weight is not finite.
+        ValueError: if a layer has fewer weights than its floor, a cost is not
+            positive, or a weight is not finite.
     """
     magnitudes = {name: np.sort(_magnitudes(weights[name])) for name in weights}
     for name, ascending in magnitudes.items():
@@ -43,12 +44,7 @@ def keep_largest(weights, bits, budget, floors):
             for name, ascending in magnitudes.items()
         }
 
-    if cost_of(floors) > budget:
-        raise ValueError(
-            f"The smallest possible budget is {cost_of(floors):.10g}: the floors of "
-            f"all layers. Received: budget={budget:.10g}. Raise the budget, or lower "
-            "the floors."
-        )
+    budget = max(budget, cost_of(floors))
     # Floats that are not negative are in the order of their bit patterns, so that
     # 64 steps find the smallest threshold there is with a cost within the budget.
     patterns = range(int(np.float64(np.inf).view(np.int64)) + 1)

@@ -108,7 +108,7 @@ class SizeSpace:
             if found and cost * sum(self.floors().values()) > self.budget.allowed():
                 continue
             costs = dict.fromkeys(kernels, cost)
-            masks = _kept(kernels, costs, self.budget.allowed(), self.floors())
+            masks = keep_largest(kernels, costs, self.budget.allowed(), self.floors())
             lost = sum(np.square(w[~masks[n]]).sum() for n, w in kernels.items())
             for name, kernel in kernels.items():
                 kept = SortedNonZeros(kernel * masks[name])
@@ -167,7 +167,7 @@ class SizeSpace:
         """Leaves the least weights that a layer must have, with the fewest bits."""
         kernels = self.kernels()
         costs = dict.fromkeys(kernels, 1.0)
-        masks = _kept(kernels, costs, 0.0, self.floors())
+        masks = keep_largest(kernels, costs, 0.0, self.floors())
         bits = dict.fromkeys(kernels, self.bit_widths[0])
         self._set_codebooks(kernels, masks, bits)
 
@@ -187,7 +187,7 @@ class SizeSpace:
                 n: self.budget.cost(bits[n], d) for n, d in _densities(masks).items()
             }
             floors = {n: min(x, masks[n].sum()) for n, x in self.floors().items()}
-            masks = _kept(kernels, costs, allowed, floors)
+            masks = keep_largest(kernels, costs, allowed, floors)
         else:
             kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
             bits = self._chosen_bits(kept, masks, allowed)
@@ -217,7 +217,7 @@ class SizeSpace:
             return {name: np.ones(x.shape, bool) for name, x in kernels.items()}
         densities = _densities(self.masks())
         costs = {n: self.budget.cost(bits[n], densities[n]) for n in kernels}
-        return _kept(kernels, costs, self.budget.allowed(), self.floors())
+        return keep_largest(kernels, costs, self.budget.allowed(), self.floors())
 
     def _chosen_bits(self, kept, masks, allowed):
         costs, losses = {}, {}
@@ -256,12 +256,6 @@ class SizeSpace:
             masks[name].sum() * self.budget.cost(bits[name], density)
             for name, density in _densities(masks).items()
         )
-
-
-def _kept(weights, costs, allowed, floors):
-    """`keep_largest` that keeps the floors also where they cost more than allowed."""
-    least = sum(float(costs[name]) * floors[name] for name in weights)
-    return keep_largest(weights, costs, max(allowed, least), floors)
 
 
 def _densities(masks):
