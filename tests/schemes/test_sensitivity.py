@@ -49,7 +49,7 @@ def test_margins_are_the_change_of_the_outputs(measured):
     scale = np.median([lowest for lowest, _ in damages.values()])
     for key, damage in damages.items():
         expected = np.minimum(np.array(damage) / scale, 7.6)  # no larger ones are told
-        np.testing.assert_allclose(margins[key], expected, rtol=0.03, atol=1e-3)
+        np.testing.assert_allclose(margins[key], expected, rtol=2e-3, atol=1e-4)
 
 
 def test_the_least_important_filters_are_the_cheapest(measured):
