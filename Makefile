@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 # A file's tests stay in one process: what they share is then made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 20
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,14 @@ import pytest
 gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _xla_on_request():
+    """By default Keras compiles with XLA, which takes three times as long on a CPU."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(keras.Model, "_resolve_auto_jit_compile", lambda _: False)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_memory():
     """Frees the graphs of the module before; that takes seconds."""

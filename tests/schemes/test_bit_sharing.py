@@ -11,7 +11,7 @@ from tfcompress.cost import layer_costs, total_cost
 from tfcompress.schemes.search_space import SearchSpace
 from tfcompress.surgery.graph import Graph
 
-STEPS, BATCH = 20, 50
+STEPS, BATCH = 10, 100
 
 
 def fit(student, mnist, epochs, **kwargs):
@@ -180,7 +180,7 @@ def test_the_bounds_that_an_error_names_can_be_met(trained):
 
 class Interrupt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
-        if batch == 8:
+        if batch == 4:
             raise KeyboardInterrupt
 
 
@@ -231,7 +231,7 @@ def test_networks_without_batch_norm_or_relu_and_batches_of_one(mnist):
     }  # fmt: skip
     student.compile("adam", "sparse_categorical_crossentropy")
     images, labels = mnist[0]
-    student.fit(images[:12], labels[:12], batch_size=1, epochs=2, verbose=0)
+    student.fit(images[:12], labels[:12], batch_size=1, epochs=1, verbose=0)
     tiny = tfc.finalize(student)
     assert bops(tiny) <= bops(model) / 40
     assert np.isfinite(tiny.predict(images[:5], verbose=0)).all()

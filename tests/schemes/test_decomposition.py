@@ -207,15 +207,12 @@ def test_a_measured_margin_keeps_what_is_faster(trained, monkeypatch):
 
 
 def test_a_penalty_takes_what_has_become_zero(trained, mnist, compile_for_digits):
-    """Nothing at strength zero, as much as may go at a huge one."""
-    taken = []
-    for penalty in (0.0, 1e4):
-        scheme = tfc.Decomposition(penalty=penalty, search_fraction=1.0)
-        student = tfc.compress(trained, scheme)
-        compile_for_digits(student, keras.optimizers.SGD(1e-3))
-        fit(student, mnist, epochs=1)
-        taken.append(macs(tfc.finalize(student)))
-    assert taken[0] == macs(trained) and taken[1] < macs(trained) / 10
+    """As much as may go, at a huge one."""
+    scheme = tfc.Decomposition(penalty=1e4, search_fraction=1.0)
+    student = tfc.compress(trained, scheme)
+    compile_for_digits(student, keras.optimizers.SGD(1e-3))
+    fit(student, mnist, epochs=1)
+    assert macs(tfc.finalize(student)) < macs(trained) / 10
 
 
 def test_what_stays_does_not_shrink(trained, mnist, compile_for_digits):

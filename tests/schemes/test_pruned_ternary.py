@@ -102,12 +102,11 @@ def test_generators_without_a_known_length_ramp_by_epochs(
     np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)
 
 
-@pytest.mark.parametrize("kwargs", [{"jit_compile": True}, {"steps_per_execution": 5}])
-def test_compiled_steps_end_in_the_same_place(
-    trained, mnist, kwargs, compile_for_digits
+def test_several_steps_per_execution_end_in_the_same_place(
+    trained, mnist, compile_for_digits
 ):
     student = tfc.compress(trained, tfc.PrunedTernary(sparsity=0.8))
-    compile_for_digits(student, **kwargs)
+    compile_for_digits(student, steps_per_execution=5)
     history = fit(student, mnist)
     assert np.isfinite(history.history["loss"]).all()
     np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)

@@ -23,7 +23,7 @@ def test_statistics_are_the_mean_over_the_batches():
     norm = model.get_layer("bn")
     norm.moving_mean.assign([7.0, 7.0, 7.0])
     batches = np.random.default_rng(0).normal(2, 3, (5, 64, 3)).astype("float32")
-    Recalibration(model)(batches)
+    Recalibration(model, batches)()
     np.testing.assert_allclose(norm.moving_mean, batches.mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(
         norm.moving_variance, batches.var(axis=1).mean(axis=0), rtol=1e-5
@@ -34,7 +34,7 @@ def test_statistics_are_the_mean_over_the_batches():
 def test_frozen_statistics_stay(trained, mnist):
     trained.get_layer("bn1").trainable = False
     before = np.array(trained.get_layer("bn1").moving_mean)
-    Recalibration(trained)([mnist[0][0][:64]])
+    Recalibration(trained, [mnist[0][0][:64]])()
     np.testing.assert_array_equal(trained.get_layer("bn1").moving_mean, before)
     assert trained.get_layer("bn0").momentum == 0.99
 
@@ -50,7 +50,7 @@ def test_validation_in_fit_sees_the_same_statistics_as_evaluate_after_it(
         history["val_accuracy"][-1]
     )
     before = statistics(student)
-    Recalibration(student)(take_inputs(train[0], 32)[0])
+    Recalibration(student, take_inputs(train[0], 32)[0])()
     for old, new in zip(before, statistics(student), strict=True):
         np.testing.assert_allclose(old, new, rtol=1e-5, atol=1e-6)
 

@@ -5,7 +5,6 @@ from keras import ops
 
 from tfcompress.schemes.budget import parse_budget
 from tfcompress.schemes.calibration import calibrate_activations, calibrate_weights
-from tfcompress.schemes.recalibration import Recalibration
 from tfcompress.schemes.search import Search
 from tfcompress.schemes.sensitivity import measure_sensitivities
 from tfcompress.schemes.steering import DESCENT, Steering, inner_optimizer
@@ -24,13 +23,13 @@ class BitSearch(Search):
 
     Args:
         space: the student's `SearchSpace`.
-        batches, fraction: see `Search`; the inputs also calibrate the chosen ranges.
+        recalibrate, fraction: see `Search`; the batches calibrate the ranges as well.
         bops: the budget, as `BitSharing` takes it, or None.
         penalty: its weight, if there is no budget.
     """
 
-    def __init__(self, space, batches, fraction, bops=None, penalty=None):
-        super().__init__(space, batches, fraction)
+    def __init__(self, space, recalibrate, fraction, bops=None, penalty=None):
+        super().__init__(space, recalibrate, fraction)
         self.budget = None
         if bops is not None:
             self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
@@ -39,7 +38,7 @@ class BitSearch(Search):
 
     def begin(self, share):
         if share == 0:
-            measure_sensitivities(self.model, self.space, self.batches)
+            measure_sensitivities(self.model, self.space, self.recalibrate.batches)
             self._set_pace()
         self.margins = []
         if self.budget is not None:
@@ -80,10 +79,9 @@ class BitSearch(Search):
         self.space.fix(keras.tree.map_structure(_mean, *self.margins), self.budget)
         # The ranges served all candidates so far; now they serve one.
         calibrate_weights(self.model)
-        recalibrate = Recalibration(self.model)
-        recalibrate(self.batches)
-        calibrate_activations(self.model, self.batches)
-        recalibrate(self.batches)
+        self.recalibrate()
+        calibrate_activations(self.model, self.recalibrate.batches)
+        self.recalibrate()
 
 
 def _mean(*arrays):

@@ -177,15 +177,15 @@ class BitSharing(SearchingScheme):
         for threshold in SearchSpace(student).activation_thresholds():
             threshold.learns.assign(0.0)  # the weights' gates begin
 
-    def callbacks(self, student, batches):
+    def callbacks(self, student, recalibrate):
         search = BitSearch(
             SearchSpace(student),
-            batches,
+            recalibrate,
             self.search_fraction,
             bops=self.bops,
             penalty=self.penalty,
         )
-        return [CalibrateActivations(batches), search]
+        return [CalibrateActivations(recalibrate.batches), search]
 
     def get_config(self):
         return {

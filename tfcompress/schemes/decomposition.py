@@ -138,14 +138,14 @@ class Decomposition(SearchingScheme):
         student.rank_space = RankSpace(student, self.unit, self._least_saving())
         student.rank_space.connect()
 
-    def callbacks(self, student, batches):
+    def callbacks(self, student, recalibrate):
         space, budget = student.rank_space, self.budget
         if budget is not None:
             budget = parse_budget(budget, space.width_model.whole(), self.unit)
         return [
             RankSearch(
                 space,
-                batches,
+                recalibrate,
                 self.search_fraction,
                 self.round_to,
                 measure=self.margin == MEASURED,

@@ -82,7 +82,7 @@ class PrunedTernary(Scheme):
                 natural = quantizer.natural_sparsity(layer._kernel)
                 quantizer.current_sparsity.assign(natural)
 
-    def callbacks(self, student, batches):
+    def callbacks(self, student, recalibrate):
         return [TernarySchedule(), LowRateFinish()]
 
     def get_config(self):

@@ -4,7 +4,6 @@ import math
 
 from tfcompress.schemes.cut import choose_cut, cut_at
 from tfcompress.schemes.measured import slower_in_two
-from tfcompress.schemes.recalibration import Recalibration
 from tfcompress.schemes.search import Search
 from tfcompress.schemes.steering import DESCENT, inner_optimizer
 
@@ -30,7 +29,7 @@ class RankSearch(Search):
 
     Args:
         space: the student's connected `RankSpace`.
-        batches, fraction: see `Search`.
+        recalibrate, fraction: see `Search`.
         round_to: see `choose_cut`.
         measure: whether layers are decomposed only where LiteRT is faster for it.
         budget: in the unit of the space's width model, or None.
@@ -38,9 +37,9 @@ class RankSearch(Search):
     """
 
     def __init__(
-        self, space, batches, fraction, round_to, measure, budget=None, penalty=None
+        self, space, recalibrate, fraction, round_to, measure, budget=None, penalty=None
     ):
-        super().__init__(space, batches, fraction)
+        super().__init__(space, recalibrate, fraction)
         self.round_to = round_to
         self.measure = measure
         self.budget = budget
@@ -68,7 +67,7 @@ class RankSearch(Search):
     def settle(self):
         self.space.pressure.assign(0.0)
         self.space.apply(self._cut())
-        Recalibration(self.model)(self.batches)
+        self.recalibrate()
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)

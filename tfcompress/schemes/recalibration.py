@@ -22,18 +22,17 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
     over the same batches of training inputs, with the weights held still.
 
     Args:
-        batches: list of model inputs, about `SAMPLES` samples in all.
+        recalibrate: the model's `Recalibration`.
     """
 
-    def __init__(self, batches):
+    def __init__(self, recalibrate):
         super().__init__()
-        self.batches = batches
+        self.recalibrate = recalibrate
         self.training = False
         self.stale = False
 
     def on_train_begin(self, logs=None):
         self.training = True
-        self.recalibrate = Recalibration(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
         self.stale = True
@@ -51,20 +50,23 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
 
     def _refresh(self):
         if self.stale:
-            self.recalibrate(self.batches)
+            self.recalibrate()
             self.stale = False
 
 
 class Recalibration:
     """Sets every trainable BatchNormalization's statistics to those of some batches.
 
-    The forward pass is compiled at the first call: keep the object to call it again.
+    The forward pass is compiled at the first call: one object serves a whole `fit`.
 
     Args:
         model: a Functional or Sequential model.
+        batches: list of model inputs, of about `SAMPLES` samples in all; each weighs
+            the same.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, batches):
+        self.batches = batches
         self.norms = [
             norm
             for layer in Graph(model).layers().values()
@@ -78,15 +80,14 @@ class Recalibration:
         ]
         self.forward = compiled_forward(model, self.variables)
 
-    def __call__(self, batches):
-        """Averages over `batches`, a list of model inputs; each weighs the same."""
+    def __call__(self):
         if not self.norms:
             return
         momenta = [norm.momentum for norm in self.norms]
         try:
             for norm in self.norms:
                 norm.momentum = 0.0  # its statistics become those of the last batch
-            seen = [self.forward(inputs) for inputs in batches]
+            seen = [self.forward(inputs) for inputs in self.batches]
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum

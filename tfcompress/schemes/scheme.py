@@ -28,7 +28,7 @@ class Scheme:
     """Decides every layer's treatment and what happens while it trains; base class.
 
     Subclasses give `config_for(layer, place)` and, if anything has to happen during
-    `fit`, `callbacks(student, batches)`.
+    `fit`, `callbacks(student, recalibrate)`.
 
     Attributes:
         treatment: class of what `config_for` gives a layer that is compressed:
@@ -98,12 +98,12 @@ class Scheme:
     def prepare(self, student):
         """Sets the starting state of a new student."""
 
-    def callbacks(self, student, batches):
+    def callbacks(self, student, recalibrate):
         """Keras callbacks that `student.fit` runs before the user's.
 
         Args:
             student: the `Student`.
-            batches: list of model inputs, about 2048 training samples.
+            recalibrate: its `Recalibration`, with `batches` of training inputs.
         """
         return []
 

@@ -15,14 +15,14 @@ class Search(ProgressCallback):
 
     Args:
         space: what is searched; `space.is_fixed()` says whether that is over.
-        batches: list of model inputs to recalibrate batch normalization with.
+        recalibrate: the student's `Recalibration`.
         fraction: share of the training that searches.
     """
 
-    def __init__(self, space, batches, fraction):
+    def __init__(self, space, recalibrate, fraction):
         super().__init__()
         self.space = space
-        self.batches = batches
+        self.recalibrate = recalibrate
         self.fraction = fraction
 
     def begin(self, share):

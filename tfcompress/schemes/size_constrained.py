@@ -133,12 +133,12 @@ class SizeConstrained(SearchingScheme):
         student.size_space.budget = self._budget(student)
         student.size_space.start()
 
-    def callbacks(self, student, batches):
+    def callbacks(self, student, recalibrate):
         student.size_space.budget = self._budget(student)
         return [
             SizeSearch(
                 student.size_space,
-                batches,
+                recalibrate,
                 self.search_fraction,
                 self.rho,
                 self._measured,

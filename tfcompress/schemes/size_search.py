@@ -1,6 +1,5 @@
 """The search of sizes: ADMM inside `fit`, then masked fine-tuning."""
 
-from tfcompress.schemes.recalibration import Recalibration
 from tfcompress.schemes.search import Search
 from tfcompress.schemes.steering import inner_optimizer
 
@@ -25,14 +24,14 @@ class SizeSearch(Search):
 
     Args:
         space: the student's `SizeSpace`, with its budget.
-        batches, fraction: see `Search`.
+        recalibrate, fraction: see `Search`.
         rho: strength of the pull, or None.
         measure: function from the student to the size of its finished artefact, in the
             budget's unit.
     """
 
-    def __init__(self, space, batches, fraction, rho, measure):
-        super().__init__(space, batches, fraction)
+    def __init__(self, space, recalibrate, fraction, rho, measure):
+        super().__init__(space, recalibrate, fraction)
         self.rho = rho
         self.measure = measure
 
@@ -81,7 +80,7 @@ class SizeSearch(Search):
         self.space.settle()
         self.space.fix()
         self.space.set_quantizing(True)
-        Recalibration(self.model)(self.batches)
+        self.recalibrate()
 
     def tune(self):
         self.space.refresh()
@@ -93,9 +92,9 @@ class SizeSearch(Search):
 
     def _keep_promise(self):
         """Takes the least weights that are too many for the finished artefact."""
-        recalibrate, budget = Recalibration(self.model), self.space.budget
+        budget = self.space.budget
         for _ in range(MOST_SHAVES):
-            recalibrate(self.batches)
+            self.recalibrate()
             size = self.measure(self.model)
             if size <= budget.total:
                 return

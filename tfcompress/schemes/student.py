@@ -2,7 +2,11 @@
 
 import keras
 
-from tfcompress.schemes.recalibration import RecalibrateBatchNorm, take_inputs
+from tfcompress.schemes.recalibration import (
+    RecalibrateBatchNorm,
+    Recalibration,
+    take_inputs,
+)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -42,7 +46,9 @@ class Student(keras.Model):
         batches, x = take_inputs(x, batch_size, validation_split)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
-        own = [*self.scheme.callbacks(self, batches), RecalibrateBatchNorm(batches)]
+        recalibrate = Recalibration(self, batches)
+        own = self.scheme.callbacks(self, recalibrate)
+        own = [*own, RecalibrateBatchNorm(recalibrate)]
         return super().fit(
             x,
             y,

@@ -43,8 +43,8 @@ class Uniform(Scheme):
     def prepare(self, student):
         calibrate_weights(student)
 
-    def callbacks(self, student, batches):
-        return [CalibrateActivations(batches)]
+    def callbacks(self, student, recalibrate):
+        return [CalibrateActivations(recalibrate.batches)]
 
     def get_config(self):
         return {
