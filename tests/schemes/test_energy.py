@@ -16,7 +16,7 @@ def log_loss(energies, kept):
 
 def test_channels_are_taken_for_the_least_loss_per_cost():
     energies = np.array([4.0, 1.0, 2.0, 3.0])
-    scores = channel_scores(energies, np.full(4, 5.0), layers=2)
+    scores = channel_scores(energies, np.full(4, 5.0), weight=2)
     np.testing.assert_allclose(
         scores[[1, 2, 3]], [2 * np.log(x) / 5 for x in (10 / 9, 9 / 7, 7 / 4)]
     )
@@ -25,7 +25,7 @@ def test_channels_are_taken_for_the_least_loss_per_cost():
 
 def test_their_sum_is_the_loss_of_them_all():
     energies, costs = RNG.exponential(size=9), np.full(9, 3.0)
-    scores = channel_scores(energies, costs, layers=1)
+    scores = channel_scores(energies, costs, weight=1)
     order = np.argsort(scores)
     for taken in range(9):
         expected = log_loss(energies, order[taken:])
@@ -34,8 +34,8 @@ def test_their_sum_is_the_loss_of_them_all():
 
 def test_a_narrow_layer_is_not_emptied_before_a_wide_one():
     """Equal channels of equal cost: shares of what is left, not magnitudes, count."""
-    narrow = channel_scores(np.full(4, 1.0), np.full(4, 1.0), layers=1)
-    wide = channel_scores(np.full(16, 1.0), np.full(16, 0.25), layers=1)
+    narrow = channel_scores(np.full(4, 1.0), np.full(4, 1.0), weight=1)
+    wide = channel_scores(np.full(16, 1.0), np.full(16, 0.25), weight=1)
     threshold = np.sort(np.concatenate([narrow, wide]))[9]
     kept = [(scores > threshold).mean() for scores in (narrow, wide)]
     assert kept == [0.5, 0.5]
@@ -43,17 +43,17 @@ def test_a_narrow_layer_is_not_emptied_before_a_wide_one():
 
 def test_scores_grow_in_the_order_of_the_cut_whatever_the_costs():
     energies, costs = RNG.exponential(size=50), RNG.uniform(1, 9, size=50)
-    scores = channel_scores(energies, costs, layers=3)
+    scores = channel_scores(energies, costs, weight=3)
     assert (np.diff(scores[np.argsort(energies / costs)]) >= 0).all()
 
 
 def test_what_has_no_energy_is_free():
-    scores = channel_scores(np.array([0.0, 2.0, 0.0, 1.0]), np.ones(4), layers=1)
+    scores = channel_scores(np.array([0.0, 2.0, 0.0, 1.0]), np.ones(4), weight=1)
     assert scores[0] == scores[2] == 0 < scores[3] < scores[1]
     scores = rank_scores(np.array([0.0, 2.0, 0.0, 1.0]), np.arange(1.0, 5), 5.0)
     assert scores[0] == scores[2] == 0 < scores[3] < scores[1]
     for scores in (
-        channel_scores(np.zeros(3), np.ones(3), layers=1),
+        channel_scores(np.zeros(3), np.ones(3), weight=1),
         rank_scores(np.zeros(3), np.arange(1.0, 4), 4.0),
     ):
         assert sorted(scores)[:2] == [0, 0]

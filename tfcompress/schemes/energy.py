@@ -14,20 +14,20 @@ from tfcompress.schemes.allocation import lower_hull
 TINY = 1e-30
 
 
-def channel_scores(energies, costs, layers):
+def channel_scores(energies, costs, weight):
     """Scores of channels that lie side by side, the lowest to be taken first.
 
     Args:
         energies: float array (channels,), not negative.
         costs: float array (channels,), what taking each saves.
-        layers: how many layers write them.
+        weight: what their loss counts for, against that of one layer's ranks.
 
     Returns:
         Float array (channels,); infinite for the one that would empty the layers.
     """
     costs = np.maximum(costs, TINY)
     order = np.argsort(energies / costs, kind="stable")
-    scores = layers * _losses(energies[order]) / costs[order]
+    scores = weight * _losses(energies[order]) / costs[order]
     return _in_place(np.maximum.accumulate(scores), order)
 
 

@@ -14,6 +14,9 @@ from tfcompress.surgery.graph import Graph
 
 # A group whose norm has come down to this share of the mean is as good as gone.
 GONE = 1e-3
+# How much a channel weighs for each layer that writes it, against a rank: layers that
+# read it lose too. Of 1, 2, 3 and 6, cuts of a trained ResNet-20 hurt least with 3.
+CHANNEL_WEIGHT = 3.0
 
 
 class RankSpace:
@@ -110,7 +113,9 @@ class RankSpace:
         per_class, classes = model.per_class(count), np.full(count, np.inf)
         for group, groups in self._classes:
             classes[group.classes] = channel_scores(
-                _energies(groups, gone), per_class[group.classes], len(group.producers)
+                _energies(groups, gone),
+                per_class[group.classes],
+                CHANNEL_WEIGHT * len(group.producers),
             )
         alive = np.ones(count, bool)
         ranks = {
