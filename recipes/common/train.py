@@ -83,8 +83,11 @@ def fit(
 def jit_compile():
     """Whether to compile with XLA, as Keras takes it.
 
-    On a CPU a step takes longer with it, and starting to train three times as long.
+    With TensorFlow on a CPU a step takes longer with it, and starting to train takes
+    two to three times as long.
     """
+    if keras.backend.backend() != "tensorflow":
+        return "auto"
     devices = {device.device_type for device in tf.config.list_logical_devices()}
     return False if devices == {"CPU"} else "auto"
 

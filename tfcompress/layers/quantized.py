@@ -113,3 +113,12 @@ class QuantDepthwiseConv2D(QuantizedKernel, keras.layers.DepthwiseConv2D):
 @keras.saving.register_keras_serializable(package="tfcompress")
 class QuantDense(QuantizedKernel, keras.layers.Dense):
     """`keras.layers.Dense` with `kernel_quantizer` and `input_quantizer`."""
+
+
+# What takes the place of Keras's own layers.
+QUANTIZED = {
+    keras.layers.Conv1D: QuantConv1D,
+    keras.layers.Conv2D: QuantConv2D,
+    keras.layers.Dense: QuantDense,
+    keras.layers.DepthwiseConv2D: QuantDepthwiseConv2D,
+}

@@ -6,15 +6,9 @@ import keras
 
 from tfcompress import layers
 from tfcompress.layers.kernel import value_of
+from tfcompress.layers.quantized import QUANTIZED
 from tfcompress.quantizers import Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
-
-QUANTIZED = {
-    keras.layers.Conv1D: layers.QuantConv1D,
-    keras.layers.Conv2D: layers.QuantConv2D,
-    keras.layers.Dense: layers.QuantDense,
-    keras.layers.DepthwiseConv2D: layers.QuantDepthwiseConv2D,
-}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

@@ -61,7 +61,6 @@ class RankSpace:
             groups = Groups(np.full(rank, np.sqrt(per_rank)))
             self._join(groups, layer.coefficients, 0, np.arange(rank))
             self._ranks[name] = groups
-            self.pressure.add(groups)
         self._classes = []
         per_class = self.width_model.per_class(len(self.removable))
         for group in self.channels.groups:
@@ -69,7 +68,8 @@ class RankSpace:
                 groups = Groups(np.sqrt(per_class[group.classes]))
                 self._join_all(groups, group)
                 self._classes.append((group, groups))
-                self.pressure.add(groups)
+        for groups in self._all_groups():
+            self.pressure.add(groups)
 
     def _join_all(self, groups, group):
         position = np.full(len(self.removable), -1)

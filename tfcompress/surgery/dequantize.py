@@ -1,19 +1,13 @@
 """From a student back to plain layers."""
 
-import keras
-from keras import ops
-
 from tfcompress import layers
+from tfcompress.layers.kernel import value_of
 from tfcompress.layers.packed import inference_config
+from tfcompress.layers.quantized import QUANTIZED
 from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
-PLAIN = {
-    layers.QuantConv1D: keras.layers.Conv1D,
-    layers.QuantConv2D: keras.layers.Conv2D,
-    layers.QuantDense: keras.layers.Dense,
-    layers.QuantDepthwiseConv2D: keras.layers.DepthwiseConv2D,
-}
+PLAIN = {quantized: plain for plain, quantized in QUANTIZED.items()}
 
 
 def dequantize(student):
@@ -53,17 +47,27 @@ def dequantize(student):
 
     def replace(layer):
         if type(layer) not in PLAIN:
+            if layer.compute_dtype in ("float16", "bfloat16"):
+                return clone_layer(layer, dtype="float32")
             return clone_layer(layer)
-        config = inference_config(layer.get_config())
+        config = {**inference_config(layer.get_config()), "dtype": "float32"}
         del config["kernel_quantizer"], config["input_quantizer"]
         return PLAIN[type(layer)].from_config(config)
 
     plain, pairs = rebuild(student, replace)
     for old, new in pairs:
         if type(old) in PLAIN:
-            new.kernel.assign(ops.convert_to_numpy(old.kernel))
+            new.kernel.assign(_quantized_kernel(old))
             if old.use_bias:
-                new.bias.assign(ops.convert_to_numpy(old.bias))
+                new.bias.assign(value_of(old.bias))
         else:
             copy_weights(old, new)
     return plain
+
+
+def _quantized_kernel(layer):
+    """In float32, whatever the student computes in."""
+    if layer.kernel_quantizer is None:
+        return value_of(layer._kernel)
+    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+    return codes * scale
