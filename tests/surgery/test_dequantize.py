@@ -48,6 +48,19 @@ def test_it_predicts_as_the_student(model, scheme):
     np.testing.assert_array_equal(before, student.predict(images(), verbose=0))
 
 
+def test_a_student_in_16_bits_becomes_a_float32_model(model):
+    policy = keras.dtype_policies.get("mixed_bfloat16")
+    student = tfc.compress(model, tfc.PrunedTernary(first_last="ternary"))
+    for layer in student.layers:
+        layer.dtype_policy = policy
+    plain = tfc.dequantize(student)
+    assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
+    codes, scale = student.get_layer("conv").kernel_quantizer.encode(
+        student.get_layer("conv")._kernel
+    )
+    np.testing.assert_array_equal(plain.get_layer("conv").kernel, codes * scale)
+
+
 def test_a_chain_of_sizes(model):
     zeros = []
     for share in ("1/8", "1/16"):
