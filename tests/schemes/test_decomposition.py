@@ -223,8 +223,14 @@ def test_what_stays_does_not_shrink(trained, mnist, compile_for_digits):
     student = tfc.compress(trained, tfc.Decomposition(macs="1/2", search_fraction=1.0))
     compile_for_digits(student, keras.optimizers.SGD(1e-6))
     factorized = student.rank_space.layers.values()
-    before = [np.array(layer.coefficients) for layer in factorized]
-    fit(student, mnist, epochs=2)
+    before = []
+
+    def remember(batch, logs):
+        if not before:  # they have been turned to their principal axes
+            before.extend(np.array(layer.coefficients) for layer in factorized)
+
+    remember = keras.callbacks.LambdaCallback(on_train_batch_begin=remember)
+    fit(student, mnist, epochs=2, callbacks=[remember])
     ratios = np.concatenate(
         [
             (np.array(layer.coefficients) / old).ravel()

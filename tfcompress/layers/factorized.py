@@ -37,6 +37,10 @@ class FactorizedKernel(ComputedKernel):
     (rank, output channels). Not trainable: `pace` (rank,), what the basis's gradient is
     multiplied by; and masks of zeros and ones for what a scheme has cut, `rank_mask`
     (rank,) and `input_mask` (input channels,). `cut` is 1 once that is decided.
+
+    Attributes:
+        observer: function that is told the inputs of every call, or None.
+        channel_axis: of inputs and outputs.
     """
 
     def __init__(self, *args, kernel_rank=None, **kwargs):
@@ -55,6 +59,7 @@ class FactorizedKernel(ComputedKernel):
                 f"lora_rank={getattr(self, 'lora_rank', None)}."
             )
         self.kernel_rank = kernel_rank
+        self.observer = None
 
     def add_weight(self, *args, name=None, shape=None, **kwargs):
         if name == "kernel":
@@ -84,6 +89,38 @@ class FactorizedKernel(ComputedKernel):
         self.rank_mask = self.add_weight(name="rank_mask", shape=(rank,), **state)
         self.input_mask = self.add_weight(name="input_mask", shape=(inputs,), **state)
         self.cut = self.add_weight(name="cut", **{**state, "initializer": "zeros"})
+
+    def call(self, inputs):
+        if self.observer is not None:
+            self.observer(inputs)
+        return super().call(inputs)
+
+    def hidden(self, inputs):
+        """What the basis alone computes: a tensor with `kernel_rank` channels."""
+        return self._multiplied(inputs, self.masked_factors()[0])
+
+    def _multiplied(self, inputs, kernel):
+        """What the plain layer computes before its bias."""
+        kernel = ops.cast(kernel, self.compute_dtype)
+        if isinstance(self, keras.layers.Dense):
+            return ops.matmul(inputs, kernel)
+        padding = self.padding
+        if padding == "causal":
+            inputs = ops.pad(inputs, self._compute_causal_padding())
+            padding = "valid"
+        return ops.conv(
+            inputs,
+            kernel,
+            strides=list(self.strides),
+            padding=padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+
+    @property
+    def channel_axis(self):
+        last = getattr(self, "data_format", "channels_last") == "channels_last"
+        return -1 if last else 1
 
     def compute_kernel(self):
         """B C without what is masked, in the layer's compute dtype."""
@@ -128,6 +165,15 @@ class FactorizedKernel(ComputedKernel):
         else:
             basis, values, vectors = np.linalg.svd(matrix, full_matrices=False)
             coefficients = values[:, None] * vectors
+        self.set_factors(basis, coefficients)
+
+    def set_factors(self, basis, coefficients):
+        """Sets both factors and the pace that goes with them.
+
+        Args:
+            basis: float array (inputs of one output, rank), or of the basis's shape.
+            coefficients: float array (rank, output channels).
+        """
         self._kernel.assign(basis.reshape(self._kernel.shape))
         self.coefficients.assign(coefficients)
         norms = np.square(coefficients).sum(axis=1)

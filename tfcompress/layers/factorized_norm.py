@@ -27,7 +27,7 @@ class FactorizedNorm(FactorizedKernel):
     def __init__(self, *args, momentum=0.99, epsilon=1e-3, **kwargs):
         super().__init__(*args, **kwargs)
         self.normalization = keras.layers.BatchNormalization(
-            axis=self._channel_axis(),
+            axis=self.channel_axis,
             momentum=momentum,
             epsilon=epsilon,
             center=False,
@@ -39,38 +39,23 @@ class FactorizedNorm(FactorizedKernel):
     def build(self, input_shape):
         super().build(input_shape)
         shape = list(self.compute_output_shape(input_shape))
-        shape[self._channel_axis()] = self._kernel.shape[-1]
+        shape[self.channel_axis] = self._kernel.shape[-1]
         self.normalization.build(shape)
 
     def call(self, inputs, training=None):
-        basis, coefficients = (
-            ops.cast(factor, self.compute_dtype) for factor in self.masked_factors()
-        )
-        hidden = self._multiplied(inputs, basis)
-        hidden = self.normalization(hidden, training=training)
-        hidden = ops.moveaxis(hidden, self._channel_axis(), -1)
+        if self.observer is not None:
+            self.observer(inputs)
+        hidden = ops.moveaxis(self.hidden(inputs, training), self.channel_axis, -1)
+        coefficients = ops.cast(self.masked_factors()[1], self.compute_dtype)
         outputs = ops.matmul(hidden, coefficients)
         if self.use_bias:
             outputs = outputs + ops.cast(self.bias, self.compute_dtype)
-        outputs = ops.moveaxis(outputs, -1, self._channel_axis())
+        outputs = ops.moveaxis(outputs, -1, self.channel_axis)
         return self.activation(outputs) if self.activation is not None else outputs
 
-    def _multiplied(self, inputs, kernel):
-        """What the plain layer computes before its bias."""
-        if isinstance(self, keras.layers.Dense):
-            return ops.matmul(inputs, kernel)
-        padding = self.padding
-        if padding == "causal":
-            inputs = ops.pad(inputs, self._compute_causal_padding())
-            padding = "valid"
-        return ops.conv(
-            inputs,
-            kernel,
-            strides=list(self.strides),
-            padding=padding,
-            dilation_rate=self.dilation_rate,
-            data_format=self.data_format,
-        )
+    def hidden(self, inputs, training=None):
+        """What the basis and the normalization compute."""
+        return self.normalization(super().hidden(inputs), training=training)
 
     def compute_kernel(self):
         """The kernel that computes the same in inference, but for the bias."""
@@ -110,10 +95,6 @@ class FactorizedNorm(FactorizedKernel):
         norm = self.normalization
         multiplier = ops.rsqrt(norm.moving_variance + norm.epsilon)
         return multiplier, -norm.moving_mean * multiplier
-
-    def _channel_axis(self):
-        last = getattr(self, "data_format", "channels_last") == "channels_last"
-        return -1 if last else 1
 
     def get_config(self):
         return {

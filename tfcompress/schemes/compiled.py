@@ -1,57 +1,46 @@
-"""Forward passes in training mode outside of `fit`, compiled."""
+"""Functions of a model outside of `fit`, compiled."""
 
 import keras
 from keras import ops
 
 
-def compiled_forward(model, variables):
-    """Compiles a training-mode forward pass that tells what variables became.
+def compiled(model, function):
+    """Compiles a function that calls a model.
 
     Called eagerly, a student runs hundreds of small operations per batch.
 
     Args:
         model: a Functional or Sequential model.
-        variables: some of its non-trainable variables.
+        function: from a batch of inputs to a structure of tensors.
 
     Returns:
-        Function from a batch of inputs to the list of the variables' new values,
-        NumPy arrays. Whether it also updates the model's variables depends on the
-        backend.
+        Function from a batch of inputs to that structure of NumPy arrays. Whether it
+        also updates the model's variables depends on the backend.
     """
     backend = keras.backend.backend()
-    if backend == "jax":
-        return _jax_forward(model, variables)
-
-    def forward(inputs):
-        return model(inputs, training=True)
-
+    run = function
     if backend == "tensorflow":
         import tensorflow as tf  # not at the top: other backends do without it
 
-        forward = tf.function(forward)
-
-    def run(inputs):
-        forward(inputs)
-        return [ops.convert_to_numpy(variable) for variable in variables]
-
-    return run
+        run = tf.function(function)
+    elif backend == "jax":
+        run = _jax_compiled(model, function)
+    return lambda inputs: keras.tree.map_structure(ops.convert_to_numpy, run(inputs))
 
 
-def _jax_forward(model, variables):
+def _jax_compiled(model, function):
     import jax
 
-    order = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
-    wanted = [order[id(variable)] for variable in variables]
+    variables = model.variables
 
     @jax.jit
-    def forward(trainable, frozen, inputs):
-        _, frozen = model.stateless_call(trainable, frozen, inputs, training=True)
-        return [frozen[i] for i in wanted]
+    def pure(values, inputs):
+        state = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=state):
+            return function(inputs)
 
     def run(inputs):
-        trainable = [v.value for v in model.trainable_variables]
-        frozen = [v.value for v in model.non_trainable_variables]
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-        return [ops.convert_to_numpy(x) for x in forward(trainable, frozen, inputs)]
+        return pure([variable.value for variable in variables], inputs)
 
     return run

@@ -23,8 +23,8 @@ class Decomposition(SearchingScheme):
     lasso on the rows and columns of the coefficients lowers the rank and takes
     channels, together with what is tied to them through additions. In the first part
     of a `fit` the cost comes down to the budget step by step: the lasso shrinks what
-    loses the least energy for what it saves. Then what goes is decided, and the rest
-    of the `fit`, or further ones, fine-tune what stays.
+    loses the least energy, measured on training data, for what it saves. Then what goes
+    is decided, and the rest of the `fit`, or further ones, fine-tune what stays.
     `tfc.finalize` returns a plain, smaller Keras model: a layer becomes two where that
     is clearly cheaper, and is merged again where it is not.
 
@@ -36,7 +36,8 @@ class Decomposition(SearchingScheme):
         penalty: the strength of the group lasso in place of a budget, on the paper's
             sigmoid ramp; at 1 the mean group would be gone at the end of the search if
             nothing held it.
-        start: of the factorization: "svd" for trained models; "identity".
+        start: of the factorization: "svd" for trained models, turned to the principal
+            axes of the layer's outputs when `fit` begins; or "identity".
         batch_norm: where the batch normalization behind a layer goes: "behind", as it
             is, where its gamma and beta shrink together with the coefficients; or
             "between" basis and coefficients, see `tfcompress.Factorize`.

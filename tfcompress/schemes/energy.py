@@ -1,9 +1,10 @@
 """What taking channels and ranks loses: energy, as a share of what its layer has left.
 
-The product over all layers of the energy they keep says well what a network keeps
-("Accelerating Very Deep Convolutional Networks", Zhang et al., TPAMI 2016):
-the logarithm adds up over layers, and grows without bound as one of them is emptied.
-A score is what its logarithm falls by, for each unit of cost that is saved.
+The energy of a layer is the variance of its outputs. The product over all layers of the
+energy they keep says well what a network keeps ("Accelerating Very Deep Convolutional
+Networks", Zhang et al., TPAMI 2016): its logarithm adds up over layers, and falls
+without bound as one of them is emptied. A score is what it falls by for each unit of
+cost that is saved.
 """
 
 import numpy as np
@@ -14,20 +15,23 @@ from tfcompress.schemes.allocation import lower_hull
 TINY = 1e-30
 
 
-def channel_scores(energies, costs, weight):
+def channel_scores(energies, others, costs):
     """Scores of channels that lie side by side, the lowest to be taken first.
 
     Args:
-        energies: float array (channels,), not negative.
+        energies: float array (readers, channels), not negative: what each channel adds
+            to the outputs of each layer that reads it.
+        others: float array (readers,): what channels besides these add.
         costs: float array (channels,), what taking each saves.
-        weight: what their loss counts for, against that of one layer's ranks.
 
     Returns:
-        Float array (channels,); infinite for the one that would empty the layers.
+        Float array (channels,); infinite for one that would empty a layer.
     """
     costs = np.maximum(costs, TINY)
-    order = np.argsort(energies / costs, kind="stable")
-    scores = weight * _losses(energies[order]) / costs[order]
+    whole = np.maximum(energies.sum(axis=1) + others, TINY)
+    order = np.argsort((energies / whole[:, None]).sum(axis=0) / costs, kind="stable")
+    losses = [_losses(e[order], o) for e, o in zip(energies, others, strict=True)]
+    scores = np.sum(losses, axis=0) / costs[order]
     return _in_place(np.maximum.accumulate(scores), order)
 
 
@@ -61,11 +65,12 @@ def rank_scores(energies, costs, whole):
     return _in_place(scores, order)
 
 
-def _losses(energies):
+def _losses(energies, others=0.0):
     """What taking each loses when those before it are gone, float (n,)."""
-    left = np.append(np.cumsum(energies[::-1])[::-1], 0.0)
-    kept = np.maximum(left[1:], TINY) / np.maximum(left[:-1], TINY)
-    return np.append(-np.log(kept[:-1]), np.inf)
+    left = np.append(np.cumsum(energies[::-1])[::-1], 0.0) + others
+    ratios = np.maximum(left[1:], TINY) / np.maximum(left[:-1], TINY)
+    losses = -np.log(ratios)
+    return losses if others > 0 else np.append(losses[:-1], np.inf)
 
 
 def _in_place(values, order):

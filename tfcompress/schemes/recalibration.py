@@ -4,8 +4,9 @@ import itertools
 
 import keras
 import numpy as np
+from keras import ops
 
-from tfcompress.schemes.compiled import compiled_forward
+from tfcompress.schemes.compiled import compiled
 from tfcompress.surgery.graph import Graph
 
 # Batch statistics average over samples and positions; 2048 images fix them well
@@ -78,7 +79,12 @@ class Recalibration:
             for norm in self.norms
             for variable in (norm.moving_mean, norm.moving_variance)
         ]
-        self.forward = compiled_forward(model, self.variables)
+
+        def forward(inputs):
+            model(inputs, training=True)
+            return [ops.convert_to_tensor(variable) for variable in self.variables]
+
+        self.forward = compiled(model, forward)
 
     def __call__(self):
         if not self.norms:
