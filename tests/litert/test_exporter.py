@@ -11,8 +11,9 @@ from keras import layers as kl
 import tfcompress as tfc
 from tests.litert.packed_models import make_digit_model, make_packed
 from tfcompress.litert import check, export, exporter, predict
-from tfcompress.litert.flatbuffer import read, write
+from tfcompress.litert.flatbuffer import operator_name, read, write
 from tfcompress.litert.kernels import packed_kernels
+from tfcompress.litert.stored import kernel_tensors
 from tfcompress.quantizers.packing import packed_bytes
 
 
@@ -187,6 +188,29 @@ def test_every_kind_of_model_passes_its_proof(build, tmp_path):
     assert rows == report["tensors"]
     # And it is there for a check that knows the model only.
     assert check(path, model) == {k: v for k, v in report.items() if k != "size"}
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_for_latency_operators_read_the_same_codes(build, tmp_path):
+    model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
+    path = tmp_path / "model.tflite"
+    report = export(model, path, optimize="latency")
+    assert {row["type"] for row in report["tensors"]} == {"INT8"}
+    stored = kernel_tensors(path.read_bytes())
+    assert all(tensor.native for tensor in stored)
+    assert "DEQUANTIZE" not in operators(path.read_bytes())
+    assert check(path, model) == {k: v for k, v in report.items() if k != "size"}
+
+
+def operators(content):
+    model = read(content)
+    return [operator_name(model, x) for x in model.subgraphs[0].operators]
+
+
+def test_another_aim_is_refused(digit_model, tmp_path):
+    with pytest.raises(ValueError, match="`optimize` is one of .* optimize='speed'"):
+        export(digit_model, tmp_path / "model.tflite", optimize="speed")
+    assert not os.listdir(tmp_path)
 
 
 def test_sequential_models_too(tmp_path):

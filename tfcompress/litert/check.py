@@ -1,5 +1,7 @@
 """The proof: a `.tflite` holds what its Keras model plans, and predicts like it."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
@@ -15,6 +17,11 @@ BATCH_SIZE = 128
 # absolute, for an output that is all zero.
 TOLERANCE = 1e-4
 NOISE = 1e-7
+# Where operators round activations to 8 bits as they go: the root mean square of
+# differences, relative to that of the outputs, and the share of samples with the same
+# class below which the user is warned.
+ROUNDED_TOLERANCE = 0.1
+LEAST_AGREEMENT = 0.995
 # Without samples: this many random ones, of this size where a size is free.
 RANDOM_SAMPLES = 8
 FREE_SIZE = 32
@@ -24,8 +31,8 @@ def check(path, model, verify=None):
     """Checks a `.tflite` against the packed Keras model it was exported from.
 
     Asserts that each packed kernel is in the file with its codes, in an integer
-    type, read by DEQUANTIZE alone; and that the stock LiteRT runtime predicts
-    like Keras. A model with quantized activations must do so on equal levels: see
+    type; and that the stock LiteRT runtime predicts like Keras. A model with quantized
+    activations must do so on equal levels, and a file for latency only nearly: see
     `compare`.
 
     Args:
@@ -51,8 +58,10 @@ def check(path, model, verify=None):
     samples = Samples(model, verify)
     try_out(path, samples.smallest_shapes())
     content = read_file(path)
-    tensors = recognise(kernel_tensors(content), kernels)
-    return {**compare(content, model, samples), "tensors": tensors}
+    stored = kernel_tensors(content)
+    tensors = recognise(stored, kernels)
+    exact = not any(tensor.native for tensor in stored)
+    return {**compare(content, model, samples, exact), "tensors": tensors}
 
 
 class Samples:
@@ -108,7 +117,7 @@ def _fits(shape, expected):
     )
 
 
-def compare(content, model, samples):
+def compare(content, model, samples, exact=True):
     """Runs LiteRT and Keras on the same samples.
 
     With quantized activations the two differ by more than float arithmetic explains:
@@ -119,6 +128,14 @@ def compare(content, model, samples):
     largest level of what Keras rounds there. The agreement returned is that of the
     predictions, each with its own levels.
 
+    Args:
+        content: a `.tflite`, bytes.
+        model: the Functional model that it was exported from.
+        samples: `Samples`.
+        exact: whether it computes in float. Operators that read integer kernels
+            themselves round their inputs to 8 bits, by the range of each sample: then
+            predictions must be close, up to `ROUNDED_TOLERANCE`.
+
     Returns:
         The parts "agreement" and "verified_on" of `check`'s result.
 
@@ -126,13 +143,19 @@ def compare(content, model, samples):
         ValueError: if an output is not finite, or, on equal levels, further from
             Keras's than `TOLERANCE` of its largest magnitude; or if the two do not
             round the same values.
+
+    Warns:
+        UserWarning: if it is not exact, and fewer than `LEAST_AGREEMENT` of the samples
+            that were given have the same class.
     """
     runner = Runner(content)
-    quantized = has_quantized_activations(model)
+    quantized = exact and has_quantized_activations(model)
     on_same_levels = SameLevels(content, model, TOLERANCE) if quantized else None
     names = output_names(model)
     count, classified, agreeing = 0, 0, 0
-    largest, difference, unexplained = (np.zeros(len(names)) for _ in range(3))
+    largest, difference, unexplained, power, noise = (
+        np.zeros(len(names)) for _ in range(5)
+    )
     for batch in samples:
         expected = _keras_outputs(model, batch)
         received = runner(batch)
@@ -143,14 +166,22 @@ def compare(content, model, samples):
             found = _differences(*on_same_levels(batch))
         unexplained = np.maximum(unexplained, found)
         largest = np.maximum(largest, [np.abs(y).max() for y in expected])
+        power += [np.square(y, dtype=float).sum() for y in expected]
+        noise += [
+            np.square(y - z, dtype=float).sum()
+            for y, z in zip(expected, received, strict=True)
+        ]
         for y, z in zip(expected, received, strict=True):
             if y.ndim == 2 and y.shape[1] > 1:
                 classified += len(y)
                 agreeing += int((y.argmax(axis=1) == z.argmax(axis=1)).sum())
         count += len(batch[0])
+    top1 = agreeing / classified if classified else None
+    if not exact:
+        _check_nearly(names, np.sqrt(noise / np.maximum(power, NOISE)), top1, samples)
     limits = np.maximum(TOLERANCE * largest, NOISE)
     for name, limit, found in zip(names, limits, unexplained, strict=True):
-        if not found <= limit:
+        if exact and not found <= limit:
             raise ValueError(
                 f"LiteRT should predict like Keras: '{name}' within {limit:.3g}, "
                 f"{TOLERANCE} of its largest magnitude. Received: a difference of "
@@ -160,11 +191,30 @@ def compare(content, model, samples):
     return {
         "agreement": {
             "samples": count,
-            "top1": agreeing / classified if classified else None,
+            "top1": top1,
             "max_abs_diff": float(difference.max()),
         },
         "verified_on": "samples" if samples.given else "random",
     }
+
+
+def _check_nearly(names, differences, top1, samples):
+    for name, found in zip(names, differences, strict=True):
+        if not found <= ROUNDED_TOLERANCE:
+            raise ValueError(
+                f"LiteRT should predict nearly like Keras: '{name}' within "
+                f"{ROUNDED_TOLERANCE:.0%} of its root mean square. Received: "
+                f"{found:.1%}. Kernels that are read as integers make operators round "
+                "their inputs to 8 bits, and this model does not stand that, or the "
+                "file is not this model's. Export it with optimize='size'."
+            )
+    if samples.given and top1 is not None and top1 < LEAST_AGREEMENT:
+        warnings.warn(
+            f"LiteRT and Keras have the same class for {top1:.2%} of the samples, less "
+            f"than {LEAST_AGREEMENT:.1%}: operators round their inputs to 8 bits. Look "
+            "at the accuracy of the file, or export with optimize='size'.",
+            stacklevel=4,
+        )
 
 
 def _differences(expected, received):

@@ -1,6 +1,7 @@
-"""`export`: from a finalized Keras model to a proven, smallest `.tflite`."""
+"""`export`: from a finalized Keras model to a proven `.tflite`."""
 
 import contextlib
+import dataclasses
 import os
 
 from tfcompress.cost.arithmetic import xz_bytes
@@ -11,15 +12,21 @@ from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 
+# Of kernels that operators read themselves. INT2 convolutions return NaN, and INT4 ones
+# are slower than INT8 (LiteRT 2.3).
+NATIVE_BITS = 8
+OPTIMIZE = ("size", "latency")
 
-def export(model, path, verify=None):
-    """Writes the smallest `.tflite` of a finalized model, and proves it.
+
+def export(model, path, verify=None, optimize="size"):
+    """Writes the `.tflite` of a finalized model, and proves it.
 
     Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale
-    per output channel, which the runtime decodes once, when it is loaded: what
-    was trained is what ships. Before the file appears at `path` it is read back,
-    each tensor's type and bytes are compared with the plan, and the stock LiteRT
-    runtime must predict like Keras.
+    per output channel, which the runtime decodes: what was trained is what ships. For
+    latency, all are INT8 tensors with the same codes and scales, which operators read
+    themselves; they round their inputs to 8 bits as they go. Before the file appears
+    at `path` it is read back, each tensor's type and bytes are compared with the plan,
+    and the stock LiteRT runtime must predict like Keras.
 
     Args:
         model: a Functional model with packed layers, as `tfcompress.finalize`
@@ -29,6 +36,8 @@ def export(model, path, verify=None):
         verify: samples to compare on: an array, a list or dict of arrays for
             several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
             None takes a few random samples.
+        optimize: "size", the smallest file, which computes in float; or "latency", for
+            runtimes whose 8-bit kernels are the fastest, as on most phones.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
@@ -37,20 +46,27 @@ def export(model, path, verify=None):
 
     Raises:
         OSError: if `path` cannot be written.
-        ValueError: if the model has no packed layer, cannot be converted, or
-            its file does not pass.
+        ValueError: if `optimize` is something else, the model is still in training or
+            cannot be converted, or its file does not pass.
+
+    Warns:
+        UserWarning: see `tfcompress.litert.check.compare`.
     """
+    if optimize not in OPTIMIZE:
+        raise ValueError(
+            f"`optimize` is one of {OPTIMIZE}. Received: optimize={optimize!r}."
+        )
     kernels = packed_kernels(model)
     model = functional(model)
     samples = Samples(model, verify)
     next(iter(samples))  # wrong samples are an error before the work starts
     with _replaced_when_done(path) as temporary:
-        float_content, content, matches = _packed(model, kernels)
+        float_content, content, matches = _packed(model, kernels, optimize)
         with open(temporary, "wb") as stream:
             stream.write(content)
         with open(temporary, "rb") as stream:
             content = stream.read()
-        comparison = compare(content, model, samples)
+        comparison = compare(content, model, samples, exact=optimize == "size")
         tensors = kernel_tensors(content)
         check_written(tensors, matches)
     return {
@@ -79,11 +95,14 @@ def packed_size(model, compressed):
     return xz_bytes(content) if compressed else len(content)
 
 
-def _packed(model, kernels):
+def _packed(model, kernels, optimize="size"):
     """`(content of the float file, content of the packed file, matches)`."""
     float_content = float_tflite(model)
     names = input_names(model), output_names(model)
-    return float_content, *pack_kernels(float_content, kernels, *names)
+    native = optimize == "latency"
+    if native:
+        kernels = [dataclasses.replace(kernel, bits=NATIVE_BITS) for kernel in kernels]
+    return float_content, *pack_kernels(float_content, kernels, *names, native)
 
 
 @contextlib.contextmanager

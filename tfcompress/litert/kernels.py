@@ -8,6 +8,8 @@ from keras import ops
 from tfcompress.layers import IN_TRAINING, PackedKernel
 from tfcompress.surgery.graph import Graph
 
+# Operators that read the kernels of packed layers, as their second input.
+KERNEL_READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 # Relative. Folding a factor into `codes * scale` rounds a few times by 6e-8;
 # neighbouring codes differ by 8e-3 at least.
 ROUNDING = 1e-6

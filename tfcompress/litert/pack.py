@@ -4,16 +4,14 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import match
+from tfcompress.litert.kernels import KERNEL_READERS, match
 from tfcompress.quantizers.packing import pack
 
-# Operators that read the kernels of packed layers, as their second input.
-KERNEL_READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 # The version of DEQUANTIZE that has per-channel scales and types below a byte.
 DEQUANTIZE_VERSION = 6
 
 
-def pack_kernels(content, kernels, input_names, output_names):
+def pack_kernels(content, kernels, input_names, output_names, native=False):
     """Replaces float kernels by packed integers, each followed by DEQUANTIZE.
 
     Constants are found by content, which survives the converter's renaming,
@@ -25,6 +23,7 @@ def pack_kernels(content, kernels, input_names, output_names):
         content: a float `.tflite` of `tfcompress.litert.float_tflite`, bytes.
         kernels: list of `Kernel`.
         input_names, output_names: the model's, in the order of `float_tflite`.
+        native: whether operators read the integers themselves, without DEQUANTIZE.
 
     Returns:
         `(content, matches)`: the smaller `.tflite`, bytes, and the list of
@@ -45,10 +44,12 @@ def pack_kernels(content, kernels, input_names, output_names):
         .reshape(graph.tensors[index].shape)
         for graph, index in constants
     ]
-    operator_code = _add_operator_code(model)
+    operator_code = None if native else _add_operator_code(model)
     assigned = _assign(values, kernels)
     for (graph, index), found in zip(constants, assigned, strict=True):
-        if found is not None:
+        if found is not None and native:
+            graph.tensors[index] = _integer_tensor(model, found)
+        elif found is not None:
             _replace(model, graph, index, found, operator_code)
     _rename(model, input_names, output_names)
     flatbuffer.strip(model)
@@ -116,30 +117,32 @@ def _add_operator_code(model):
 
 def _replace(model, graph, index, found, operator_code):
     """Computes the tensor `index` from a new integer constant."""
-    tensor = graph.tensors[index]
-    tensor.buffer = 0
-    bits = found.kernel.bits
-    model.buffers.append(schema.BufferT(data=pack(found.codes, bits)))
-    graph.tensors.append(
-        schema.TensorT(
-            name=found.kernel.layer,
-            shape=tensor.shape,
-            hasRank=True,
-            type=flatbuffer.TENSOR_TYPES[bits],
-            buffer=len(model.buffers) - 1,
-            quantization=schema.QuantizationParametersT(
-                scale=found.scale,
-                zeroPoint=np.zeros(found.scale.size, np.int64),
-                quantizedDimension=found.axis,
-            ),
-        )
-    )
+    graph.tensors[index].buffer = 0
+    graph.tensors.append(_integer_tensor(model, found))
     graph.operators.insert(
         0,
         schema.OperatorT(
             opcodeIndex=operator_code,
             inputs=np.array([len(graph.tensors) - 1], np.int32),
             outputs=np.array([index], np.int32),
+        ),
+    )
+
+
+def _integer_tensor(model, found):
+    """The constant tensor of a `Match`."""
+    bits = found.kernel.bits
+    model.buffers.append(schema.BufferT(data=pack(found.codes, bits)))
+    return schema.TensorT(
+        name=found.kernel.layer,
+        shape=np.array(found.codes.shape, np.int32),
+        hasRank=True,
+        type=flatbuffer.TENSOR_TYPES[bits],
+        buffer=len(model.buffers) - 1,
+        quantization=schema.QuantizationParametersT(
+            scale=found.scale,
+            zeroPoint=np.zeros(found.scale.size, np.int64),
+            quantizedDimension=found.axis,
         ),
     )
 

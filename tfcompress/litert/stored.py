@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import match
+from tfcompress.litert.kernels import KERNEL_READERS, match
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 
 
 @dataclass(frozen=True)
 class KernelTensor:
-    """A constant integer tensor that DEQUANTIZE reads.
+    """A constant integer tensor that DEQUANTIZE reads, or an operator itself.
 
     Attributes:
         name: its name in the file.
@@ -21,6 +21,7 @@ class KernelTensor:
         packed: its bytes, a uint8 array.
         scale: float32 array, one value per index of `axis`.
         axis: the axis of output channels.
+        native: whether a convolution or fully connected operator reads it as it is.
     """
 
     name: str
@@ -30,6 +31,7 @@ class KernelTensor:
     packed: np.ndarray
     scale: np.ndarray
     axis: int
+    native: bool = False
 
     def codes(self):
         """Its integers: int8 array of its shape."""
@@ -43,7 +45,7 @@ class KernelTensor:
 
 
 def kernel_tensors(content):
-    """Reads all constant integer tensors that DEQUANTIZE reads.
+    """Reads all constant integer tensors that are kernels, or decoded to kernels.
 
     Args:
         content: a `.tflite` that LiteRT has loaded, bytes.
@@ -57,26 +59,30 @@ def kernel_tensors(content):
             NaN without an error.
     """
     model = flatbuffer.read(content)
-    found = []
+    found = {}
     for graph in model.subgraphs:
         for operator in graph.operators:
             reader = flatbuffer.operator_name(model, operator)
-            # Index -1 stands for an optional input that is left out.
-            for tensor in (graph.tensors[i] for i in operator.inputs if i >= 0):
+            for place, index in enumerate(operator.inputs):
+                if index < 0:  # an optional input that is left out
+                    continue
+                tensor = graph.tensors[index]
                 bits = flatbuffer.TENSOR_BITS.get(tensor.type)
-                if reader == "DEQUANTIZE" and bits:
-                    if flatbuffer.constant(model, tensor) is not None:
-                        found.append(_kernel_tensor(model, tensor))
-                elif bits in (2, 4):
+                decoded = reader == "DEQUANTIZE"
+                native = reader in KERNEL_READERS and place == 1
+                if bits in (2, 4) and not decoded:
                     raise ValueError(
                         "Only DEQUANTIZE may read codes of 2 or 4 bits. Received: "
                         f"{reader}, which reads '{_name(tensor)}' of type "
                         f"{flatbuffer.TYPE_NAMES[tensor.type]}."
                     )
-    return found
+                is_constant = flatbuffer.constant(model, tensor) is not None
+                if bits and is_constant and (native or decoded):
+                    found[id(tensor)] = _kernel_tensor(model, tensor, native)
+    return list(found.values())
 
 
-def _kernel_tensor(model, tensor):
+def _kernel_tensor(model, tensor, native):
     name, type_name = _name(tensor), flatbuffer.TYPE_NAMES[tensor.type]
     bits = flatbuffer.TENSOR_BITS[tensor.type]
     packed = flatbuffer.constant(model, tensor)
@@ -96,7 +102,7 @@ def _kernel_tensor(model, tensor):
             f"{len(packed)} bytes of codes, scales {scale} on axis {axis}, zero points "
             f"{quantization.zeroPoint}."
         )
-    return KernelTensor(name, type_name, bits, shape, packed, scale, axis)
+    return KernelTensor(name, type_name, bits, shape, packed, scale, axis, native)
 
 
 def _name(tensor):
@@ -180,7 +186,7 @@ def recognise(tensors, kernels):
 
 
 def _holds(tensor, kernel):
-    if tensor.bits > kernel.bits:
+    if tensor.bits > kernel.bits and not tensor.native:
         return False
     found = match(tensor.values(), kernel)
     return found is not None and np.array_equal(found.codes, tensor.codes())
