@@ -176,3 +176,38 @@ def test_missing_files_and_unfitting_samples_are_errors(exported, tmp_path):
         check(path, model, np.ones((5, 20, 20, 1)))
     with pytest.raises(ValueError, match="Received: 2 arrays"):
         check(path, model, (np.ones((5, 28, 28, 1)), np.ones(5)))
+
+
+@pytest.fixture(scope="module")
+def for_latency(digit_model, tmp_path_factory):
+    """Content of the digit model's file for latency."""
+    path = tmp_path_factory.mktemp("latency") / "digits.tflite"
+    export(digit_model, path, optimize="latency")
+    return path.read_bytes()
+
+
+def test_a_file_for_latency_is_checked_to_be_close(
+    digit_model, for_latency, images, tmp_path
+):
+    path = tmp_path / "digits.tflite"
+    path.write_bytes(for_latency)
+    # Random weights tell classes apart less than trained ones do.
+    with pytest.warns(UserWarning, match="same class for 9.* less than 99.5%"):
+        report = check(path, digit_model, images)
+    # Inputs are rounded to 8 bits, so that it is not as exact as the other.
+    assert 1e-5 < report["agreement"]["max_abs_diff"] < 0.05
+    assert {row["type"] for row in report["tensors"]} == {"INT8"}
+
+
+def test_a_file_for_latency_with_a_changed_scale_is_found(
+    digit_model, for_latency, tmp_path
+):
+    def edit(model, graph):
+        quantization = tensor_named(graph, "head").quantization
+        quantization.scale = quantization.scale * np.float32(1.5)
+
+    path = tmp_path / "digits.tflite"
+    path.write_bytes(for_latency)
+    edited(path, edit)
+    with pytest.raises(ValueError, match="nearly like Keras.*optimize='size'"):
+        check(path, digit_model)

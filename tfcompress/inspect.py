@@ -1,0 +1,125 @@
+"""What is in a `.tflite`: `python -m tfcompress.inspect model.tflite`.
+
+One line for each kernel and bias, and other constants that count, in running order,
+with their share of the file; with `--against float.tflite`, beside the bytes of the
+same kernel there.
+"""
+
+import argparse
+import os
+import sys
+
+from rich.table import Table
+
+from tfcompress.cost.arithmetic import xz_bytes
+from tfcompress.litert.contents import constants
+from tfcompress.litert.runtime import read_file
+from tfcompress.reporting.tables import render
+
+# Share of a file: other constants below it are summed up.
+LEAST_SHARE = 0.001
+
+
+def inspect(path, against=None):
+    """Describes a file as text.
+
+    Args:
+        path: a `.tflite`.
+        against: another of the same graph, such as the float model's, or None.
+
+    Returns:
+        A string of lines no wider than 120 characters.
+
+    Raises:
+        OSError: if a file cannot be read.
+        ValueError: if LiteRT refuses one.
+    """
+    size = os.path.getsize(path)
+    rows = [
+        row
+        for row in constants(path)
+        if row.role or row.bytes + row.scale_bytes >= LEAST_SHARE * size
+    ]
+    others = constants(against) if against else []
+    table = Table(show_footer=True)
+    table.add_column("tensor", "graph and all else", overflow="fold")
+    for title in ("read by", "type", "shape"):
+        table.add_column(title, no_wrap=True)
+    rest = size - sum(row.bytes + row.scale_bytes for row in rows)
+    footers = [("zeros", ""), ("bytes", f"{rest:,}"), ("scales", "")]
+    footers.append(("of file", f"{rest / size:.1%}"))
+    if against:
+        footers += [("bytes there", ""), ("ratio", "")]
+    for title, footer in footers:
+        table.add_column(title, footer, justify="right", no_wrap=True)
+    for row, other in zip(rows, _counterparts(rows, others), strict=True):
+        cells = [
+            row.name or row.role,
+            row.read_by,
+            row.type,
+            " x ".join(map(str, row.shape)),
+            "" if row.zeros is None else f"{row.zeros:.1%}",
+            f"{row.bytes:,}",
+            f"{row.scale_bytes:,}" if row.scale_bytes else "",
+            f"{(row.bytes + row.scale_bytes) / size:.1%}",
+        ]
+        if other is not None:
+            cells += [f"{other.bytes:,}", f"{other.bytes / row.bytes:.1f}x"]
+        table.add_row(*cells)
+    return f"{render(table)}\n{render(_file_table(path, against))}"
+
+
+def _counterparts(rows, others):
+    """For each row the other file's kernel in the same place, or None.
+
+    Kernels are paired one after the other by operator and shape: the same graph has
+    them in the same order, whatever the names.
+    """
+    kernels = [other for other in others if other.role == "kernel"]
+    pairs = []
+    for row in rows:
+        key = (row.read_by, row.shape)
+        found = None
+        if row.role == "kernel":
+            found = next((k for k in kernels if (k.read_by, k.shape) == key), None)
+        if found is not None:
+            kernels.remove(found)
+        pairs.append(found)
+    return pairs
+
+
+def _file_table(path, against):
+    table = Table("file")
+    for title in ["bytes", "after xz"] + 2 * ["ratio"] * bool(against):
+        table.add_column(title, justify="right")
+    sizes = [_sizes(file) for file in (path, against) if file]
+    for file, (size, compressed) in zip((path, against), sizes, strict=False):
+        ratios = []
+        if against:
+            ratios = [f"{sizes[1][i] / (size, compressed)[i]:.2f}x" for i in (0, 1)]
+        table.add_row(os.path.basename(file), f"{size:,}", f"{compressed:,}", *ratios)
+    return table
+
+
+def _sizes(file):
+    content = read_file(file)
+    return len(content), xz_bytes(content)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m tfcompress.inspect", description="What is in a .tflite."
+    )
+    parser.add_argument("file", help="the .tflite to describe")
+    parser.add_argument(
+        "--against", metavar="FILE", help="a .tflite of the same graph to compare with"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        print(inspect(options.file, options.against))
+    except (OSError, ValueError) as error:
+        sys.exit(f"inspect: {error}")
+
+
+if __name__ == "__main__":
+    main()
