@@ -7,7 +7,7 @@ import pytest
 
 from tfcompress.cost.bops_model import BopsModel, BopsTerm
 from tfcompress.schemes.budget import SLACK
-from tfcompress.schemes.choices import _BUCKETS, Gated, choose
+from tfcompress.schemes.choices import _BUCKETS, Gated, choose, fill
 
 CANDIDATES = [(2, 4, 8), (2, 4), (4, 8), (8,)]
 
@@ -245,3 +245,36 @@ def test_bits_and_filters_together_meet_every_budget_that_can_be_met(seed):
         smallest[name] = sizes[order].sum() / sizes.sum()
     if bops_model.total(lowest, smallest) <= budget:
         assert (1 - SLACK) * budget <= bops <= budget
+
+
+def test_what_is_left_of_a_budget_opens_the_nearest_gates():
+    """Two of four upgrades fit: one exactly, to the last unit of the budget."""
+    bops_model = bops_model_of(*((n, 1000, None, None) for n in ("a", "b", "c")))
+    gates = {"a": gated((4, 8), -0.3), "b": gated((4, 8), -0.1), "c": gated((4,))}
+    activations = dict.fromkeys(gates, gated((2, 4), -0.2))
+    bits = dict.fromkeys(gates, (4, 2))
+    budget = bops_model.total({"a": (4, 2), "b": (8, 4), "c": (4, 4)}, {})
+    filled = fill(bits, bops_model, gates, activations, {}, {}, budget)
+    # b's weights (8 x 2), then a's inputs, then b's or c's as far as that goes.
+    assert filled["b"][0] == 8 and filled["a"] == (4, 4)
+    assert bops_model.total(filled, {}) <= budget
+    exact = bops_model.total(dict.fromkeys(gates, (4, 4)), {})
+    learned = {**bits, "a": (4, 4), "b": (4, 4)}
+    filled = fill(learned, bops_model, gates, activations, {}, {}, exact)
+    assert bops_model.total(filled, {}) == exact
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_more_fits_afterwards(seed):
+    bops_model, weights, activations, budget = random_instance(seed)
+    bits, _, bops = choose(bops_model, weights, activations, {}, budget)
+    filled = fill(bits, bops_model, weights, activations, {}, {}, budget)
+    if bops > budget:
+        assert filled == bits
+        return
+    for name, (w, a) in filled.items():
+        assert w >= bits[name][0] and a >= bits[name][1]
+        for wider in [(x, a) for x in weights[name].bits if x > w] + [
+            (w, x) for x in activations[name].bits if x > a
+        ]:
+            assert bops_model.total({**filled, name: wider}, {}) > budget

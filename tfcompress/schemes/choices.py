@@ -67,10 +67,7 @@ def choose(bops_model, weights, activations, filters, budget):
         open_groups[name][stay] = True
 
     def kept():
-        return {
-            name: float(sizes[open_groups[name]].sum() / sizes.sum())
-            for name, (_, sizes, _) in filters.items()
-        }
+        return _shares(filters, open_groups)
 
     if budget is None:
         bits = {
@@ -105,6 +102,41 @@ def choose(bops_model, weights, activations, filters, budget):
         else:
             open_groups[name] = before
     return best.bits, open_groups, best.bops
+
+
+def fill(bits, bops_model, weights, activations, filters, open_groups, budget):
+    """Spends what a choice leaves of the budget on the gates nearest to opening.
+
+    Args:
+        bits, open_groups: as `choose` returned them; the others as it took them.
+
+    Returns:
+        `{layer name: (weight bits, activation bits)}`, none lower than before.
+    """
+    kept = _shares(filters, open_groups)
+    while True:
+        wider = []
+        for name, pair in bits.items():
+            for place, gated in enumerate((weights[name], activations[name])):
+                index = gated.bits.index(pair[place]) + 1
+                if index < len(gated.bits):
+                    changed = list(pair)
+                    changed[place] = gated.bits[index]
+                    other = {**bits, name: tuple(changed)}
+                    if bops_model.total(other, kept) <= budget:
+                        regret = gated.regret(index) - gated.regret(index - 1)
+                        wider.append((regret, len(wider), other))
+        if not wider:
+            return bits
+        bits = min(wider)[-1]
+
+
+def _shares(filters, open_groups):
+    """`{layer name: share of its filters that stay}`."""
+    return {
+        name: float(sizes[open_groups[name]].sum() / sizes.sum())
+        for name, (_, sizes, _) in filters.items()
+    }
 
 
 def _is_better(other, best, budget):

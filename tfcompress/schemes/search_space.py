@@ -7,7 +7,7 @@ from tfcompress.cost.bops_model import BopsModel
 from tfcompress.layers import BopsBudget, FilterGate
 from tfcompress.quantizers import BitSharing, BitSharingActivation
 from tfcompress.schemes.calibration import quantized_layers
-from tfcompress.schemes.choices import Gated, choose
+from tfcompress.schemes.choices import Gated, choose, fill
 from tfcompress.surgery.graph import Graph
 
 
@@ -109,9 +109,10 @@ class SearchSpace:
             name: (margins["filters"][name], gate.group_sizes(), gate.most_closed)
             for name, gate in self.filter_gates.items()
         }
-        bits, open_groups, _ = choose(
-            self.bops_model, weights, activations, filters, budget
-        )
+        known = self.bops_model, weights, activations, filters
+        bits, open_groups, _ = choose(*known, budget)
+        if budget is not None:
+            bits = fill(bits, *known, open_groups, budget)
         for name, layer in self.layers.items():
             for i, quantizer in enumerate(
                 (layer.kernel_quantizer, layer.input_quantizer)
