@@ -33,7 +33,7 @@ lint: $(STAMP)
 # environment instead of the environment's own.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip -e ".[recipes,tfmot,dev]"
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip -e ".[recipes,tfmot,int8,dev]"
 	touch $@
 
 clean:

@@ -20,7 +20,7 @@ NOISE = 1e-7
 # Where operators round activations to 8 bits as they go: the root mean square of
 # differences, relative to that of the outputs, and the share of samples with the same
 # class below which the user is warned.
-ROUNDED_TOLERANCE = 0.1
+ROUNDED_TOLERANCE = 0.3
 LEAST_AGREEMENT = 0.995
 # Without samples: this many random ones, of this size where a size is free.
 RANDOM_SAMPLES = 8

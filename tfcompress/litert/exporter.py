@@ -16,9 +16,17 @@ from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 # are slower than INT8 (LiteRT 2.3).
 NATIVE_BITS = 8
 OPTIMIZE = ("size", "latency")
+ACTIVATIONS = ("float", "int8")
 
 
-def export(model, path, verify=None, optimize="size"):
+def export(
+    model,
+    path,
+    verify=None,
+    optimize="size",
+    activations="float",
+    representative_data=None,
+):
     """Writes the `.tflite` of a finalized model, and proves it.
 
     Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale
@@ -38,6 +46,12 @@ def export(model, path, verify=None, optimize="size"):
             None takes a few random samples.
         optimize: "size", the smallest file, which computes in float; or "latency", for
             runtimes whose 8-bit kernels are the fastest, as on most phones.
+        activations: "float", or "int8", with optimize="latency", for a file that
+            computes with integers throughout. Learned ranges of activations are kept,
+            others come from `representative_data`; layers kept in float are quantized
+            to 8 bits as well. Inputs and outputs stay float.
+        representative_data: training samples, as `verify` takes them, for
+            activations="int8"; 256 are used.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
@@ -45,29 +59,37 @@ def export(model, path, verify=None, optimize="size"):
         float32 kernels, the last the file after xz.
 
     Raises:
+        ImportError: if activations="int8" and litert-quantizer is not installed.
         OSError: if `path` cannot be written.
-        ValueError: if `optimize` is something else, the model is still in training or
+        ValueError: if an argument is something else, the model is still in training or
             cannot be converted, or its file does not pass.
 
     Warns:
         UserWarning: see `tfcompress.litert.check.compare`.
     """
-    if optimize not in OPTIMIZE:
-        raise ValueError(
-            f"`optimize` is one of {OPTIMIZE}. Received: optimize={optimize!r}."
-        )
+    _check_arguments(optimize, activations, representative_data)
     kernels = packed_kernels(model)
     model = functional(model)
     samples = Samples(model, verify)
     next(iter(samples))  # wrong samples are an error before the work starts
+    ranges = {}
     with _replaced_when_done(path) as temporary:
-        float_content, content, matches = _packed(model, kernels, optimize)
+        if activations == "int8":
+            representative = Samples(model, representative_data)
+            float_content, content, matches, ranges["ranges"] = _integer(
+                model, kernels, representative
+            )
+        else:
+            float_content, content, matches = _packed(model, kernels, optimize)
         with open(temporary, "wb") as stream:
             stream.write(content)
         with open(temporary, "rb") as stream:
             content = stream.read()
         comparison = compare(content, model, samples, exact=optimize == "size")
         tensors = kernel_tensors(content)
+        if activations == "int8":  # layers kept in float have got kernels too
+            planned = {found.kernel.layer for found in matches}
+            tensors = [tensor for tensor in tensors if tensor.name in planned]
         check_written(tensors, matches)
     return {
         "size": {
@@ -76,6 +98,7 @@ def export(model, path, verify=None, optimize="size"):
             "tflite_xz_bytes": xz_bytes(content),
         },
         **comparison,
+        **ranges,
         "tensors": recognise(tensors, kernels),
     }
 
@@ -103,6 +126,35 @@ def _packed(model, kernels, optimize="size"):
     if native:
         kernels = [dataclasses.replace(kernel, bits=NATIVE_BITS) for kernel in kernels]
     return float_content, *pack_kernels(float_content, kernels, *names, native)
+
+
+def _integer(model, kernels, samples):
+    """The same with integers throughout, and where its ranges come from."""
+    from tfcompress.litert.integer import integer_tflite  # few need it
+
+    kernels = [dataclasses.replace(kernel, bits=NATIVE_BITS) for kernel in kernels]
+    names = input_names(model), output_names(model)
+    return float_tflite(model), *integer_tflite(model, kernels, samples, names)
+
+
+def _check_arguments(optimize, activations, representative_data):
+    for name, value, known in (
+        ("optimize", optimize, OPTIMIZE),
+        ("activations", activations, ACTIVATIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"`{name}` is one of {known}. Received: {name}={value!r}.")
+    if activations == "int8" and (optimize != "latency" or representative_data is None):
+        raise ValueError(
+            "activations='int8' is expected with optimize='latency' and "
+            f"`representative_data`. Received: optimize={optimize!r}, "
+            f"representative_data={representative_data!r}."
+        )
+    if activations == "float" and representative_data is not None:
+        raise ValueError(
+            "`representative_data` is expected with activations='int8'. Received: "
+            "activations='float'."
+        )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,9 @@ IDENTIFIER = b"TFL3"
 # not know it.
 ALIGNMENT = 16
 
+# In the place of codes that do not fit a byte.
+PLACEHOLDER = 127
+
 TENSOR_TYPES = {
     2: schema.TensorType.INT2,
     4: schema.TensorType.INT4,
@@ -66,6 +69,33 @@ def operator_name(model, operator):
     return OPERATOR_NAMES.get(code, "CUSTOM")
 
 
+def operator(model, name, source, target, version=1):
+    """A new `schema.OperatorT` with one input and one output.
+
+    Args:
+        model: `schema.ModelT`, which gets the operator's code if it has none.
+        name: such as "DEQUANTIZE".
+        source, target: indices of tensors.
+        version: of the operator.
+    """
+    builtin = getattr(schema.BuiltinOperator, name)
+    codes = [code.builtinCode for code in model.operatorCodes]
+    if builtin not in codes:
+        model.operatorCodes.append(
+            schema.OperatorCodeT(
+                deprecatedBuiltinCode=min(builtin, PLACEHOLDER),
+                builtinCode=builtin,
+                version=version,
+            )
+        )
+        codes.append(builtin)
+    return schema.OperatorT(
+        opcodeIndex=codes.index(builtin),
+        inputs=np.array([source], np.int32),
+        outputs=np.array([target], np.int32),
+    )
+
+
 def constant(model, tensor):
     """A constant tensor's raw bytes as a uint8 array; None if it is computed."""
     data = model.buffers[tensor.buffer].data
@@ -73,7 +103,7 @@ def constant(model, tensor):
 
 
 def strip(model):
-    """Drops what the runtime does not read, and all buffers without a reader.
+    """Drops what the runtime does not read, and all tensors and buffers without a use.
 
     Names of constants and intermediate results go; those of inputs, outputs and
     integer kernels stay.
@@ -86,7 +116,38 @@ def strip(model):
                 tensor.quantization = None
             if index not in named and tensor.quantization is None:
                 tensor.name = None
+    _drop_unused_tensors(model)
     _drop_unread_buffers(model)
+
+
+def _drop_unused_tensors(model):
+    for number, graph in enumerate(model.subgraphs):
+        lists = [graph.inputs, graph.outputs]
+        for operator in graph.operators:
+            lists += [operator.inputs, operator.outputs, operator.intermediates]
+        used = {int(i) for indices in lists if indices is not None for i in indices}
+        entries = [
+            entry
+            for signature in model.signatureDefs or []
+            if signature.subgraphIndex == number
+            for entry in [*(signature.inputs or []), *(signature.outputs or [])]
+        ]
+        used = sorted(used.union(entry.tensorIndex for entry in entries) - {-1})
+        new = {old: i for i, old in enumerate(used)} | {-1: -1}
+
+        def renumbered(indices, new=new):
+            if indices is None:
+                return None
+            return np.array([new[int(i)] for i in indices], np.int32)
+
+        graph.tensors = [graph.tensors[i] for i in used]
+        graph.inputs, graph.outputs = map(renumbered, (graph.inputs, graph.outputs))
+        for operator in graph.operators:
+            operator.inputs = renumbered(operator.inputs)
+            operator.outputs = renumbered(operator.outputs)
+            operator.intermediates = renumbered(operator.intermediates)
+        for entry in entries:
+            entry.tensorIndex = new[entry.tensorIndex]
 
 
 def _drop_unread_buffers(model):

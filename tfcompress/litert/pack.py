@@ -33,6 +33,30 @@ def pack_kernels(content, kernels, input_names, output_names, native=False):
         ValueError: if a kernel is not in the file.
     """
     model = flatbuffer.read(content)
+    places = find_kernels(model, kernels)
+    for graph, index, found in places:
+        if native:
+            graph.tensors[index] = kernel_tensor(model, found)
+        else:
+            _replace(model, graph, index, found)
+    rename(model, input_names, output_names)
+    flatbuffer.strip(model)
+    return flatbuffer.write(model), [found for *_, found in places]
+
+
+def find_kernels(model, kernels):
+    """Where the kernels are, by content.
+
+    Args:
+        model: `schema.ModelT` of a float file.
+        kernels: list of `Kernel`.
+
+    Returns:
+        List of `(graph, tensor index, Match)`.
+
+    Raises:
+        ValueError: if a kernel is not in the file.
+    """
     constants = [
         (graph, index)
         for graph in model.subgraphs
@@ -44,16 +68,8 @@ def pack_kernels(content, kernels, input_names, output_names, native=False):
         .reshape(graph.tensors[index].shape)
         for graph, index in constants
     ]
-    operator_code = None if native else _add_operator_code(model)
-    assigned = _assign(values, kernels)
-    for (graph, index), found in zip(constants, assigned, strict=True):
-        if found is not None and native:
-            graph.tensors[index] = _integer_tensor(model, found)
-        elif found is not None:
-            _replace(model, graph, index, found, operator_code)
-    _rename(model, input_names, output_names)
-    flatbuffer.strip(model)
-    return flatbuffer.write(model), [found for found in assigned if found]
+    assigned = zip(constants, _assign(values, kernels), strict=True)
+    return [(graph, index, found) for (graph, index), found in assigned if found]
 
 
 def _kernel_constants(model, graph):
@@ -105,32 +121,20 @@ def _assign(constants, kernels):
     return assigned
 
 
-def _add_operator_code(model):
-    code = schema.OperatorCodeT(
-        deprecatedBuiltinCode=schema.BuiltinOperator.DEQUANTIZE,
-        builtinCode=schema.BuiltinOperator.DEQUANTIZE,
-        version=DEQUANTIZE_VERSION,
-    )
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
-
-
-def _replace(model, graph, index, found, operator_code):
+def _replace(model, graph, index, found):
     """Computes the tensor `index` from a new integer constant."""
     graph.tensors[index].buffer = 0
-    graph.tensors.append(_integer_tensor(model, found))
+    graph.tensors.append(kernel_tensor(model, found))
     graph.operators.insert(
         0,
-        schema.OperatorT(
-            opcodeIndex=operator_code,
-            inputs=np.array([len(graph.tensors) - 1], np.int32),
-            outputs=np.array([index], np.int32),
+        flatbuffer.operator(
+            model, "DEQUANTIZE", len(graph.tensors) - 1, index, DEQUANTIZE_VERSION
         ),
     )
 
 
-def _integer_tensor(model, found):
-    """The constant tensor of a `Match`."""
+def kernel_tensor(model, found):
+    """The constant integer tensor of a `Match`, with a new buffer of the model."""
     bits = found.kernel.bits
     model.buffers.append(schema.BufferT(data=pack(found.codes, bits)))
     return schema.TensorT(
@@ -147,17 +151,17 @@ def _integer_tensor(model, found):
     )
 
 
-def _rename(model, input_names, output_names):
+def rename(model, input_names, output_names):
     """Puts inputs and outputs in Keras's order, under Keras's names."""
     (signature,) = model.signatureDefs
     graph = model.subgraphs[signature.subgraphIndex]
 
-    def rename(maps, names):
+    def renamed(maps, names):
         # The converter sorts them by name, "input_10" before "input_2".
         maps.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))
         for entry, name in zip(maps, names, strict=True):
             entry.name = graph.tensors[entry.tensorIndex].name = name
         return np.array([entry.tensorIndex for entry in maps], np.int32)
 
-    graph.inputs = rename(signature.inputs, input_names)
-    graph.outputs = rename(signature.outputs, output_names)
+    graph.inputs = renamed(signature.inputs, input_names)
+    graph.outputs = renamed(signature.outputs, output_names)

@@ -1,0 +1,198 @@
+"""Files that compute with integers throughout."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers as kl
+
+import tfcompress as tfc
+from tests.litert.packed_models import make_packed
+from tests.litert.test_exporter import MODELS, operators
+from tfcompress.litert import export, predict
+from tfcompress.litert.check import Samples
+from tfcompress.litert.flatbuffer import constant, operator_name, read
+from tfcompress.litert.integer import levels_of
+from tfcompress.litert.signature import functional
+
+pytest.importorskip("litert_quantizer")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LiteRT and Keras have the same class:UserWarning"
+)
+
+
+def quantize(bits, signed=False, scale=0.1, **kwargs):
+    layer = tfc.layers.QuantizeActivation(bits, signed, **kwargs)
+    layer.build(None)
+    layer.set_scale(scale)
+    return layer
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_passing_a_finer_grid_first_is_rounding_once(bits, signed):
+    """All of int8's steps and far beyond, but for ties and the signed byte's -128."""
+    layer = quantize(bits, signed)
+    values = np.random.default_rng(0).uniform(-40, 40, 100_000).astype("float32")
+    values = np.concatenate([values, values / 100])
+    expected = np.array(layer(values)) / 0.1
+    found, zero_point = values, 0
+    for scale, zero_point in levels_of(layer).grids():
+        codes = np.clip(np.round(found / scale) + zero_point, -128, 127)
+        found = (codes - zero_point) * scale
+    levels = codes - zero_point
+    if bits == 8 and signed:
+        levels = np.maximum(levels, -127)
+    ties = np.abs(np.abs(values / 0.1 % 1) - 0.5) < 1e-3
+    np.testing.assert_array_equal(levels[~ties], np.round(expected)[~ties])
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_levels_that_int8_cannot_stop_at_are_refused(bits):
+    with pytest.raises(ValueError, match=f"2, 3, 4 or 8 bits .*{bits} bits in 'x'"):
+        levels_of(quantize(bits, name="x"))
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_every_kind_of_model(build, tmp_path):
+    model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
+    samples = [np.concatenate([x] * 2) for x in next(iter(Samples(model, None)))]
+    if model.inputs[0].shape[0]:
+        samples = [x[: model.inputs[0].shape[0]] for x in samples]
+    path = tmp_path / "model.tflite"
+    report = export(
+        model,
+        path,
+        optimize="latency",
+        activations="int8",
+        representative_data=samples,
+    )
+    assert {row["type"] for row in report["tensors"]} == {"INT8"}
+    assert report["ranges"]["learned"] == 0 < report["ranges"]["calibrated"]
+
+
+def residual():
+    """Inputs of 8 bits signed, 4, 2 and 8 bits; two layers read one sum."""
+    inputs = keras.Input((12, 12, 3))
+    x = kl.Conv2D(8, 3, padding="same")(quantize(8, True, 0.03)(inputs))
+    x = shortcut = kl.ReLU()(x)
+    x = kl.Conv2D(8, 3, padding="same")(quantize(4, scale=0.2)(x))
+    x = kl.ReLU()(kl.Add()([x, shortcut]))
+    a = kl.DepthwiseConv2D(3, padding="same")(quantize(4, scale=0.25)(x))
+    b = kl.Conv2D(8, 1)(quantize(2, scale=0.8)(x))
+    x = kl.GlobalAveragePooling2D()(kl.ReLU()(kl.Add()([a, b])))
+    outputs = kl.Dense(10, name="head")(quantize(8, scale=0.02)(x))
+    return keras.Model(inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def exported_residual(tmp_path_factory):
+    """`(model, samples, path, report)`"""
+    plain = residual()
+    model = make_packed(plain, bits=(8, 4, 2))
+    for old, new in zip(plain.layers, model.layers, strict=True):
+        if isinstance(new, tfc.layers.QuantizeActivation):
+            new.set_scale(float(np.array(old.scale)))
+        if isinstance(new, tfc.layers.PackedKernel):
+            new.bias.assign(np.array(new.bias) * 0.1)
+    samples = np.random.default_rng(0).normal(size=(200, 12, 12, 3)).astype("float32")
+    path = tmp_path_factory.mktemp("integer") / "model.tflite"
+    report = export(
+        model,
+        path,
+        verify=samples,
+        optimize="latency",
+        activations="int8",
+        representative_data=samples[:64],
+    )
+    return model, samples, path, report
+
+
+def test_learned_ranges_are_those_of_the_file(exported_residual):
+    model, _, path, report = exported_residual
+    assert report["ranges"] == {"learned": 5, "calibrated": 0}
+    parsed = read(path.read_bytes())
+    (graph,) = parsed.subgraphs
+    scales = {}
+    for operator in graph.operators:
+        kernel = graph.tensors[operator.inputs[min(1, len(operator.inputs) - 1)]]
+        source = graph.tensors[operator.inputs[0]].quantization
+        if kernel.name and operator_name(parsed, operator) not in ("QUANTIZE",):
+            scales[kernel.name.decode()] = source.scale[0]
+    layers = [x for x in model.layers if isinstance(x, tfc.layers.PackedKernel)]
+    expected = [0.03, 0.2, 0.25, 0.8, 0.02]
+    assert sorted(scales[x.name] for x in layers) == pytest.approx(sorted(expected))
+
+
+def test_biases_are_rounded_once_in_units_of_both_scales(exported_residual):
+    model, _, path, _ = exported_residual
+    parsed = read(path.read_bytes())
+    (graph,) = parsed.subgraphs
+    checked = 0
+    for operator in graph.operators:
+        if len(operator.inputs) != 3:
+            continue
+        source, kernel, bias = (graph.tensors[i] for i in operator.inputs)
+        layer = model.get_layer(kernel.name.decode())
+        assert bias.type == schema.TensorType.INT32
+        unit = source.quantization.scale[0] * kernel.quantization.scale
+        np.testing.assert_array_equal(bias.quantization.scale, unit)
+        exact = np.array(layer.bias, np.float64) / unit
+        np.testing.assert_array_equal(
+            constant(parsed, bias).view("<i4"), np.round(exact)
+        )
+        checked += 1
+    assert checked == 5
+
+
+def test_no_operator_computes_with_floats(exported_residual):
+    *_, path, _ = exported_residual
+    parsed = read(path.read_bytes())
+    (graph,) = parsed.subgraphs
+    for operator in graph.operators:
+        if operator_name(parsed, operator) not in ("QUANTIZE", "DEQUANTIZE"):
+            for index in (*operator.inputs, *operator.outputs):
+                assert graph.tensors[index].type != schema.TensorType.FLOAT32
+    assert operators(path.read_bytes())[0] == "QUANTIZE"
+    assert operators(path.read_bytes())[-1] == "DEQUANTIZE"
+
+
+def test_it_predicts_nearly_as_keras(exported_residual):
+    model, samples, path, report = exported_residual
+    outputs = predict(path, samples)
+    expected = model.predict(samples, verbose=0)
+    difference = np.sqrt(np.square(outputs - expected).mean())
+    assert difference < 0.1 * np.sqrt(np.square(expected).mean())
+    assert report["agreement"]["top1"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"activations": "int4"}, "`activations` is one of .*activations='int4'"),
+        ({"optimize": "latency"}, "`representative_data`. Received: .*=None"),
+        ({"representative_data": [1]}, "with optimize='latency'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(digit_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        export(digit_model, "x.tflite", **{"activations": "int8", **arguments})
+    with pytest.raises(ValueError, match="`representative_data` is expected with"):
+        export(digit_model, "x.tflite", representative_data=[1])
+
+
+def test_without_the_package_the_error_says_what_to_install(
+    digit_model, images, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "litert_quantizer", None)
+    with pytest.raises(ImportError, match=r"Install `tfcompress\[int8\]`"):
+        export(
+            functional(digit_model),
+            tmp_path / "model.tflite",
+            optimize="latency",
+            activations="int8",
+            representative_data=images,
+        )
+    assert not list(tmp_path.iterdir())
