@@ -268,7 +268,7 @@ def test_verify_takes_several_inputs(kind, tmp_path):
 
 
 def test_a_file_that_fails_is_not_left_behind(tmp_path, monkeypatch):
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise ValueError("it does not predict like Keras")
 
     digit_model = make_digit_model()

@@ -67,9 +67,11 @@ def test_strip_drops_unread_buffers_names_and_metadata():
     model = model_of([None, floats(1), floats(2), floats(1)], ["in", "a", "b", "c"])
     graph = model.subgraphs[0]
     graph.inputs = np.array([0], np.int32)
-    del graph.tensors[2]
+    add = flatbuffer.operator(model, "ADD", 1, 3)
+    graph.operators = [add]
     flatbuffer.strip(model)
     assert [tensor.name for tensor in graph.tensors] == ["in", None, None]
+    assert [add.inputs.tolist(), add.outputs.tolist()] == [[1], [2]]
     assert [tensor.buffer for tensor in graph.tensors] == [0, 1, 1]
     assert [buffer.data is None for buffer in model.buffers] == [True, False]
     assert model.metadata is None and model.description is None

@@ -53,6 +53,17 @@ def test_what_no_sample_shows_is_kept():
     np.testing.assert_allclose(new[0] @ new[1], basis @ coefficients, atol=1e-6)
 
 
+@pytest.mark.parametrize("noise", [-1e-3, 0.0])
+def test_a_covariance_that_is_off_by_a_little_will_do(noise):
+    """Measured in float32, a direction of no variance comes out below zero."""
+    _, basis, coefficients = layer()
+    hidden = np.diag([1.0, 1.0, 1.0, 1.0, 0.0, noise])
+    new = turned(basis, coefficients, hidden, np.ones(OUTPUTS))
+    np.testing.assert_allclose(new[0] @ new[1], basis @ coefficients, atol=1e-6)
+    still = turned(basis, coefficients, np.zeros_like(hidden), np.ones(OUTPUTS))
+    np.testing.assert_allclose(still[0] @ still[1], basis @ coefficients, atol=1e-6)
+
+
 def test_a_kernel_of_zeros_can_still_learn():
     basis = np.linalg.qr(RNG.normal(size=(ROWS, RANK)))[0]
     new = turned(basis, np.zeros((RANK, OUTPUTS)), np.eye(RANK), np.ones(OUTPUTS))

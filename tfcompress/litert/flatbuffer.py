@@ -96,6 +96,23 @@ def operator(model, name, source, target, version=1):
     )
 
 
+def computed_tensor(other, tensor_type):
+    """A new computed tensor of another one's shape."""
+    return schema.TensorT(
+        shape=other.shape,
+        shapeSignature=other.shapeSignature,
+        hasRank=other.hasRank,
+        type=tensor_type,
+        buffer=0,
+    )
+
+
+def append_tensor(graph, tensor):
+    """The index of a tensor that is new in the graph."""
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
 def constant(model, tensor):
     """A constant tensor's raw bytes as a uint8 array; None if it is computed."""
     data = model.buffers[tensor.buffer].data
@@ -114,7 +131,8 @@ def strip(model):
         for index, tensor in enumerate(graph.tensors):
             if tensor.quantization is not None and tensor.quantization.scale is None:
                 tensor.quantization = None
-            if index not in named and tensor.quantization is None:
+            is_kernel = tensor.quantization and constant(model, tensor) is not None
+            if index not in named and not is_kernel:
                 tensor.name = None
     _drop_unused_tensors(model)
     _drop_unread_buffers(model)

@@ -5,10 +5,7 @@ representative data. What was trained then takes its place: codes and scales of 
 kernels, and learned ranges of layers' inputs, also of fewer bits; biases follow.
 """
 
-import contextlib
 import dataclasses
-import io
-import warnings
 
 import keras
 import numpy as np
@@ -19,14 +16,11 @@ from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import KERNEL_READERS
 from tfcompress.litert.pack import find_kernels, kernel_tensor, rename
+from tfcompress.litert.static_int8 import quantized_tflite
 from tfcompress.surgery.graph import Graph
 from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 LOW, HIGH = -128, 127
-# Representative samples that are enough.
-SAMPLES = 256
-# Tensors that vary less are as good as constant, and no unit to count biases in.
-LEAST_RANGE = 1e-6
 # Relative. Scales that go through a range of the quantizer come back nearly.
 ROUNDING = 1e-5
 
@@ -97,7 +91,7 @@ def integer_tflite(model, kernels, samples, names):
     """
     content = float_tflite(_without_quantized_inputs(model))
     planned = _Plan(content, model, kernels)
-    calibrated = _quantized(content, samples, planned.ranges())
+    calibrated = quantized_tflite(content, samples, planned.ranges())
     edited = _Edited(calibrated, planned)
     edited.run(names)
     return edited.content(), edited.matches, edited.ranges
@@ -145,7 +139,8 @@ class _Plan:
                     output = graph.tensors[operator.outputs[0]].name
                     self.of[output] = found, bias, bound
             for index in graph.outputs:
-                self._readers.setdefault(graph.tensors[index].name.decode(), [None])
+                name = graph.tensors[index].name.decode()
+                self._readers.setdefault(name, []).append(None)
 
     def ranges(self):
         """`{tensor name: (min, max)}` where all that read it agree on its levels."""
@@ -175,45 +170,6 @@ def _float_bias(model, graph, operator):
     return flatbuffer.constant(model, graph.tensors[operator.inputs[2]]).view("float32")
 
 
-def _quantized(content, samples, ranges):
-    """The file with int8 tensors and kernels, as litert-quantizer makes it."""
-    try:
-        from litert_quantizer import quantizer, recipe
-    except ImportError as error:
-        raise ImportError(
-            "activations='int8' needs the package litert-quantizer. Install "
-            "`tfcompress[int8]`."
-        ) from error
-    engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
-    signature = "serving_default"
-    rows = [
-        {f"input_{i}": array[row : row + 1] for i, array in enumerate(batch)}
-        for batch in samples
-        for row in range(len(batch[0]))
-    ]
-    chosen = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLES)).astype(int)
-    with _quiet():
-        found = engine.calibrate({signature: [rows[i] for i in chosen]})
-        for name, limits in found.items():
-            if np.max(limits["max"]) - np.min(limits["min"]) < LEAST_RANGE:
-                limits["max"] = np.full_like(limits["max"], 1.0)  # any will do
-            for key, value in zip(("min", "max"), ranges.get(name, ()), strict=False):
-                limits[key] = np.full_like(limits[key], value)
-        return bytes(engine.quantize(found).quantized_model)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps progress and statistics off the terminal, and warnings about debugging."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
 class _Edited:
     """The quantizer's file with what was trained in it."""
 
@@ -236,7 +192,6 @@ class _Edited:
                 if output in self._planned.of:
                     self._use(operator, *self._planned.of[output])
                 graph.operators.append(operator)
-        self._take_and_return_floats()
         rename(self._model, *names)
 
     def _use(self, operator, found, bias, levels):
@@ -253,10 +208,15 @@ class _Edited:
         self.ranges["calibrated" if levels is None else "learned"] += 1
         found = _with_sound_scales(found)
         self.matches.append(found)
-        inputs = [source, self._append(kernel_tensor(self._model, found))]
+        inputs = [
+            source,
+            flatbuffer.append_tensor(self._graph, kernel_tensor(self._model, found)),
+        ]
         if bias is not None:
             scale = self._scale(source)[0] * found.scale
-            inputs.append(self._append(self._bias(layer, bias, scale)))
+            inputs.append(
+                flatbuffer.append_tensor(self._graph, self._bias(layer, bias, scale))
+            )
         operator.inputs = np.array(inputs, np.int32)
 
     def _on_levels(self, source, levels):
@@ -267,9 +227,11 @@ class _Edited:
                 continue
             key = source, float(scale), zero_point
             if key not in self._requantized:
-                tensor = self._like(source, schema.TensorType.INT8)
+                tensor = flatbuffer.computed_tensor(
+                    self._graph.tensors[source], schema.TensorType.INT8
+                )
                 tensor.quantization = _quantization([scale], [zero_point])
-                self._requantized[key] = self._append(tensor)
+                self._requantized[key] = flatbuffer.append_tensor(self._graph, tensor)
                 self._graph.operators.append(
                     flatbuffer.operator(
                         self._model, "QUANTIZE", source, self._requantized[key]
@@ -299,49 +261,6 @@ class _Edited:
             buffer=len(self._model.buffers) - 1,
             quantization=_quantization(scale, np.zeros(len(scale), np.int64)),
         )
-
-    def _take_and_return_floats(self):
-        """Puts float32 in front of int8 inputs, and behind int8 outputs."""
-        (signature,) = self._model.signatureDefs
-        graph = self._graph = self._model.subgraphs[signature.subgraphIndex]
-        for entry in signature.inputs:
-            inner = entry.tensorIndex
-            if graph.tensors[inner].type == schema.TensorType.INT8:
-                entry.tensorIndex = self._append(
-                    self._like(inner, schema.TensorType.FLOAT32)
-                )
-                graph.operators.insert(
-                    0,
-                    flatbuffer.operator(
-                        self._model, "QUANTIZE", entry.tensorIndex, inner
-                    ),
-                )
-        for entry in signature.outputs:
-            inner = entry.tensorIndex
-            if graph.tensors[inner].type == schema.TensorType.INT8:
-                entry.tensorIndex = self._append(
-                    self._like(inner, schema.TensorType.FLOAT32)
-                )
-                graph.operators.append(
-                    flatbuffer.operator(
-                        self._model, "DEQUANTIZE", inner, entry.tensorIndex
-                    )
-                )
-
-    def _like(self, index, tensor_type):
-        """A new computed tensor of another one's shape."""
-        other = self._graph.tensors[index]
-        return schema.TensorT(
-            shape=other.shape,
-            shapeSignature=other.shapeSignature,
-            hasRank=other.hasRank,
-            type=tensor_type,
-            buffer=0,
-        )
-
-    def _append(self, tensor):
-        self._graph.tensors.append(tensor)
-        return len(self._graph.tensors) - 1
 
 
 def _with_sound_scales(found):

@@ -85,7 +85,7 @@ def _moments(name, batches):
             "the training diverged, which a lower learning rate prevents, or the data "
             "holds such values."
         )
-    return Moments(
-        np.maximum(square - mean**2, 0.0),
-        product - np.outer(hidden_mean, hidden_mean),
-    )
+    covariance = product - np.outer(hidden_mean, hidden_mean)
+    # Differences of float32 sums: what never varies may come out below zero.
+    np.fill_diagonal(covariance, np.maximum(np.diag(covariance), 0.0))
+    return Moments(np.maximum(square - mean**2, 0.0), covariance)

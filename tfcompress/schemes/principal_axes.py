@@ -48,11 +48,11 @@ def turned(basis, coefficients, hidden, scales):
         `(basis, coefficients)`; the columns of the basis are of unit norm, and the rows
         of the coefficients, times `scales`, at right angles, by falling variance.
     """
-    rank = len(hidden)
     scaled = coefficients * scales
-    least = LEAST_VARIANCE * np.trace(hidden) / rank
-    root = np.linalg.cholesky(hidden + max(least, 1e-30) * np.eye(rank))
-    _, _, axes = np.linalg.svd(root.T @ scaled, full_matrices=False)
+    variances, directions = np.linalg.eigh(hidden)
+    variances = np.maximum(variances, max(LEAST_VARIANCE * variances.mean(), 1e-30))
+    root = np.sqrt(variances)[:, None] * directions.T
+    _, _, axes = np.linalg.svd(root @ scaled, full_matrices=False)
     columns = scaled @ axes.T
     norms = np.linalg.norm(columns, axis=0)
     used = norms > 1e-9 * norms.max()

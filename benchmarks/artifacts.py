@@ -1,0 +1,110 @@
+"""What each kind of file costs and keeps: `python -m benchmarks.artifacts [--flags]`.
+
+For a finalized model, and the float model that it was made from: the float `.tflite`,
+the stock full-integer one of litert-quantizer, and what `tfc.export` writes for size,
+for latency, and with integers throughout. Prints a Markdown table and writes
+`artifacts.json`.
+
+Latency is relative to the float file, on one thread, one image at a time; runs of all
+files alternate in one process. Accuracy is on all test images.
+"""
+
+import json
+import pathlib
+import tempfile
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import tfcompress as tfc
+from recipes.common import models
+from recipes.common.data import load, make_scaling
+from recipes.common.flags import refuse_arguments
+from recipes.common.train import accuracy
+from tfcompress.cost.arithmetic import xz_bytes
+from tfcompress.litert import float_tflite, latency, predict
+from tfcompress.litert.check import Samples
+from tfcompress.litert.static_int8 import quantized_tflite
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("finalized", None, "A .keras file of a finalized model.")
+flags.DEFINE_integer("representative", 256, "Training images that ranges come from.")
+flags.DEFINE_integer("runs", 200, "Timed runs of each file.", lower_bound=1)
+flags.mark_flags_as_required(["finalized", "model"])
+
+MODES = {
+    "ours, size": {"optimize": "size"},
+    "ours, latency": {"optimize": "latency"},
+    "ours, int8": {"optimize": "latency", "activations": "int8"},
+}
+
+
+def main(argv):
+    refuse_arguments(argv)
+    float_model = models.load_file(FLAGS.model)
+    tiny = keras.models.load_model(FLAGS.finalized)
+    image_size = tuple(float_model.inputs[0].shape[1:3])
+    data = load(FLAGS.dataset, FLAGS.data_dir, image_size)
+    scaling = make_scaling(FLAGS.input_scaling, data.train_images)
+    images, labels = scaling(data.test_images), data.test_labels
+    chosen = np.linspace(0, len(data.train_images) - 1, FLAGS.representative)
+    representative = scaling(data.train_images[chosen.astype(int)])
+
+    float_file = float_tflite(float_model)
+    stock = quantized_tflite(float_file, Samples(float_model, representative))
+    files = {"float": float_file, "stock int8": stock}
+    agreements = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, options in MODES.items():
+            path = pathlib.Path(folder) / "model.tflite"
+            if options.get("activations") == "int8":
+                options = {**options, "representative_data": representative}
+            report = tfc.export(tiny, path, verify=images, **options)
+            agreements[name] = report["agreement"]["top1"]
+            files[name] = path.read_bytes()
+    times = latency(list(files.values()), FLAGS.runs)
+    keras_outputs = tiny.predict(images, verbose=0)
+    rows = [
+        {
+            "file": name,
+            "bytes": len(content),
+            "xz_bytes": xz_bytes(content),
+            "latency_ratio": spent / times[0],
+            "accuracy": accuracy(predict(content, images), labels),
+            "agreement_with_keras": agreements.get(name),
+        }
+        for (name, content), spent in zip(files.items(), times, strict=True)
+    ]
+    result = {
+        "model": FLAGS.model and pathlib.Path(FLAGS.model).stem,
+        "finalized": pathlib.Path(FLAGS.finalized).parent.name,
+        "runs": FLAGS.runs,
+        "test_images": len(labels),
+        "accuracy_in_keras": accuracy(keras_outputs, labels),
+        "rows": rows,
+    }
+    pathlib.Path(FLAGS.output_dir or ".", "artifacts.json").write_text(
+        json.dumps(result, indent=2) + "\n"
+    )
+    print(table(result))
+
+
+def table(result):
+    lines = [
+        "| file | bytes | after xz | latency | top-1 | same class as Keras |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        same = row["agreement_with_keras"]
+        lines.append(
+            f"| {row['file']} | {row['bytes']:,} | {row['xz_bytes']:,} | "
+            f"{row['latency_ratio']:.2f} | {100 * row['accuracy']:.2f} | "
+            f"{'' if same is None else f'{100 * same:.2f}'} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)

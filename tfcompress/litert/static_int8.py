@@ -1,0 +1,96 @@
+"""Stock full-integer files: int8 tensors between operators, ranges from data."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.litert import flatbuffer
+
+# Representative samples that are enough.
+SAMPLES = 256
+# Tensors that vary less are as good as constant, and no unit to count biases in.
+LEAST_RANGE = 1e-6
+
+
+def quantized_tflite(content, samples, ranges=None):
+    """A float file with int8 tensors and kernels, as litert-quantizer makes it.
+
+    Args:
+        content: of `float_tflite`.
+        samples: iterable of batches of representative inputs, lists of arrays.
+        ranges: `{tensor name: (min, max)}` in place of what the samples say.
+
+    Returns:
+        The file's content, bytes. Its inputs and outputs stay float.
+
+    Raises:
+        ImportError: if litert-quantizer is not installed.
+    """
+    try:
+        from litert_quantizer import quantizer, recipe
+    except ImportError as error:
+        raise ImportError(
+            "activations='int8' needs the package litert-quantizer. Install "
+            "`tfcompress[int8]`."
+        ) from error
+    engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
+    signature = "serving_default"
+    rows = [
+        {f"input_{i}": array[row : row + 1] for i, array in enumerate(batch)}
+        for batch in samples
+        for row in range(len(batch[0]))
+    ]
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLES)).astype(int)
+    with _quiet():
+        found = engine.calibrate({signature: [rows[i] for i in chosen]})
+        for name, limits in found.items():
+            if np.max(limits["max"]) - np.min(limits["min"]) < LEAST_RANGE:
+                limits["max"] = np.full_like(limits["max"], 1.0)  # any will do
+            for key, value in zip(
+                ("min", "max"), (ranges or {}).get(name, ()), strict=False
+            ):
+                limits[key] = np.full_like(limits[key], value)
+        quantized = bytes(engine.quantize(found).quantized_model)
+    return _with_float_ends(quantized)
+
+
+def _with_float_ends(content):
+    """The file with float32 in front of int8 inputs, and behind int8 outputs."""
+    model = flatbuffer.read(content)
+    (signature,) = model.signatureDefs
+    graph = model.subgraphs[signature.subgraphIndex]
+    first, last = [], []
+    for entries, operators, name in (
+        (signature.inputs, first, "QUANTIZE"),
+        (signature.outputs, last, "DEQUANTIZE"),
+    ):
+        for entry in entries:
+            inner = entry.tensorIndex
+            if graph.tensors[inner].type == schema.TensorType.INT8:
+                outer = flatbuffer.computed_tensor(
+                    graph.tensors[inner], schema.TensorType.FLOAT32
+                )
+                entry.tensorIndex = flatbuffer.append_tensor(graph, outer)
+                ends = [entry.tensorIndex, inner]
+                ends = ends if name == "QUANTIZE" else reversed(ends)
+                operators.append(flatbuffer.operator(model, name, *ends))
+    graph.operators = [*first, *graph.operators, *last]
+    for field in ("inputs", "outputs"):
+        indices = [entry.tensorIndex for entry in getattr(signature, field)]
+        setattr(graph, field, np.array(indices, np.int32))
+    return flatbuffer.write(model)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps progress and statistics off the terminal, and warnings about debugging."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
