@@ -181,6 +181,14 @@ def test_arguments_that_do_not_fit_are_refused(digit_model, arguments, message):
         export(digit_model, "x.tflite", **{"activations": "int8", **arguments})
     with pytest.raises(ValueError, match="`representative_data` is expected with"):
         export(digit_model, "x.tflite", representative_data=[1])
+    with pytest.raises(ValueError, match="`representative_data` should hold batches"):
+        export(
+            digit_model,
+            "x.tflite",
+            optimize="latency",
+            activations="int8",
+            representative_data=np.ones((4, 3, 3)),
+        )
 
 
 def test_without_the_package_the_error_says_what_to_install(

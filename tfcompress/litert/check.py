@@ -65,19 +65,25 @@ def check(path, model, verify=None):
 
 
 class Samples:
-    """What Keras and LiteRT are compared on; iterates over checked batches.
+    """What Keras and LiteRT are given; iterates over checked batches.
 
     Attributes:
         given: whether the user gave it; random otherwise.
+
+    Args:
+        model: the Functional model that takes them.
+        data: as `check` takes `verify`.
+        argument: the name that the user knows it under.
     """
 
-    def __init__(self, model, verify):
-        self.given = verify is not None
+    def __init__(self, model, data, argument="verify"):
+        self.given = data is not None
+        self._argument = argument
         self._inputs = keras.tree.flatten(model.input)
         self._names = input_names(model)
         # A model built with a batch size takes no other.
         self._batch_size = self._inputs[0].shape[0] or BATCH_SIZE
-        self._data = verify if self.given else self._random()
+        self._data = data if self.given else self._random()
 
     def __iter__(self):
         """Yields lists of one array per input."""
@@ -86,8 +92,8 @@ class Samples:
             expected = [tuple(x.shape) for x in self._inputs]
             if not all(map(_fits, received, expected)):
                 raise ValueError(
-                    f"`verify` should hold batches of shapes {expected} (None for any "
-                    f"size), one per input. Received: {received}."
+                    f"`{self._argument}` should hold batches of shapes {expected} "
+                    f"(None for any size), one per input. Received: {received}."
                 )
             yield batch
 

@@ -51,12 +51,13 @@ def export(
             others come from `representative_data`; layers kept in float are quantized
             to 8 bits as well. Inputs and outputs stay float.
         representative_data: training samples, as `verify` takes them, for
-            activations="int8"; 256 are used.
+            activations="int8"; of all that are given, 256 are used.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
         "tflite_bytes", "tflite_xz_bytes"}; the first is the same graph with
-        float32 kernels, the last the file after xz.
+        float32 kernels, the last the file after xz. With activations="int8" also
+        "ranges": {"learned", "calibrated"}, how many layers' inputs have either.
 
     Raises:
         ImportError: if activations="int8" and litert-quantizer is not installed.
@@ -71,11 +72,12 @@ def export(
     kernels = packed_kernels(model)
     model = functional(model)
     samples = Samples(model, verify)
-    next(iter(samples))  # wrong samples are an error before the work starts
+    representative = Samples(model, representative_data, "representative_data")
+    for given in (samples, representative):
+        next(iter(given))  # wrong samples are an error before the work starts
     ranges = {}
     with _replaced_when_done(path) as temporary:
         if activations == "int8":
-            representative = Samples(model, representative_data)
             float_content, content, matches, ranges["ranges"] = _integer(
                 model, kernels, representative
             )
