@@ -46,6 +46,20 @@ def test_write_and_read_are_inverse():
     assert back.description == b"made by hand"
 
 
+def test_buffers_behind_the_flatbuffer_come_inside():
+    data = floats(*range(9))
+    model = model_of([None, floats(1), None])
+    model.buffers[2].offset = model.buffers[2].size = 36
+    # Written twice: the offset is the length, which does not depend on it.
+    model.buffers[2].offset = len(flatbuffer.write(model))
+    content = flatbuffer.write(model) + data.tobytes()
+    back = flatbuffer.read(content)
+    np.testing.assert_array_equal(back.buffers[2].data, data)
+    np.testing.assert_array_equal(back.buffers[1].data, floats(1))
+    again = flatbuffer.read(flatbuffer.write(back))
+    np.testing.assert_array_equal(again.buffers[2].data, data)
+
+
 @pytest.mark.parametrize("lengths", [(3, 5, 17), (1, 2, 3), (16, 1, 40)])
 def test_buffers_lie_on_16_bytes_as_the_schema_asks(lengths):
     data = [np.arange(n, dtype=np.uint8) + 200 + n for n in lengths]

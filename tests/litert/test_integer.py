@@ -11,11 +11,12 @@ from keras import layers as kl
 import tfcompress as tfc
 from tests.litert.packed_models import make_packed
 from tests.litert.test_exporter import MODELS, operators
-from tfcompress.litert import export, predict
+from tfcompress.litert import export, float_tflite, predict
 from tfcompress.litert.check import Samples
 from tfcompress.litert.flatbuffer import constant, operator_name, read
 from tfcompress.litert.integer import levels_of
 from tfcompress.litert.signature import functional
+from tfcompress.litert.static_int8 import quantized_tflite
 
 pytest.importorskip("litert_quantizer")
 pytestmark = pytest.mark.filterwarnings(
@@ -71,6 +72,17 @@ def test_every_kind_of_model(build, tmp_path):
     )
     assert {row["type"] for row in report["tensors"]} == {"INT8"}
     assert report["ranges"]["learned"] == 0 < report["ranges"]["calibrated"]
+
+
+def test_stock_files_keep_their_floats_outside_and_large_kernels_inside():
+    """litert-quantizer writes buffers of a few kilobytes behind the flatbuffer."""
+    inputs = keras.Input((8, 8, 32))
+    model = keras.Model(inputs, kl.Conv2D(32, 3, padding="same")(inputs))
+    samples = np.random.default_rng(0).normal(size=(50, 8, 8, 32)).astype("float32")
+    content = quantized_tflite(float_tflite(model), Samples(model, samples))
+    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
+    # Ranges are averages over samples, so that the largest values are clipped.
+    assert np.std(outputs - expected) < 0.03 * np.std(expected)
 
 
 def residual():

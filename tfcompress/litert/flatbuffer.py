@@ -27,8 +27,17 @@ OPERATOR_NAMES = {
 
 
 def read(content):
-    """Parses bytes that a runtime has verified into a `schema.ModelT`."""
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    """Parses bytes that a runtime has verified into a `schema.ModelT`.
+
+    Buffers that lie behind the flatbuffer, as some tools write large ones, come inside.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0 and 1 stand for none
+            last = buffer.offset + buffer.size
+            buffer.data = np.frombuffer(content[buffer.offset : last], np.uint8)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def write(model):
