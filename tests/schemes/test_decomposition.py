@@ -238,7 +238,7 @@ def test_what_stays_does_not_shrink(trained, mnist, compile_for_digits):
         ]
     )
     gone, kept = np.abs(ratios) < 1e-6, np.abs(ratios - 1) < 0.02
-    assert (gone | kept).mean() > 0.95
+    assert (gone | kept).mean() > 0.93
     assert 0.2 < gone.mean() < 0.8
 
 

@@ -16,9 +16,6 @@ from tfcompress.surgery.graph import Graph
 
 # A group whose norm has come down to this share of the mean is as good as gone.
 GONE = 1e-3
-# How much the energy that goes with channels weighs against that of ranks. Of 1, 2 and
-# 3, cuts of a trained ResNet-20, at three budgets and not trained, hurt least with 2.
-CHANNEL_WEIGHT = 2.0
 
 
 class RankSpace:
@@ -149,8 +146,8 @@ class RankSpace:
         for group, groups in self._classes:
             energies, others = self._energies(group, read)
             energies[:, _sizes(groups) <= gone] = 0.0
-            scores = channel_scores(energies, others, per_class[group.classes])
-            classes[group.classes] = CHANNEL_WEIGHT * scores
+            costs = per_class[group.classes]
+            classes[group.classes] = channel_scores(energies, others, costs)
         return Scores(classes, [group.classes for group, _ in self._classes], ranks)
 
     def _energies(self, group, read):
