@@ -29,7 +29,7 @@ def multipliers(coefficients, hidden, norm):
     if norm is None:
         return np.ones(coefficients.shape[1])
     gamma, epsilon = norm
-    variances = np.einsum("io,ij,jo->o", coefficients, hidden, coefficients)
+    variances = (coefficients * (hidden @ coefficients)).sum(axis=0)
     scales = np.abs(gamma) / np.sqrt(np.maximum(variances, 0.0) + epsilon)
     least = LEAST_MULTIPLIER * scales.max()
     return np.maximum(scales, least) if least > 0 else np.ones_like(scales)
