@@ -30,13 +30,25 @@ def test_a_machine_that_only_trains_needs_no_litert():
     assert "ai_edge_litert" in result.stdout
 
 
-def test_no_module_imports_tensorflow_before_it_is_used():
+def test_the_module_for_tfmot_says_what_it_needs():
+    script = """
+import sys
+sys.modules["tensorflow_model_optimization"] = None  # as if it were not installed
+import tfcompress.tfmot
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert "pip install tfcompress[tfmot]" in result.stderr
+
+
+def test_no_module_but_the_one_for_tfmot_imports_tensorflow_before_it_is_used():
     importing = [
         path
         for path in PACKAGE.rglob("*.py")
         if re.search(r"^(import|from) tensorflow", path.read_text(), re.MULTILINE)
     ]
-    assert not importing
+    assert {path.parent for path in importing} == {PACKAGE / "tfmot"}
 
 
 def test_public_names():

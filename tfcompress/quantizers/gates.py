@@ -121,6 +121,8 @@ class BitGates(keras.layers.Layer):
     def __init__(self, bits, **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.candidates = tuple(bits)
+        count = len(self.candidates) - 1
+        self.threshold = Threshold(count, name="threshold") if count else None
 
     def build(self):
         count = len(self.candidates) - 1
@@ -131,7 +133,6 @@ class BitGates(keras.layers.Layer):
             aggregation="only_first_replica",
             initializer=keras.initializers.Constant(0 if count else self.candidates[0]),
         )
-        self.threshold = None
         if count:
             # Before any data: the error of a variable that is spread evenly.
             state = {
@@ -144,7 +145,6 @@ class BitGates(keras.layers.Layer):
             self.sensitivities = self.add_weight(
                 name="sensitivities", aggregation="only_first_replica", **state
             )
-            self.threshold = Threshold(count, name="threshold")
             self.threshold.build()
 
     def gates(self):

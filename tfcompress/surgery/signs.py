@@ -3,10 +3,15 @@
 import keras
 from keras import layers
 
-_ACTIVATIONS = {
-    getattr(keras.activations, name)
-    for name in ("relu", "relu6", "sigmoid", "hard_sigmoid", "softmax", "softplus")
-}
+NON_NEGATIVE_ACTIVATIONS = (
+    "relu",
+    "relu6",
+    "sigmoid",
+    "hard_sigmoid",
+    "softmax",
+    "softplus",
+)
+_ACTIVATIONS = {getattr(keras.activations, name) for name in NON_NEGATIVE_ACTIVATIONS}
 _RECTIFYING_OPERATIONS = {
     "Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Absolute",
     "Square",
