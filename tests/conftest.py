@@ -1,4 +1,4 @@
-"""Shared by all tests: a quiet, seeded Keras on the TensorFlow backend."""
+"""Shared by all tests: a quiet, seeded Keras on TensorFlow, which sees two CPUs."""
 
 import gc
 import os
@@ -8,6 +8,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
 
 # `clear_session` collects garbage; what the imports made is none.
 gc.freeze()

@@ -290,5 +290,9 @@ def train_pipeline(data, scaling, batch_size, seed):
     indices = indices.shuffle(len(data.train_labels), seed=seed)
     indices = indices.batch(batch_size, drop_remainder=True)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
-    batches = tf.data.Dataset.zip(indices, seeds)
-    return batches.map(make_batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.zip(indices, seeds).map(make_batch, tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Every worker makes all batches, alike, and takes its part of each.
+    sharding = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = sharding
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

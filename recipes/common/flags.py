@@ -37,7 +37,9 @@ flags.DEFINE_integer(
     "Epochs of float training before, for a built-in network.",
     lower_bound=1,
 )
-flags.DEFINE_integer("batch_size", 128, "Images per training step.", lower_bound=1)
+flags.DEFINE_integer(
+    "batch_size", 128, "Images per training step, on all devices.", lower_bound=1
+)
 flags.DEFINE_float(
     "learning_rate",
     0.05,

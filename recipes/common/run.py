@@ -1,13 +1,17 @@
 """From flags and schemes to the artefacts: the flow that all recipes share."""
 
+import shutil
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import keras
 
 import tfcompress as tfc
 from recipes.common import flags, models
 from recipes.common.data import load, make_scaling, train_pipeline
+from recipes.common.strategy import make_devices
 from recipes.common.train import (
     FLOAT_LEARNING_RATE,
     FLOAT_WEIGHT_DECAY,
@@ -18,6 +22,7 @@ from recipes.common.train import (
 from tfcompress import reporting
 from tfcompress.cost import layer_costs
 from tfcompress.litert import float_tflite, latency, peak_memory, predict
+from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 FLAGS = flags.FLAGS
 LATENCY_RUNS = 50
@@ -38,7 +43,7 @@ class Experiment:
         schemes: that list.
         model: the float model.
         student: the last one that was trained.
-        folder: `pathlib.Path` to write to.
+        folder: `pathlib.Path` to write to; only the chief's is that of the flags.
         unfinished: the `UnfinishedRun`.
 
     Raises:
@@ -52,6 +57,7 @@ class Experiment:
         self._start = time.perf_counter()
         keras.utils.set_random_seed(FLAGS.seed)
         try:
+            self._devices = make_devices()
             self.schemes = make_schemes()
             self.folder = flags.make_output_dir(recipe)
             self.model, data = _model_and_data()
@@ -67,6 +73,8 @@ class Experiment:
             "epochs": epochs,
             "schemes": [scheme.get_config() for scheme in self.schemes],
         }
+        if not self._devices.is_chief:
+            self._write_elsewhere()
         self.unfinished = UnfinishedRun(self.folder / "unfinished_run", settings)
         self._train = train_pipeline(data, scaling, FLAGS.batch_size, FLAGS.seed)
         self._test = scaling(data.test_images), data.test_labels
@@ -76,7 +84,7 @@ class Experiment:
     def train_float(self):
         """Trains the model, unless it came from a file, and measures it."""
         if not models.is_file(FLAGS.model):
-            self._fit(
+            self._fit_plain(
                 self.model,
                 "float",
                 FLAGS.float_epochs,
@@ -106,7 +114,8 @@ class Experiment:
             The report.
         """
         began = time.perf_counter()
-        self.student = tfc.compress(start or self.model, scheme)
+        with self._devices.training_scope():
+            self.student = tfc.compress(start or self.model, scheme)
         self._fit(
             self.student,
             f"{subfolder}/student",
@@ -131,7 +140,7 @@ class Experiment:
             The report.
         """
         start = time.perf_counter()
-        self._fit(
+        self._fit_plain(
             model,
             f"{subfolder}/model",
             self.epochs,
@@ -191,18 +200,39 @@ class Experiment:
         """Forgets what an interrupted run needs: the results are written."""
         self.unfinished.finish()
 
+    def _write_elsewhere(self):
+        """Keeps the chief's folder its own; goes on from what it has, if anything."""
+        shared = self.folder / "unfinished_run"
+        self._own_folder = tempfile.TemporaryDirectory()
+        self.folder = Path(self._own_folder.name)
+        if shared.exists():
+            shutil.copytree(shared, self.folder / shared.name)
+
+    def _fit_plain(self, model, *args, **options):
+        """Trains a model where the strategy wants it, and brings the weights back."""
+        if self._devices.scope is None:
+            return self._fit(model, *args, **options)
+        with self._devices.training_scope():
+            trained, pairs = rebuild(model, clone_layer)
+            for old, new in pairs:
+                copy_weights(old, new)
+        self._fit(trained, *args, **options)
+        for old, new in pairs:
+            copy_weights(new, old)
+
     def _fit(self, model, phase, epochs, learning_rate, **options):
-        fit(
-            model,
-            self._train,
-            self._test,
-            epochs,
-            learning_rate,
-            backup_dir=self.unfinished.backup_dir(phase),
-            precision=FLAGS.precision,
-            from_logits=self._from_logits,
-            **options,
-        )
+        with self._devices.training_scope():
+            fit(
+                model,
+                self._train,
+                self._test,
+                epochs,
+                learning_rate,
+                backup_dir=self.unfinished.backup_dir(phase),
+                precision=FLAGS.precision,
+                from_logits=self._from_logits,
+                **options,
+            )
 
 
 def _model_and_data():

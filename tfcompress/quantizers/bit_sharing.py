@@ -187,7 +187,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         )
 
     def _observe(self, inputs, clip):
-        (part,) = nested.leading_part((inputs,), ONE_OF)
+        (part,) = nested.every_nth((inputs,), ONE_OF)
         errors = ops.cond(
             self.gates.learn() > 0,
             lambda: nested.mean_errors(part, clip, self.candidates, self.signed),

@@ -39,7 +39,7 @@ class Codebook(Quantizer):
             name="width", initializer=keras.initializers.Constant(8), **state
         )
         self.mask = self.add_weight(
-            name="mask", shape=kernel_shape, dtype="uint8", initializer="ones", **state
+            name="mask", shape=kernel_shape, dtype="bool", initializer="ones", **state
         )
         self.quantizes = self.add_weight(name="quantizes", initializer="ones", **state)
         self.fixed = self.add_weight(name="fixed", initializer="zeros", **state)
@@ -71,7 +71,7 @@ class Codebook(Quantizer):
         self.level_of.assign(nearest(np.arange(-_LIMIT, _LIMIT + 1), levels))
         self.step.assign(step)
         self.width.assign(width)
-        self.mask.assign(np.asarray(mask, np.uint8))
+        self.mask.assign(np.asarray(mask, bool))
 
     def codes_and_scale(self, x):
         positions = ops.clip(ops.round(x / self.step), -_LIMIT, _LIMIT)

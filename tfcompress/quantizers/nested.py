@@ -81,9 +81,9 @@ def share_bits(x, clip, gates, bits, signed, gates_learn, one_of=1):
         signed: whether the range is [-clip, clip], centred on zero, or [0, clip].
         gates_learn: scalar float tensor; the gates' gradient is computed only
             where it is not 0, and is zero otherwise.
-        one_of: with n > 1, the gates' gradient is estimated from about the first
-            n-th of `x` along its first axis, the batch. The gradient of a batch is
-            an estimate in any case, and this one takes rounding `x` three times.
+        one_of: with n > 1, the gates' gradient is estimated from every n-th sample,
+            along the first axis of `x`, the batch. The gradient of a batch is an
+            estimate in any case, and this one takes rounding `x` three times.
 
     Returns:
         Tensor of `x`'s shape. Gradients: straight through to `x` inside the range;
@@ -107,7 +107,7 @@ def share_bits(x, clip, gates, bits, signed, gates_learn, one_of=1):
             to_clip = (_inner(upstream, value) - _inner(to_x, x)) / clip
             to_gates = ops.zeros_like(gates)
             if len(bits) > 1:
-                part = leading_part((upstream, x), one_of)
+                part = every_nth((upstream, x), one_of)
                 to_gates = ops.cond(
                     gates_learn > 0,
                     lambda: _gate_gradients(*part, clip, gates, bits, signed),
@@ -121,12 +121,13 @@ def share_bits(x, clip, gates, bits, signed, gates_learn, one_of=1):
     return quantize(x, clip, gates, gates_learn)
 
 
-def leading_part(tensors, one_of):
-    """About the first `one_of`-th of tensors along their first axis; never nothing."""
-    if one_of == 1:
-        return tensors
-    count = (ops.shape(tensors[0])[0] + one_of - 1) // one_of
-    return tuple(tensor[:count] for tensor in tensors)
+def every_nth(tensors, n):
+    """Every n-th of the samples in tensors, along their first axis; at least one.
+
+    Where replicas share a batch these are the same samples as on one device, if each
+    has a multiple of n.
+    """
+    return tuple(tensor[::n] for tensor in tensors)
 
 
 def _ratio(whole, part):

@@ -54,7 +54,7 @@ class Ternary(Quantizer):
         )
         self.frozen = self.add_weight(name="frozen", initializer="zeros", **state)
         self.mask = self.add_weight(
-            name="mask", shape=kernel_shape, dtype="uint8", initializer="zeros", **state
+            name="mask", shape=kernel_shape, dtype="bool", initializer="zeros", **state
         )
 
     def keep(self, kernel):
@@ -70,7 +70,7 @@ class Ternary(Quantizer):
     def _codes(self, kernel):
         keep = ops.cond(
             self.frozen > 0,
-            lambda: ops.cast(self.mask, "bool"),
+            lambda: ops.convert_to_tensor(self.mask),
             lambda: self.keep(kernel),
         )
         return F.ternary_codes(kernel, keep)
@@ -94,7 +94,7 @@ class Ternary(Quantizer):
         zero and not, and makes the codes independent of the order in which a
         device sums.
         """
-        self.mask.assign(ops.cast(self._codes(kernel) != 0, "uint8"))
+        self.mask.assign(self._codes(kernel) != 0)
         self.frozen.assign(1.0)
 
     def unfreeze(self):

@@ -1,0 +1,124 @@
+"""Which devices a recipe trains on."""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+from recipes.common.multi_worker import mend_keras
+
+FLAGS = flags.FLAGS
+# What Keras trains with on each backend.
+STRATEGIES = {
+    "none": ("tensorflow", "jax"),
+    "mirrored": ("tensorflow",),
+    "multi_worker": ("tensorflow",),
+    "tpu": ("tensorflow",),
+    "data_parallel": ("jax",),
+}
+
+flags.DEFINE_enum(
+    "strategy",
+    "none",
+    list(STRATEGIES),
+    "Devices to train on: one; all GPUs of this machine (mirrored); those of several "
+    "(multi_worker, described by TF_CONFIG, with a common --output_dir); a TPU; or, "
+    "with KERAS_BACKEND=jax, all that JAX sees (data_parallel). The batch is split "
+    "among them, and the result is that of one device.",
+)
+flags.DEFINE_string("tpu", "", "With --strategy=tpu: its name or address, or 'local'.")
+
+
+@dataclass
+class Devices:
+    """Where models are trained.
+
+    Attributes:
+        replicas: how many devices share a batch.
+        is_chief: whether this process is the one that writes.
+        scope: function that returns a context, to make in it what is to be trained, or
+            None if models can be trained wherever they were made.
+    """
+
+    replicas: int = 1
+    is_chief: bool = True
+    scope: object = None
+
+    def training_scope(self):
+        return self.scope() if self.scope else contextlib.nullcontext()
+
+
+def make_devices():
+    """The `Devices` that the flags ask for; before anything else is computed.
+
+    Raises:
+        ValueError: if the backend, the environment or the batch size does not fit.
+    """
+    name, backend = FLAGS.strategy, keras.backend.backend()
+    if backend not in STRATEGIES[name]:
+        raise ValueError(
+            f"Expected KERAS_BACKEND={' or '.join(STRATEGIES[name])} with "
+            f"--strategy={name}. Received: KERAS_BACKEND={backend}."
+        )
+    devices = _MAKERS[name]()
+    if FLAGS.batch_size % devices.replicas:
+        raise ValueError(
+            "Expected a --batch_size that can be split evenly among "
+            f"{devices.replicas} devices. Received: {FLAGS.batch_size}."
+        )
+    return devices
+
+
+def _mirrored():
+    strategy = tf.distribute.MirroredStrategy()
+    return Devices(strategy.num_replicas_in_sync, scope=strategy.scope)
+
+
+def _multi_worker():
+    try:
+        config = json.loads(os.environ["TF_CONFIG"])
+        workers, task = config["cluster"]["worker"], config["task"]
+        is_chief = task["type"] == "worker" and int(task["index"]) == 0
+        assert is_chief or 0 < int(task["index"]) < len(workers)
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ValueError(
+            'Expected TF_CONFIG to be like {"cluster": {"worker": ["host1:port", '
+            '"host2:port"]}, "task": {"type": "worker", "index": 0}}, with another '
+            f"index on each. Received: {os.environ.get('TF_CONFIG')}."
+        ) from error
+    mend_keras()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    return Devices(strategy.num_replicas_in_sync, is_chief, strategy.scope)
+
+
+def _tpu():
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=FLAGS.tpu)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        raise ValueError(
+            "Expected --tpu to be the name or address of a TPU that can be reached. "
+            f"Received: '{FLAGS.tpu}' ({error})."
+        ) from error
+    strategy = tf.distribute.TPUStrategy(resolver)
+    return Devices(strategy.num_replicas_in_sync, scope=strategy.scope)
+
+
+def _data_parallel():
+    distribution = keras.distribution.DataParallel()
+    keras.distribution.set_distribution(distribution)
+    return Devices(len(keras.distribution.list_devices()))
+
+
+_MAKERS = {
+    "none": Devices,
+    "mirrored": _mirrored,
+    "multi_worker": _multi_worker,
+    "tpu": _tpu,
+    "data_parallel": _data_parallel,
+}

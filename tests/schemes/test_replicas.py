@@ -1,0 +1,77 @@
+"""Two replicas train what one does, with everything that a scheme keeps."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tfcompress as tfc
+
+SCHEMES = {
+    "ternary": lambda: tfc.PrunedTernary(sparsity=0.6, first_last="ternary"),
+    "bits": lambda: tfc.BitSharing(bops="1/30"),
+    "ranks": lambda: tfc.Decomposition(macs="1/2"),
+    "size": lambda: tfc.SizeConstrained(value_bits="1/20"),
+}
+
+
+def small_net():
+    """Without batch normalization: the statistics of half a batch are other ones."""
+    inputs = x = keras.Input((28, 28, 1))
+    for i, filters in enumerate((4, 8)):
+        x = layers.Conv2D(filters, 3, 2, padding="same", name=f"conv{i}")(x)
+        x = layers.ReLU(name=f"relu{i}")(x)
+    x = layers.GlobalAveragePooling2D(name="gap")(x)
+    return keras.Model(inputs, layers.Dense(10, name="head")(x))
+
+
+def trained(scheme, data, strategy=None):
+    """The student, its losses by epoch, and its variables in the midst of training."""
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append([np.array(x) for x in self.model.variables])
+
+    keras.utils.set_random_seed(0)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        student = tfc.compress(small_net(), scheme())
+        student.compile(
+            keras.optimizers.SGD(0.05, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=False,  # XLA does not reach two CPUs, whatever the model
+        )
+    history = student.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[Look()])
+    return student, history.history["loss"], seen
+
+
+@pytest.fixture(scope="module")
+def strategy():
+    """One for all: a second in the same process gets into the way of the first."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_two_replicas_end_where_one_does(name, strategy, mnist):
+    images, labels = mnist[0]
+    data = tf.data.Dataset.from_tensor_slices((images[:256], labels[:256])).batch(64)
+    one, losses, seen = trained(SCHEMES[name], data)
+    two, losses_of_two, seen_of_two = trained(SCHEMES[name], data, strategy)
+
+    np.testing.assert_allclose(losses_of_two, losses, rtol=1e-5)
+    for variables, variables_of_two in zip(seen, seen_of_two, strict=True):
+        for a, b, x in zip(variables, variables_of_two, two.variables, strict=True):
+            np.testing.assert_allclose(b, a, atol=1e-5, err_msg=x.path)
+    for variable in two.variables:
+        first, second = strategy.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(first, second, err_msg=variable.path)
+    kernels, kernels_of_two = (
+        {x.path: np.array(x) for x in tfc.finalize(student).weights}
+        for student in (one, two)
+    )
+    assert kernels.keys() == kernels_of_two.keys()
+    for path, kernel in kernels.items():
+        np.testing.assert_allclose(kernels_of_two[path], kernel, atol=1e-5)
