@@ -1,4 +1,4 @@
-"""Shared by all tests: a quiet, seeded Keras on TensorFlow, which sees two CPUs."""
+"""Shared by all tests: a quiet, seeded Keras; TensorFlow sees two CPUs."""
 
 import gc
 import os
@@ -8,12 +8,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
-import tensorflow as tf
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+if ON_TENSORFLOW:
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )
 
 # `clear_session` collects garbage; what the imports made is none.
 gc.freeze()
@@ -23,7 +26,9 @@ gc.freeze()
 def _xla_on_request():
     """By default Keras compiles with XLA, which takes three times as long on a CPU."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(keras.Model, "_resolve_auto_jit_compile", lambda _: False)
+        if ON_TENSORFLOW:
+            resolve = "_resolve_auto_jit_compile"
+            patched.setattr(keras.Model, resolve, lambda _: False)
         yield
 
 

@@ -39,7 +39,14 @@ __all__ = [
 def __getattr__(name):
     # Not imported at the top: a machine that only trains may lack LiteRT.
     if name == "export":
-        from tfcompress.litert import export
-
+        try:
+            from tfcompress.litert import export
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "`tfcompress.export` needs TensorFlow and LiteRT. Save the finalized "
+                "model as `.keras` and export it where `pip install tfcompress` has "
+                f"brought them. Missing here: {error.name}.",
+                name=error.name,
+            ) from error
         return export
     raise AttributeError(f"module 'tfcompress' has no attribute '{name}'")

@@ -1,0 +1,70 @@
+"""JAX, on a machine without TensorFlow, trains what TensorFlow does.
+
+`make test-jax` makes the environment for it and the losses to compare with.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tests.backends import curves
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="run by `make test-jax`"
+)
+
+
+@pytest.fixture(scope="module")
+def single():
+    """What one device trains."""
+    return {name: curves.train(make()) for name, make in curves.SCHEMES.items()}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """What TensorFlow trains."""
+    with open(os.environ["TENSORFLOW_CURVES"]) as file:
+        return json.load(file)
+
+
+def check_losses(received, expected):
+    """Thresholds make weights jump: another order of sums tips one, and that grows."""
+    np.testing.assert_allclose(received[0], expected[0], rtol=1e-3)
+    np.testing.assert_allclose(received, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", curves.SCHEMES)
+def test_the_same_losses_as_with_tensorflow(name, single, reference):
+    check_losses(single[name], reference[name])
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory):
+    """What two devices train; in a process of its own, which this one is not."""
+    file = tmp_path_factory.mktemp("parallel") / "curves.json"
+    subprocess.run(
+        [sys.executable, "-m", "tests.backends.curves", str(file), "--data_parallel"],
+        check=True,
+    )
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", curves.SCHEMES)
+def test_two_devices_train_what_one_does(name, single, parallel):
+    assert parallel["devices"] == 2
+    check_losses(parallel[name], single[name])
+
+
+def test_tensorflow_was_not_needed(single):
+    assert "tensorflow" not in sys.modules
+
+
+def test_export_says_what_to_do():
+    with pytest.raises(ModuleNotFoundError, match="Save the finalized model as"):
+        _ = tfc.export
