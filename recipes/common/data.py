@@ -5,6 +5,7 @@ Images stay uint8 in memory; a batch is gathered, augmented and scaled as a whol
 
 import dataclasses
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -273,26 +274,51 @@ def augment(images, seed, padding, flip):
 
 
 def train_pipeline(data, scaling, batch_size, seed):
-    """Shuffled, augmented, scaled batches; the same order for the same seed.
+    """Shuffled, augmented, scaled batches.
+
+    What an epoch sees follows from the seed and its number alone, so that a training
+    that was interrupted goes on with what it would have seen.
 
     Returns:
-        A `tf.data.Dataset` of (float32 (batch, height, width, channels), int64
-        (batch,)). The incomplete last batch is dropped.
+        `(batches, follow_epochs)`: a `tf.data.Dataset` of (float32 (batch, height,
+        width, channels), int64 (batch,)), without an incomplete last batch, and the
+        Keras callback that tells it the epoch.
     """
     padding, flip = standard_augmentation(data)
     images, labels = tf.constant(data.train_images), tf.constant(data.train_labels)
+    count = len(data.train_labels)
+    steps = count // batch_size
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def make_order(_):
+        seeds = tf.random.split(tf.stack([tf.constant(seed, tf.int64), epoch]), 2)
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), seeds[0])
+        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        return order, tf.random.split(seeds[1], steps)
 
     def make_batch(indices, seed):
         batch = augment(tf.gather(images, indices), seed, padding, flip)
         return scaling(batch), tf.gather(labels, indices)
 
-    indices = tf.data.Dataset.range(len(data.train_labels))
-    indices = indices.shuffle(len(data.train_labels), seed=seed)
-    indices = indices.batch(batch_size, drop_remainder=True)
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
-    batches = tf.data.Dataset.zip(indices, seeds).map(make_batch, tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.range(1).map(make_order).unbatch()
+    batches = batches.map(make_batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     options = tf.data.Options()
     # Every worker makes all batches, alike, and takes its part of each.
     sharding = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = sharding
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
+    return batches.with_options(options), FollowEpochs(epoch)
+
+
+class FollowEpochs(keras.callbacks.Callback):
+    """Keeps a variable at the number of the epoch, and at 0 between trainings."""
+
+    def __init__(self, variable):
+        super().__init__()
+        self.variable = variable
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.variable.assign(epoch)
+
+    def on_train_end(self, logs=None):
+        self.variable.assign(0)

@@ -76,7 +76,9 @@ class Experiment:
         if not self._devices.is_chief:
             self._write_elsewhere()
         self.unfinished = UnfinishedRun(self.folder / "unfinished_run", settings)
-        self._train = train_pipeline(data, scaling, FLAGS.batch_size, FLAGS.seed)
+        self._train, self._follow_epochs = train_pipeline(
+            data, scaling, FLAGS.batch_size, FLAGS.seed
+        )
         self._test = scaling(data.test_images), data.test_labels
         images = scaling(data.train_images[:64])
         self._from_logits = models.outputs_logits(self.model, images)
@@ -220,7 +222,7 @@ class Experiment:
         for old, new in pairs:
             copy_weights(new, old)
 
-    def _fit(self, model, phase, epochs, learning_rate, **options):
+    def _fit(self, model, phase, epochs, learning_rate, callbacks=(), **options):
         with self._devices.training_scope():
             fit(
                 model,
@@ -231,6 +233,7 @@ class Experiment:
                 backup_dir=self.unfinished.backup_dir(phase),
                 precision=FLAGS.precision,
                 from_logits=self._from_logits,
+                callbacks=[self._follow_epochs, *callbacks],
                 **options,
             )
 

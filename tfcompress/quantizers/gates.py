@@ -94,9 +94,16 @@ class Threshold(keras.layers.Layer):
         A training step that is compiled already has to be compiled anew.
         """
         value = ops.convert_to_numpy(self.raw) * float(ops.convert_to_numpy(self.pace))
-        self._largest = MAX_THRESHOLD / pace
         self.pace.assign(pace)
         self.raw.assign(value / pace)
+        self.follow_pace()
+
+    def follow_pace(self):
+        """Bounds the thresholds by the `pace` of now, which may have been restored.
+
+        A training step that is compiled already has to be compiled anew.
+        """
+        self._largest = MAX_THRESHOLD / float(ops.convert_to_numpy(self.pace))
 
     def get_build_config(self):
         return None  # Built by the layer it belongs to.

@@ -1,6 +1,7 @@
 """The search of bit sharing, as it goes along in `fit`."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfcompress.schemes.budget import parse_budget
@@ -45,6 +46,19 @@ class BitSearch(Search):
             reached = abs(float(ops.convert_to_numpy(self._strength)))
             self.steering = Steering(self._bops(), self.budget, share, reached or 1.0)
 
+    def state(self):
+        state = {"margins": np.array(self.margins)}
+        return state | (vars(self.steering) if self.budget is not None else {})
+
+    def resume(self, state):
+        self.margins = list(state.pop("margins"))
+        if self.budget is not None:
+            self.steering = Steering(1.0, 1.0)
+            vars(self.steering).update({name: float(x) for name, x in state.items()})
+        for threshold in self.space.thresholds():
+            threshold.follow_pace()
+        self.model.make_train_function(force=True)
+
     def _set_pace(self):
         # With momentum, a step goes on to have an effect.
         momentum = getattr(inner_optimizer(self.model), "momentum", 0.0)
@@ -55,7 +69,7 @@ class BitSearch(Search):
 
     def advance(self, share):
         if share > DESCENT:
-            self.margins.append(self.space.margins())
+            self._record_margins()
         penalty = self.penalty
         if self.budget is not None:
             penalty = self.steering.penalty(share, self._bops())
@@ -68,15 +82,20 @@ class BitSearch(Search):
             self.begin(1.0)
         super().on_train_end(logs)
 
+    def _record_margins(self):
+        margins = self.space.margins()
+        self.margins.append(np.concatenate(keras.tree.flatten(margins)))
+        return margins
+
     def _bops(self):
         return float(ops.convert_to_numpy(self.space.expected_bops()))
 
     def settle(self):
         self._strength.assign(0.0)
-        self.margins.append(self.space.margins())
+        margins = self._record_margins()
         # Gates that compete for the budget take turns in being open; what each is
         # worth shows in the average.
-        self.space.fix(keras.tree.map_structure(_mean, *self.margins), self.budget)
+        self.space.fix(_unflatten(np.mean(self.margins, axis=0), margins), self.budget)
         # The ranges served all candidates so far; now they serve one.
         calibrate_weights(self.model)
         self.recalibrate()
@@ -84,5 +103,8 @@ class BitSearch(Search):
         self.recalibrate()
 
 
-def _mean(*arrays):
-    return sum(arrays) / len(arrays)
+def _unflatten(values, structure):
+    """A vector as arrays of the sizes, and in the structure, of another's."""
+    sizes = [len(array) for array in keras.tree.flatten(structure)]
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    return keras.tree.pack_sequence_as(structure, parts)

@@ -61,6 +61,13 @@ class RankSearch(Search):
         self.space.measure()
         self.unit = self.space.mean_size() / self.sum_of_learning_rates()
 
+    def state(self):
+        return {"scales": self.space.scales(), "unit": self.unit}
+
+    def resume(self, state):
+        self.space.set_scales(state["scales"])
+        self.unit = float(state["unit"])
+
     def advance(self, share):
         if self.budget is None:
             ramp = 1.0 / (1.0 + math.exp(15.0 - 30.0 * share))

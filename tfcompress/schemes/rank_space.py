@@ -98,6 +98,18 @@ class RankSpace:
         for groups in self._all_groups():
             groups.measure()
 
+    def scales(self):
+        """What `measure` found, a float array."""
+        return np.array(
+            [x[-1] for groups in self._all_groups() for x in groups.members]
+        )
+
+    def set_scales(self, scales):
+        """Makes norms relative to what `measure` found at another time."""
+        scales = iter(scales)
+        for groups in self._all_groups():
+            groups.members = [(*x[:-1], float(next(scales))) for x in groups.members]
+
     def mean_size(self):
         """Norm over weight, averaged over all groups."""
         return float(np.mean(np.concatenate([_sizes(g) for g in self._all_groups()])))

@@ -11,7 +11,8 @@ class Search(ProgressCallback):
     """Searches for a share of the training, settles what was found, then tunes it.
 
     A search that is interrupted leaves a student that is not settled; the next `fit`
-    searches on. Subclasses give `begin`, `advance` and `settle`, and may give `tune`.
+    searches on. Subclasses give `begin`, `state`, `resume`, `advance` and `settle`, and
+    may give `tune`.
 
     Args:
         space: what is searched; `space.is_fixed()` says whether that is over.
@@ -27,6 +28,14 @@ class Search(ProgressCallback):
 
     def begin(self, share):
         """At the first step of a `fit` that searches, after a share of the search."""
+
+    def state(self):
+        """What `resume` needs and no variable has: a dict of arrays and numbers."""
+        raise NotImplementedError
+
+    def resume(self, state):
+        """In place of `begin` where a restored `fit` goes on."""
+        raise NotImplementedError
 
     def advance(self, share):
         """Now and then during the search."""
@@ -47,7 +56,7 @@ class Search(ProgressCallback):
             # Not before: by now a callback has restored an interrupted run.
             self.searching = not self.space.is_fixed()
             if self.searching:
-                self.begin(share / self.fraction)
+                self._start(share / self.fraction)
         if not self.searching:
             self.tune()
         elif share >= self.fraction:
@@ -60,8 +69,15 @@ class Search(ProgressCallback):
         if self.searching:
             self._settle()
 
+    def _start(self, share):
+        if share and self.model.restored:
+            self.resume(self.model.restored)
+        else:
+            self.begin(share)
+        self.model.search = self
+
     def _settle(self):
-        self.searching = False
+        self.searching, self.model.search = False, None
         self.settle()
 
     def steps(self):

@@ -49,6 +49,7 @@ class SizeBudget:
 
     Attributes:
         sparse: whether zeros are cheaper than other weights.
+        nominal_per_real: what has been learnt about how the two compare.
 
     Args:
         total: the budget, in bits if `counted` is "value_bits", else in bytes.
@@ -65,12 +66,12 @@ class SizeBudget:
         self.overhead = overhead
         self.sparse = counted != "bytes"
         self._bits_per_unit = 1.0 if counted == "value_bits" else 8.0
-        self._nominal_per_real = 1.0
+        self.nominal_per_real = 1.0
 
     def allowed(self):
         """Nominal bits for all kept weights together."""
         real = self._bits_per_unit * (self.total - self.overhead)
-        return real * self._nominal_per_real
+        return real * self.nominal_per_real
 
     def cost(self, bits, density):
         """Nominal bits of one kept weight.
@@ -104,7 +105,7 @@ class SizeBudget:
     def learn(self, nominal, size):
         """Compares nominal bits with the size that came of them."""
         real = self._bits_per_unit * (size - self.overhead)
-        self._nominal_per_real = min(max(nominal / max(real, 1.0), 0.25), 4.0)
+        self.nominal_per_real = min(max(nominal / max(real, 1.0), 0.25), 4.0)
 
 
 def coded_bytes(codes, compressed):

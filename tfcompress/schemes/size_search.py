@@ -51,6 +51,18 @@ class SizeSearch(Search):
         self.next_projection = share + 1.0 / self.steps()
         self.space.tether.assign(self.pull, self.space.anchors())
 
+    def state(self):
+        return {
+            "pull": self.pull,
+            "next_projection": self.next_projection,
+            "nominal_per_real": self.space.budget.nominal_per_real,
+        }
+
+    def resume(self, state):
+        self.pull = float(state["pull"])
+        self.next_projection = float(state["next_projection"])
+        self.space.budget.nominal_per_real = float(state["nominal_per_real"])
+
     def advance(self, share):
         self.share = share
         if share >= self.next_projection:

@@ -1,6 +1,7 @@
 """The model that is trained towards its compressed form."""
 
 import keras
+import numpy as np
 
 from tfcompress.schemes.recalibration import (
     RecalibrateBatchNorm,
@@ -13,10 +14,20 @@ from tfcompress.schemes.recalibration import (
 class Student(keras.Model):
     """A Functional model whose `fit` also does what its scheme needs.
 
-    Made by `tfcompress.compress`; used, saved and loaded like any Keras model.
+    Made by `tfcompress.compress`; used, saved and loaded like any Keras model. With its
+    weights it saves where a search stands, so that `keras.callbacks.BackupAndRestore`
+    brings a training that was killed to the end that it would have come to.
+
+    Attributes:
+        scheme: what it is trained towards.
+        search: the `Search` that goes on in `fit`, or None.
+        restored: the `state()` of the search that its weights were saved in, a dict of
+            arrays, empty if there was none.
     """
 
     scheme = None
+    search = None
+    restored = {}
 
     def fit(
         self,
@@ -59,6 +70,14 @@ class Student(keras.Model):
             validation_split=validation_split,
             **kwargs,
         )
+
+    def save_own_variables(self, store):
+        for name, value in (self.search.state() if self.search else {}).items():
+            store[name] = value
+
+    def load_own_variables(self, store):
+        names = store.keys()  # a store of Keras is no mapping in any other way
+        self.restored = {name: np.array(store[name]) for name in names}
 
     def get_config(self):
         config = super().get_config()

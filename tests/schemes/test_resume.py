@@ -1,0 +1,73 @@
+"""A training that was killed and goes on ends where it would have ended."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+
+SCHEMES = {
+    "ternary": lambda: tfc.PrunedTernary(sparsity=0.6),
+    "bits": lambda: tfc.BitSharing(bops="1/50"),
+    "ranks": lambda: tfc.Decomposition(macs="1/2"),
+    "size": lambda: tfc.SizeConstrained(value_bits="1/20"),
+}
+
+
+class Killed(Exception):
+    pass
+
+
+class KillIn(keras.callbacks.Callback):
+    """Ends a training in the midst of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.here = epoch == self.epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.here and batch == 2:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ternary",
+        pytest.param("bits", marks=pytest.mark.slow),  # traces anew for every start
+        "ranks",
+        "size",
+    ],
+)
+def test_the_same_bytes(name, trained, mnist, compile_for_digits, tmp_path):
+    (images, labels), (test_images, test_labels) = mnist
+
+    def finished(*callbacks):
+        keras.utils.set_random_seed(0)
+        student = tfc.compress(trained, SCHEMES[name]())
+        compile_for_digits(student, keras.optimizers.SGD(0.02, momentum=0.9))
+        student.fit(
+            images[:512],
+            labels[:512],
+            batch_size=64,
+            epochs=4,
+            shuffle=False,
+            verbose=0,
+            validation_data=(test_images[:64], test_labels[:64]),
+            callbacks=list(callbacks),
+        )
+        return tfc.finalize(student)
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+
+    whole = finished()
+    for epoch in (1, 3):  # in a search and after it
+        with pytest.raises(Killed):
+            finished(backup(), KillIn(epoch))
+    again = finished(backup())
+    for expected, received in zip(whole.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(received, expected, err_msg=expected.path)
