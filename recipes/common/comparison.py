@@ -9,13 +9,13 @@ def comparison(reports, cost):
     """A table as text.
 
     Args:
-        reports: as `tfcompress.reporting.build_report` returns them.
+        reports: as `tfcompress.reporting.build_report` returns them, or None.
         cost: which cost to show, "bops" or "macs".
     """
     table = Table(
         "scheme", "accuracy", cost, "of float", ".tflite bytes", "latency, of float"
     )
-    for report in reports:
+    for report in filter(None, reports):
         costs, latency = report["cost"], report["latency_ms"]
         table.add_row(
             report["scheme"],

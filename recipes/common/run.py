@@ -113,7 +113,7 @@ class Experiment:
             start: what to compress, if not the float model that it is compared with.
 
         Returns:
-            The report.
+            The report; None with another backend than TensorFlow, which cannot export.
         """
         began = time.perf_counter()
         with self._devices.training_scope():
@@ -157,6 +157,13 @@ class Experiment:
         folder = self.folder / subfolder
         folder.mkdir(exist_ok=True)
         tiny.save(folder / "model.keras")
+        if keras.backend.backend() != "tensorflow":
+            print(
+                f"Test accuracy: {_accuracy(tiny, self._test):.4f}. Written: {folder}/"
+                "model.keras. For the .tflite, load it with KERAS_BACKEND=tensorflow "
+                "and call `tfcompress.export`."
+            )
+            return None
         tflite = folder / "model.tflite"
         images, labels = self._test
         export_report = tfc.export(tiny, tflite, verify=images)

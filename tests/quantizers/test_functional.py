@@ -100,6 +100,13 @@ def test_sparsity_threshold_reaches_the_share_and_empties_no_filter(
     assert abs(zeros - sparsity * np.size(codes)) <= 1 + saved
 
 
+def test_rounding_does_not_decide_what_the_share_keeps():
+    w = kernel((3, 3, 16, 32))
+    for sparsity in np.linspace(0.1, 0.8, 300):
+        kept = tf.abs(w) >= F.sparsity_threshold(tf.constant(w), sparsity)
+        assert np.sum(~kept.numpy()) == round(float(np.float32(sparsity)) * w.size)
+
+
 def test_scale_is_the_mean_kept_magnitude_and_the_projection():
     w = kernel(CONV)
     codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)

@@ -5,13 +5,7 @@ import numpy as np
 import pytest
 
 import tfcompress as tfc
-
-SCHEMES = {
-    "ternary": lambda: tfc.PrunedTernary(sparsity=0.6),
-    "bits": lambda: tfc.BitSharing(bops="1/50"),
-    "ranks": lambda: tfc.Decomposition(macs="1/2"),
-    "size": lambda: tfc.SizeConstrained(value_bits="1/20"),
-}
+from tests.backends.curves import SCHEMES, digits, small_net
 
 
 class Killed(Exception):
@@ -42,21 +36,21 @@ class KillIn(keras.callbacks.Callback):
         "size",
     ],
 )
-def test_the_same_bytes(name, trained, mnist, compile_for_digits, tmp_path):
-    (images, labels), (test_images, test_labels) = mnist
+def test_the_same_bytes(name, compile_for_digits, tmp_path):
+    images, labels = digits()
 
     def finished(*callbacks):
         keras.utils.set_random_seed(0)
-        student = tfc.compress(trained, SCHEMES[name]())
-        compile_for_digits(student, keras.optimizers.SGD(0.02, momentum=0.9))
+        student = tfc.compress(small_net(), SCHEMES[name]())
+        compile_for_digits(student, keras.optimizers.SGD(0.05, momentum=0.9))
         student.fit(
-            images[:512],
-            labels[:512],
+            images,
+            labels,
             batch_size=64,
             epochs=4,
             shuffle=False,
             verbose=0,
-            validation_data=(test_images[:64], test_labels[:64]),
+            validation_data=(images[:64], labels[:64]),
             callbacks=list(callbacks),
         )
         return tfc.finalize(student)

@@ -79,11 +79,12 @@ def max_cosine_threshold(kernel, channel_axes=(-1,)):
 
 
 def sparsity_threshold(kernel, sparsity, channel_axes=(-1,)):
-    """The smallest magnitude to keep so that a share `sparsity` becomes zero.
+    """Magnitudes that split the kernel so that a share `sparsity` becomes zero.
 
     Filters are compared on the unit sphere, so one quantile of |w| / ||w|| holds
-    for the whole kernel. The largest weight of each filter always stays: no
-    output channel is emptied.
+    for the whole kernel. It lies midway between the last weight that goes and the
+    first that stays, so that rounding does not decide about either. The largest
+    weight of each filter always stays: no output channel is emptied.
 
     Args:
         kernel: float tensor.
@@ -97,8 +98,9 @@ def sparsity_threshold(kernel, sparsity, channel_axes=(-1,)):
     magnitudes = ops.abs(kernel)
     unit = ops.reshape(magnitudes / norm, (-1,))
     size = unit.shape[0]
-    zeros = ops.cast(ops.round(sparsity * size), "int32")
-    quantile = ops.take(ops.sort(unit), ops.clip(zeros, 0, size - 1))
+    zeros = ops.clip(ops.cast(ops.round(sparsity * size), "int32"), 0, size - 1)
+    ordered = ops.concatenate([ops.zeros((1,), unit.dtype), ops.sort(unit)])
+    quantile = (ops.take(ordered, zeros) + ops.take(ordered, zeros + 1)) / 2.0
     axes = filter_axes(kernel, channel_axes)
     largest = ops.max(magnitudes, axis=axes, keepdims=True)
     return ops.stop_gradient(ops.minimum(quantile * norm, largest))
