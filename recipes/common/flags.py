@@ -132,7 +132,7 @@ def make_output_dir(recipe):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write_test"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another worker probes the same folder
     except OSError as error:
         raise ValueError(
             f"Expected --output_dir to be a folder one can write to. Received: "

@@ -24,7 +24,9 @@ def mend_keras():
 
 def _build_from_local_batch(model, iterator=None, data_batch=None):
     """Makes a model's optimizer and metric variables, outside of any replica."""
-    strategy = model.distribute_strategy
+    strategy = model._distribute_strategy
+    if strategy is None:  # as Keras does: a model that was made outside of any
+        return
     if iterator is not None:
         _, _, batches = next(iter(iterator))
         data_batch = keras.tree.map_structure(

@@ -1,5 +1,6 @@
 """From flags and schemes to the artefacts: the flow that all recipes share."""
 
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -214,7 +215,8 @@ class Experiment:
         shared = self.folder / "unfinished_run"
         self._own_folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._own_folder.name)
-        if shared.exists():
+        # The chief may be removing what other settings left: that is not gone on with.
+        with contextlib.suppress(OSError):
             shutil.copytree(shared, self.folder / shared.name)
 
     def _fit_plain(self, model, *args, **options):

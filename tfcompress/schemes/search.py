@@ -49,7 +49,7 @@ class Search(ProgressCallback):
         """Now and then when there is nothing left to search."""
 
     def on_train_begin(self, logs=None):
-        self.searching = None
+        self.searching = self.model.search = None
 
     def on_progress(self, share):
         if self.searching is None:
@@ -70,8 +70,9 @@ class Search(ProgressCallback):
             self._settle()
 
     def _start(self, share):
-        if share and self.model.restored:
-            self.resume(self.model.restored)
+        restored, self.model.restored = self.model.restored, {}
+        if share and restored:
+            self.resume(restored)
         else:
             self.begin(share)
         self.model.search = self
