@@ -32,6 +32,13 @@ def _xla_on_request():
         yield
 
 
+@pytest.fixture(scope="session")
+def two_replicas():
+    """One strategy for all: a second one counts its collectives from the beginning,
+    and TensorFlow takes them for those of the first."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_memory():
     """Frees the graphs of the module before; that takes seconds."""

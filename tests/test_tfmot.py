@@ -30,12 +30,12 @@ def every_configuration():
     x = annotate(kl.Conv2D(8, 3, strides=2), wrappers.TernaryQuantizeConfig(0.4))(
         inputs
     )
-    x = kl.BatchNormalization()(x)
+    x = kl.BatchNormalization(momentum=0.9)(x)  # its statistics follow in few steps
     x = annotate(
         kl.ReLU(name="rectified"), wrappers.UniformQuantizeConfig(activation_bits=4)
     )(x)
     x = annotate(kl.DepthwiseConv2D(3), wrappers.UniformQuantizeConfig(4))(x)
-    x = kl.BatchNormalization()(x)
+    x = kl.BatchNormalization(momentum=0.9)(x)
     x = kl.Flatten()(kl.ReLU()(x))
     shared = wrappers.BitSharingQuantizeConfig(penalty=100.0, activation_bits=8)
     x = annotate(kl.Dense(32, activation="relu"), shared)(x)

@@ -112,13 +112,11 @@ def test_devices_that_cannot_be_had(flags, told, tmp_path, run_recipe, monkeypat
 
 
 def test_a_run_on_two_devices(
-    tmp_path, run_recipe, few_images, check_report, monkeypatch
+    tmp_path, run_recipe, few_images, check_report, two_replicas, monkeypatch
 ):
     """Of this process, which sees two CPUs."""
-    import tensorflow as tf
-
-    replicas = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: replicas)
+    tfd = strategy.tf.distribute
+    monkeypatch.setattr(tfd, "MirroredStrategy", lambda: two_replicas)
     run_recipe(
         pruned_ternary,
         tmp_path,

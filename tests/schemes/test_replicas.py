@@ -32,24 +32,18 @@ def trained(scheme, data, strategy=None):
     return student, history.history["loss"], seen
 
 
-@pytest.fixture(scope="module")
-def strategy():
-    """One for all: a second in the same process gets into the way of the first."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 @pytest.mark.parametrize("name", SCHEMES)
-def test_two_replicas_end_where_one_does(name, strategy):
+def test_two_replicas_end_where_one_does(name, two_replicas):
     data = tf.data.Dataset.from_tensor_slices(digits()).take(256).batch(64)
     one, losses, seen = trained(SCHEMES[name], data)
-    two, losses_of_two, seen_of_two = trained(SCHEMES[name], data, strategy)
+    two, losses_of_two, seen_of_two = trained(SCHEMES[name], data, two_replicas)
 
     np.testing.assert_allclose(losses_of_two, losses, rtol=1e-5)
     for variables, variables_of_two in zip(seen, seen_of_two, strict=True):
         for a, b, x in zip(variables, variables_of_two, two.variables, strict=True):
             np.testing.assert_allclose(b, a, atol=1e-5, err_msg=x.path)
     for variable in two.variables:
-        first, second = strategy.experimental_local_results(variable.value)
+        first, second = two_replicas.experimental_local_results(variable.value)
         np.testing.assert_array_equal(first, second, err_msg=variable.path)
     kernels, kernels_of_two = (
         {x.path: np.array(x) for x in tfc.finalize(student).weights}
