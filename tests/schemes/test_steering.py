@@ -1,9 +1,8 @@
 import math
 
-import keras
 import pytest
 
-from tfcompress.schemes.steering import DESCENT, Steering, sum_of_learning_rates
+from tfcompress.schemes.steering import DESCENT, Steering
 
 
 @pytest.mark.parametrize("response", [0.01, 1.0, 100.0])
@@ -24,17 +23,3 @@ def test_on_its_course_a_cost_is_left_alone():
     assert steering.penalty(DESCENT / 2, math.sqrt(1e5)) == pytest.approx(0.0)
     assert steering.penalty(DESCENT, 100.0) == pytest.approx(0.0)
     assert steering.penalty(1.0, 90.0) < 0 < steering.penalty(1.0, 110.0)
-
-
-def test_the_sum_of_learning_rates():
-    optimizer = keras.optimizers.SGD(0.1)
-    assert sum_of_learning_rates(optimizer, 50) == pytest.approx(5.0)
-    assert sum_of_learning_rates(keras.optimizers.SGD(0.0), 50) > 0
-    decay = keras.optimizers.schedules.CosineDecay(0.1, 50)
-    optimizer = keras.optimizers.SGD(decay)
-    exact = sum(float(decay(step)) for step in range(50))
-    assert sum_of_learning_rates(optimizer, 50) == pytest.approx(exact, rel=0.03)
-    # Of the steps to come: the second half has a sixth of the sum.
-    optimizer.iterations.assign(25)
-    exact = sum(float(decay(step)) for step in range(25, 50))
-    assert sum_of_learning_rates(optimizer, 25) == pytest.approx(exact, rel=0.1)

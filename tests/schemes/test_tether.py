@@ -51,6 +51,19 @@ def test_a_step_of_sgd_is_followed_by_the_proximal_step(rate):
     np.testing.assert_allclose(kernel, descend(w, a, gradient, rates), atol=1e-5)
 
 
+def test_accumulated_gradients_take_one_proximal_step():
+    """Two steps of four examples end where one of eight does."""
+    optimizer = keras.optimizers.SGD(0.3, gradient_accumulation_steps=2)
+    model, kernel, data, gradient = regression(optimizer)
+    w, a = np.array(kernel), anchor(kernel.shape)
+    tether = Tether([kernel])
+    tether.attach(optimizer)
+    tether.assign(RHO, [a])
+    model.fit(*data, batch_size=4, epochs=3, shuffle=False, verbose=0)
+    expected = descend(w, a, gradient, [0.3] * 3)
+    np.testing.assert_allclose(kernel, expected, atol=1e-5)
+
+
 def test_the_proximal_step_solves_its_problem():
     """argmin t / 2 (w - A)^2 + (w - W)^2 / 2: its derivative is zero."""
     optimizer = keras.optimizers.SGD(0.2)

@@ -6,9 +6,10 @@ from keras import ops
 
 from tfcompress.schemes.budget import parse_budget
 from tfcompress.schemes.calibration import calibrate_activations, calibrate_weights
+from tfcompress.schemes.learning_rate import inner_optimizer
 from tfcompress.schemes.search import Search
 from tfcompress.schemes.sensitivity import measure_sensitivities
-from tfcompress.schemes.steering import DESCENT, Steering, inner_optimizer
+from tfcompress.schemes.steering import DESCENT, Steering
 
 # How far thresholds may travel in a search when the gradient is 1 throughout; gates
 # change when thresholds reach about 1.

@@ -9,9 +9,9 @@ from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Ternary, Uniform
 from tfcompress.quantizers.ternary import check_sparsity
 from tfcompress.schemes.config import KeepFloat, QuantizeConfig
+from tfcompress.schemes.learning_rate import inner_optimizer
 from tfcompress.schemes.progress import ProgressCallback
 from tfcompress.schemes.scheme import Scheme
-from tfcompress.schemes.steering import inner_optimizer
 from tfcompress.surgery.graph import Graph
 
 # Shares of the training at which the sparsity ramp ends and the finish begins.

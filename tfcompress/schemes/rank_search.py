@@ -3,10 +3,11 @@
 import math
 
 from tfcompress.schemes.cut import choose_cut, cut_at
+from tfcompress.schemes.learning_rate import inner_optimizer
 from tfcompress.schemes.measured import slower_in_two
 from tfcompress.schemes.moments import MeasureMoments
 from tfcompress.schemes.search import Search
-from tfcompress.schemes.steering import DESCENT, inner_optimizer
+from tfcompress.schemes.steering import DESCENT
 
 # What is to go takes this share of the search to shrink from the mean norm to zero.
 DYING = 0.1

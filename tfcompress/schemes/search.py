@@ -1,7 +1,7 @@
 """What the searches of all schemes have in common, as they go along in `fit`."""
 
+from tfcompress.schemes.learning_rate import inner_optimizer, sum_of_learning_rates
 from tfcompress.schemes.progress import ProgressCallback
-from tfcompress.schemes.steering import inner_optimizer, sum_of_learning_rates
 
 # Steps of an epoch whose number is not known.
 STEPS_PER_EPOCH = 100

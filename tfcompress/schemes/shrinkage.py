@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.schemes.learning_rate import rate_of_step
+
 # Of a variable: smaller ones, such as new biases, count as if they had this norm.
 LEAST_NORM = 0.1
 
@@ -51,9 +53,9 @@ class Pressure:
         """The thresholds of the proximal step now, a float32 tensor (groups,)."""
         if self._optimizer is None:
             return ops.zeros((len(groups.weights),))
-        rate = ops.cast(self._optimizer.learning_rate, "float32")
         last = groups.first + len(groups.weights)
-        return rate * ops.convert_to_tensor(self._strengths)[groups.first : last]
+        strengths = ops.convert_to_tensor(self._strengths)[groups.first : last]
+        return rate_of_step(self._optimizer) * strengths
 
 
 class Groups:

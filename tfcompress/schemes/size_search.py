@@ -1,7 +1,7 @@
 """The search of sizes: ADMM inside `fit`, then masked fine-tuning."""
 
+from tfcompress.schemes.learning_rate import inner_optimizer
 from tfcompress.schemes.search import Search
-from tfcompress.schemes.steering import inner_optimizer
 
 # In a search at least.
 LEAST_PROJECTIONS = 20

@@ -2,9 +2,6 @@
 
 import math
 
-import numpy as np
-from keras import ops
-
 # Share of the search after which the cost should have come down to the budget.
 DESCENT = 0.8
 # Deviation of ln(cost) from its course at which the penalty is applied in full.
@@ -56,20 +53,3 @@ class Steering:
         self.multiplier = min(self.multiplier, MAX_MULTIPLIER)
         self.deviation = deviation
         return self.multiplier * deviation
-
-
-def inner_optimizer(model):
-    """A compiled model's optimizer, without the wrapper that scales losses."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
-def sum_of_learning_rates(optimizer, steps):
-    """Over the steps to come, as the optimizer plans them; a float above 0."""
-    schedule = getattr(optimizer, "_learning_rate", None)
-    if not callable(schedule):
-        rate = float(ops.convert_to_numpy(optimizer.learning_rate))
-        return steps * max(rate, 1e-12)
-    done = int(ops.convert_to_numpy(optimizer.iterations))
-    points = done + np.linspace(0, steps, 50)
-    rates = [float(ops.convert_to_numpy(schedule(int(step)))) for step in points]
-    return steps * max(float(np.mean(rates)), 1e-12)

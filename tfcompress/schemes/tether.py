@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tfcompress.schemes.learning_rate import rate_of_step
+
 
 class Tether:
     """Pulls kernels towards anchors: W <- (W + t A) / (1 + t), t = learning rate * rho.
@@ -53,8 +55,7 @@ class Tether:
         """A kernel after the proximal step."""
         if self._optimizer is None:
             return value
-        rate = ops.cast(self._optimizer.learning_rate, value.dtype)
-        t = rate * ops.cast(self._rho, value.dtype)
+        t = ops.cast(rate_of_step(self._optimizer) * self._rho, value.dtype)
         return (value + t * ops.cast(self._anchors[index], value.dtype)) / (1.0 + t)
 
 
