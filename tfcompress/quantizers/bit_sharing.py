@@ -188,8 +188,10 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
 
     def _observe(self, inputs, clip):
         (part,) = nested.every_nth((inputs,), ONE_OF)
+        # A replica may be left without any sample of the last batch.
+        some = ops.convert_to_tensor(ops.shape(part)[0] > 0)
         errors = ops.cond(
-            self.gates.learn() > 0,
+            ops.logical_and(self.gates.learn() > 0, some),
             lambda: nested.mean_errors(part, clip, self.candidates, self.signed),
             lambda: ops.convert_to_tensor(self.gates.errors),
         )

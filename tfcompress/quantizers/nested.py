@@ -131,9 +131,9 @@ def every_nth(tensors, n):
 
 
 def _ratio(whole, part):
-    """How many times longer the first axis of `whole` is."""
+    """How many times longer the first axis of `whole` is; 0 without samples."""
     lengths = [ops.cast(ops.shape(tensor)[0], "float32") for tensor in (whole, part)]
-    return lengths[0] / lengths[1]
+    return lengths[0] / ops.maximum(lengths[1], 1.0)
 
 
 def _inner(a, b):
