@@ -161,8 +161,24 @@ def measure_memory(kind):
     return int(child.stdout.split()[-1])
 
 
-def make_step(model, images):
-    """A function that takes one training step on a batch and waits for its end."""
+def make_model():
+    """The plain model that the flags ask for."""
+    keras.utils.set_random_seed(0)
+    if models.is_file(FLAGS.model):
+        return models.load_file(FLAGS.model)
+    return models.BUILDERS[FLAGS.model]((32, 32, 3), 10)
+
+
+def make_batch(model):
+    """Images and labels for the model, NumPy arrays (batch_size, ...)."""
+    random = np.random.default_rng(0)
+    shape = (FLAGS.batch_size, *model.inputs[0].shape[1:])
+    images = random.normal(size=shape).astype("float32")
+    return images, random.integers(model.outputs[0].shape[-1], size=FLAGS.batch_size)
+
+
+def compile_model(model, images):
+    """Compiles a model as the flags ask for, and returns it."""
     set_precision(model, FLAGS.precision)
     model.compile(
         make_optimizer(0.01, steps=1000),
@@ -170,9 +186,10 @@ def make_step(model, images):
             from_logits=models.outputs_logits(model, images)
         ),
         metrics=["accuracy"],
-        jit_compile=FLAGS.jit_compile,
+        # JAX without a compiler takes one operation after the other.
+        jit_compile=FLAGS.jit_compile or keras.backend.backend() == "jax",
     )
-    return model.train_on_batch
+    return model
 
 
 def timed(step):
@@ -202,18 +219,11 @@ def time_pairs(first, second, pairs):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
-    keras.utils.set_random_seed(0)
-    if models.is_file(FLAGS.model):
-        model = models.load_file(FLAGS.model)
-    else:
-        model = models.BUILDERS[FLAGS.model]((32, 32, 3), 10)
-    random = np.random.default_rng(0)
-    shape = (FLAGS.batch_size, *model.inputs[0].shape[1:])
-    images = random.normal(size=shape).astype("float32")
-    labels = random.integers(model.outputs[0].shape[-1], size=FLAGS.batch_size)
+    model = make_model()
+    images, labels = make_batch(model)
 
     if FLAGS.memory_of:
-        step = make_step(MAKERS[FLAGS.memory_of](model), images)
+        step = compile_model(MAKERS[FLAGS.memory_of](model), images).train_on_batch
         print(memory_of_steps(step, images, labels))
         return
     print(
@@ -223,7 +233,7 @@ def main(argv):
     memory, steps = {}, {}
     for kind in ("plain", "student", "multi_path")[: 3 if FLAGS.multi_path else 2]:
         memory[kind] = measure_memory(kind)
-        step = make_step(MAKERS[kind](model), images)
+        step = compile_model(MAKERS[kind](model), images).train_on_batch
         steps[kind] = functools.partial(step, images, labels)
     pairs = [("plain", "student"), ("student", "multi_path")]
     for first, second in pairs[: 2 if FLAGS.multi_path else 1]:

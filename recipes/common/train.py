@@ -4,7 +4,6 @@ import json
 import shutil
 
 import keras
-import tensorflow as tf
 
 WARM_UP = 0.05
 # Both as in the ResNet paper. Keras applies weight decay outside of the momentum, so
@@ -88,6 +87,8 @@ def jit_compile():
     """
     if keras.backend.backend() != "tensorflow":
         return "auto"
+    import tensorflow as tf  # not at the top: benchmarks on JAX do without it
+
     devices = {device.device_type for device in tf.config.list_logical_devices()}
     return False if devices == {"CPU"} else "auto"
 
