@@ -6,6 +6,7 @@ kernels, and learned ranges of layers' inputs, also of fewer bits; biases follow
 """
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -50,6 +51,16 @@ class Levels:
             grids.append((np.float32(self.scale), self.zero_point))
         return grids
 
+    def limits(self):
+        """The least and the largest value on the first of the grids."""
+        scale, zero_point = self.grids()[0]
+        return tuple(scale * (x - zero_point) for x in (LOW, HIGH))
+
+    def needs(self):
+        """The same, less what rounds to the outermost levels in any case."""
+        low, high = self.limits()
+        return min(0.0, low + 0.4 * self.scale), high - 0.4 * self.scale
+
 
 def levels_of(layer):
     """The `Levels` of a `QuantizeActivation`.
@@ -69,6 +80,33 @@ def levels_of(layer):
         "Inputs of 2, 3, 4 or 8 bits can be computed with int8. Received: "
         f"{layer.bits} bits in '{layer.name}'. Export with activations='float'."
     )
+
+
+def limits_of(readers, low, high):
+    """`(min, max)` of an int8 tensor that has `(low, high)` in the samples.
+
+    Where all that read it agree on its levels, these. Where others read it too, a level
+    is an odd number of steps, so that rounding to steps and then to levels is rounding
+    once; unless the tensor then ends too early.
+
+    Args:
+        readers: the `Levels` of each layer that reads it, or None of one without.
+    """
+    bound = [levels for levels in readers if levels is not None]
+    if not bound:
+        return low, high
+    if all(levels == bound[0] for levels in readers):
+        return bound[0].limits()
+    needs = [levels.needs() for levels in bound]
+    if len(bound) < len(readers):
+        needs.append((min(low, 0.0), high))
+    least, most = min(x for x, _ in needs), max(x for _, x in needs)
+    for fine in range(bound[0].fine, 0, -2):
+        step = bound[0].scale / fine
+        zero_point = max(LOW, math.ceil(LOW - least / step))
+        if (HIGH - zero_point) * step >= most:
+            return tuple(step * (x - zero_point) for x in (LOW, HIGH))
+    return low, high
 
 
 def integer_tflite(model, kernels, samples, names):
@@ -91,7 +129,7 @@ def integer_tflite(model, kernels, samples, names):
     """
     content = float_tflite(_without_quantized_inputs(model))
     planned = _Plan(content, model, kernels)
-    calibrated = quantized_tflite(content, samples, planned.ranges())
+    calibrated = quantized_tflite(content, samples, planned.limits)
     edited = _Edited(calibrated, planned)
     edited.run(names)
     return edited.content(), edited.matches, edited.ranges
@@ -142,14 +180,9 @@ class _Plan:
                 name = graph.tensors[index].name.decode()
                 self._readers.setdefault(name, []).append(None)
 
-    def ranges(self):
-        """`{tensor name: (min, max)}` where all that read it agree on its levels."""
-        ranges = {}
-        for name, readers in self._readers.items():
-            if readers[0] is not None and all(x == readers[0] for x in readers):
-                scale, zero_point = readers[0].grids()[0]
-                ranges[name] = tuple(scale * (x - zero_point) for x in (LOW, HIGH))
-        return ranges
+    def limits(self, name, low, high):
+        """`limits_of` a tensor."""
+        return limits_of(self._readers.get(name, []), low, high)
 
 
 def _levels(model):

@@ -15,13 +15,14 @@ SAMPLES = 256
 LEAST_RANGE = 1e-6
 
 
-def quantized_tflite(content, samples, ranges=None):
+def quantized_tflite(content, samples, choose=None):
     """A float file with int8 tensors and kernels, as litert-quantizer makes it.
 
     Args:
         content: of `float_tflite`.
         samples: iterable of batches of representative inputs, lists of arrays.
-        ranges: `{tensor name: (min, max)}` in place of what the samples say.
+        choose: function from a tensor's name, minimum and maximum in the samples to the
+            minimum and maximum that it is to have.
 
     Returns:
         The file's content, bytes. Its inputs and outputs stay float.
@@ -47,12 +48,14 @@ def quantized_tflite(content, samples, ranges=None):
     with _quiet():
         found = engine.calibrate({signature: [rows[i] for i in chosen]})
         for name, limits in found.items():
+            if choose is not None:
+                chosen_limits = choose(
+                    name, np.min(limits["min"]), np.max(limits["max"])
+                )
+                for key, value in zip(("min", "max"), chosen_limits, strict=True):
+                    limits[key] = np.full_like(limits[key], value)
             if np.max(limits["max"]) - np.min(limits["min"]) < LEAST_RANGE:
                 limits["max"] = np.full_like(limits["max"], 1.0)  # any will do
-            for key, value in zip(
-                ("min", "max"), (ranges or {}).get(name, ()), strict=False
-            ):
-                limits[key] = np.full_like(limits[key], value)
         quantized = bytes(engine.quantize(found).quantized_model)
     return _with_float_ends(quantized)
 
