@@ -11,7 +11,7 @@ from absl import app, flags
 import tfcompress as tfc
 from recipes.common import finetune_epochs  # noqa: F401 -- a flag
 from recipes.common.bit_history import BitHistory
-from recipes.common.comparison import comparison
+from recipes.common.comparison import print_comparison
 from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from tfcompress import reporting
@@ -73,7 +73,7 @@ def main(argv):
     reporting.plot_gates(history.epochs, experiment.folder / "gates.png")
     reports += [experiment.compress(scheme, "uniform") for scheme in uniform]
     experiment.finish()
-    print(comparison(reports, "bops"))
+    print_comparison(reports, "bops")
 
 
 if __name__ == "__main__":

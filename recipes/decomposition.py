@@ -12,7 +12,7 @@ from recipes.common import (
     baselines,
     epochs,  # noqa: F401 -- a flag
 )
-from recipes.common.comparison import comparison
+from recipes.common.comparison import print_comparison
 from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from recipes.common.train import FLOAT_LEARNING_RATE
@@ -73,7 +73,7 @@ def main(argv):
             compared = baseline(model, macs)
             reports.append(experiment.train(compared, name, subfolder, rate, budget))
     experiment.finish()
-    print(comparison(reports, "macs"))
+    print_comparison(reports, "macs")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,21 @@ from rich.table import Table
 from tfcompress.reporting.tables import render
 
 
-def comparison(reports, cost):
-    """A table as text.
+def print_comparison(reports, cost):
+    """Prints a table, if there is anything to compare.
 
     Args:
-        reports: as `tfcompress.reporting.build_report` returns them, or None.
+        reports: as `tfcompress.reporting.build_report` returns them; None where the
+            backend could not export.
         cost: which cost to show, "bops" or "macs".
     """
+    reports = [report for report in reports if report is not None]
+    if not reports:
+        return
     table = Table(
         "scheme", "accuracy", cost, "of float", ".tflite bytes", "latency, of float"
     )
-    for report in filter(None, reports):
+    for report in reports:
         costs, latency = report["cost"], report["latency_ms"]
         table.add_row(
             report["scheme"],
@@ -25,4 +29,4 @@ def comparison(reports, cost):
             f"{report['size']['tflite_bytes']:,}",
             f"{latency['compressed'] / latency['float']:.2f}",
         )
-    return render(table)
+    print(render(table))
