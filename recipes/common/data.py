@@ -273,18 +273,27 @@ def augment(images, seed, padding, flip):
     return tf.gather(images, columns, axis=2, batch_dims=1)
 
 
-def train_pipeline(data, scaling, batch_size, seed):
+NO_AUGMENTATION = (0, False)
+
+
+def train_pipeline(data, scaling, batch_size, seed, augmentation):
     """Shuffled, augmented, scaled batches.
 
     What an epoch sees follows from the seed and its number alone, so that a training
     that was interrupted goes on with what it would have seen.
+
+    Args:
+        data: an `ImageData`.
+        scaling: a `Scaling`.
+        batch_size: images in each batch.
+        seed: of order and augmentation.
+        augmentation: `(padding, flip)`, see `augment`.
 
     Returns:
         `(batches, follow_epochs)`: a `tf.data.Dataset` of (float32 (batch, height,
         width, channels), int64 (batch,)), without an incomplete last batch, and the
         Keras callback that tells it the epoch.
     """
-    padding, flip = standard_augmentation(data)
     images, labels = tf.constant(data.train_images), tf.constant(data.train_labels)
     count = len(data.train_labels)
     steps = count // batch_size
@@ -297,7 +306,7 @@ def train_pipeline(data, scaling, batch_size, seed):
         return order, tf.random.split(seeds[1], steps)
 
     def make_batch(indices, seed):
-        batch = augment(tf.gather(images, indices), seed, padding, flip)
+        batch = augment(tf.gather(images, indices), seed, *augmentation)
         return scaling(batch), tf.gather(labels, indices)
 
     batches = tf.data.Dataset.range(1).map(make_order).unbatch()

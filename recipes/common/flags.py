@@ -52,6 +52,11 @@ flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
+flags.DEFINE_boolean(
+    "augmentation",
+    True,
+    "Whether training images are shifted and, photographs, mirrored at random.",
+)
 flags.DEFINE_enum(
     "precision",
     "float32",

@@ -11,7 +11,13 @@ import keras
 
 import tfcompress as tfc
 from recipes.common import flags, models
-from recipes.common.data import load, make_scaling, train_pipeline
+from recipes.common.data import (
+    NO_AUGMENTATION,
+    load,
+    make_scaling,
+    standard_augmentation,
+    train_pipeline,
+)
 from recipes.common.strategy import make_devices
 from recipes.common.train import (
     FLOAT_LEARNING_RATE,
@@ -78,7 +84,11 @@ class Experiment:
             self._write_elsewhere()
         self.unfinished = UnfinishedRun(self.folder / "unfinished_run", settings)
         self._train, self._follow_epochs = train_pipeline(
-            data, scaling, FLAGS.batch_size, FLAGS.seed
+            data,
+            scaling,
+            FLAGS.batch_size,
+            FLAGS.seed,
+            standard_augmentation(data) if FLAGS.augmentation else NO_AUGMENTATION,
         )
         self._test = scaling(data.test_images), data.test_labels
         images = scaling(data.train_images[:64])

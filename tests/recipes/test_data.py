@@ -130,9 +130,9 @@ def test_standard_augmentation(mnist5k, photographs):
     assert data_lib.standard_augmentation(digits) == (4, False)
 
 
-def _epochs(data, seed, epochs=(0, 1)):
+def _epochs(data, seed, epochs=(0, 1), augmentation=(4, True)):
     scaling = data_lib.make_scaling("unit", data.train_images)
-    train, follow = data_lib.train_pipeline(data, scaling, 16, seed)
+    train, follow = data_lib.train_pipeline(data, scaling, 16, seed, augmentation)
     batches = []
     for epoch in epochs:
         follow.on_epoch_begin(epoch)
@@ -142,7 +142,7 @@ def _epochs(data, seed, epochs=(0, 1)):
 
 def test_train_pipeline_gives_full_scaled_batches(mnist5k):
     scaling = data_lib.make_scaling("unit", mnist5k.train_images)
-    train, _ = data_lib.train_pipeline(mnist5k, scaling, 128, seed=0)
+    train, _ = data_lib.train_pipeline(mnist5k, scaling, 128, 0, (2, False))
     assert len(train) == 4000 // 128
     images, labels = next(iter(train))
     assert images.shape == (128, 28, 28, 1)
@@ -157,6 +157,14 @@ def test_train_pipeline_visits_every_image_once_an_epoch(photographs):
         labels = np.concatenate([labels for _, labels in epoch])
         assert sorted(labels) == list(range(64))
         assert sorted(labels) != list(labels)
+
+
+def test_without_augmentation_images_are_what_they_are(photographs):
+    unique = dataclasses.replace(photographs, train_labels=np.arange(64))
+    (epoch,) = _epochs(unique, 0, [0], data_lib.NO_AUGMENTATION)
+    for images, labels in epoch:
+        expected = photographs.train_images[labels] / np.float32(255)
+        np.testing.assert_allclose(images, expected, rtol=1e-6)
 
 
 def test_train_pipeline_follows_the_seed(photographs):
