@@ -196,7 +196,8 @@ def test_a_file_for_latency_is_checked_to_be_close(
         report = check(path, digit_model, images)
     # Inputs are rounded to 8 bits, so that it is not as exact as the other.
     assert 1e-5 < report["agreement"]["max_abs_diff"] < 0.05
-    assert {row["type"] for row in report["tensors"]} == {"INT8"}
+    types = ["INT8", "INT8", "INT8", "INT4"]
+    assert [row["type"] for row in report["tensors"]] == types
 
 
 def test_a_file_for_latency_with_a_changed_scale_is_found(

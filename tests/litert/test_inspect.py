@@ -62,7 +62,7 @@ def test_files_for_latency_too(digit_model, tmp_path):
     path = tmp_path / "model.tflite"
     export(digit_model, path, optimize="latency")
     kernels = [c for c in constants(path) if c.role == "kernel"]
-    assert [c.type for c in kernels] == ["INT8"] * 4
+    assert [c.type for c in kernels] == ["INT8", "INT8", "INT8", "INT4"]
 
 
 def test_as_a_program(exported, tmp_path):

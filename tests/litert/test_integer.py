@@ -10,11 +10,12 @@ from keras import layers as kl
 
 import tfcompress as tfc
 from tests.litert.packed_models import make_packed
-from tests.litert.test_exporter import MODELS, operators
+from tests.litert.test_exporter import MODELS, check_native_types, operators
 from tfcompress.litert import export, float_tflite, predict
 from tfcompress.litert.check import Samples
 from tfcompress.litert.flatbuffer import constant, operator_name, read
 from tfcompress.litert.integer import levels_of, limits_of
+from tfcompress.litert.runtime import Runner
 from tfcompress.litert.signature import functional
 from tfcompress.litert.static_int8 import quantized_tflite
 
@@ -103,7 +104,7 @@ def test_every_kind_of_model(build, tmp_path):
         activations="int8",
         representative_data=samples,
     )
-    assert {row["type"] for row in report["tensors"]} == {"INT8"}
+    check_native_types(report, model)
     assert report["ranges"]["learned"] == 0 < report["ranges"]["calibrated"]
 
 
@@ -190,6 +191,36 @@ def test_biases_are_rounded_once_in_units_of_both_scales(exported_residual):
         )
         checked += 1
     assert checked == 5
+
+
+def test_inputs_and_outputs_in_int8(exported_residual, tmp_path):
+    """The same file without its two conversions: the same codes, to the last."""
+    model, samples, path, report = exported_residual
+    ends = tmp_path / "ends.tflite"
+    with_ends = export(
+        model,
+        ends,
+        verify=samples,
+        optimize="latency",
+        activations="int8",
+        representative_data=samples[:64],
+        io="int8",
+    )
+    assert with_ends["agreement"] == report["agreement"]
+    np.testing.assert_array_equal(predict(ends, samples), predict(path, samples))
+    runner = Runner(ends.read_bytes())
+    (_, first), (_, last) = runner.inputs[0], runner.outputs[0]
+    assert first["dtype"] == last["dtype"] == np.int8
+    scale, zero_point = first["quantization"]
+    codes = np.clip(np.round(samples / scale) + zero_point, -128, 127).astype("int8")
+    np.testing.assert_array_equal(runner([codes])[0], predict(path, samples))
+    with pytest.raises(ValueError, match="expects inputs of dtype.*int8.*int64"):
+        runner([codes.astype("int64")[:, :5]])
+
+
+def test_int8_ends_are_for_integer_files(tmp_path, exported_residual):
+    with pytest.raises(ValueError, match="io='int8' is expected with activations"):
+        export(exported_residual[0], tmp_path / "model.tflite", io="int8")
 
 
 def test_no_operator_computes_with_floats(exported_residual):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -52,6 +54,25 @@ def test_rounding_of_a_fold_is_tolerated_and_a_wrong_code_is_not():
 @pytest.mark.parametrize("shape", [(3, 3), (4, 4, 3), (12,), (2, 6)])
 def test_other_shapes_do_not_match(kernel, shape):
     assert match(np.ones(shape, np.float32), kernel) is None
+
+
+@pytest.mark.parametrize(
+    ("operators", "bits", "container"),
+    [
+        ({"FULLY_CONNECTED"}, 2, 4),
+        ({"FULLY_CONNECTED"}, 4, 4),
+        ({"FULLY_CONNECTED"}, 8, 8),
+        ({"CONV_2D"}, 2, 8),  # INT2 makes it return NaN
+        ({"CONV_2D", "FULLY_CONNECTED"}, 2, 8),
+    ],
+)
+def test_operators_read_containers_that_all_of_them_can(
+    kernel, operators, bits, container
+):
+    found = match(kernel.codes * kernel.scale, replace(kernel, bits=bits))
+    native = found.read_by(operators)
+    assert native.kernel.bits == container
+    assert replace(native, kernel=found.kernel) == found
 
 
 def test_kernels_of_all_layers_with_their_path():

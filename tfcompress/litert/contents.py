@@ -6,7 +6,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import KERNEL_READERS
+from tfcompress.litert.kernels import NATIVE_BITS
 from tfcompress.litert.runtime import Runner, read_file
 from tfcompress.quantizers.packing import unpack
 
@@ -75,7 +75,7 @@ def constants(path):
                 index = decoded.get(index, index)
                 if index >= 0 and index not in seen:
                     seen.add(index)
-                    role = ROLES.get(place, "") if reader in KERNEL_READERS else ""
+                    role = ROLES.get(place, "") if reader in NATIVE_BITS else ""
                     tensor = graph.tensors[index]
                     if flatbuffer.constant(model, tensor) is not None:
                         found.append(_constant(model, tensor, reader, role))

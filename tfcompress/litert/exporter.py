@@ -1,7 +1,6 @@
 """`export`: from a finalized Keras model to a proven `.tflite`."""
 
 import contextlib
-import dataclasses
 import os
 
 from tfcompress.cost.arithmetic import xz_bytes
@@ -12,11 +11,8 @@ from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 
-# Of kernels that operators read themselves. INT2 convolutions return NaN, and INT4 ones
-# are slower than INT8 (LiteRT 2.3).
-NATIVE_BITS = 8
 OPTIMIZE = ("size", "latency")
-ACTIVATIONS = ("float", "int8")
+DTYPES = ("float", "int8")
 
 
 def export(
@@ -26,13 +22,15 @@ def export(
     optimize="size",
     activations="float",
     representative_data=None,
+    io="float",
 ):
     """Writes the `.tflite` of a finalized model, and proves it.
 
     Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale
     per output channel, which the runtime decodes: what was trained is what ships. For
-    latency, all are INT8 tensors with the same codes and scales, which operators read
-    themselves; they round their inputs to 8 bits as they go. Before the file appears
+    latency, operators read the same codes and scales themselves, from INT8 tensors, or
+    INT4 ones where that is as fast (`litert.kernels.NATIVE_BITS`), and round their
+    inputs to 8 bits as they go. Before the file appears
     at `path` it is read back, each tensor's type and bytes are compared with the plan,
     and the stock LiteRT runtime must predict like Keras.
 
@@ -49,9 +47,12 @@ def export(
         activations: "float", or "int8", with optimize="latency", for a file that
             computes with integers throughout. Learned ranges of activations are kept,
             others come from `representative_data`; layers kept in float are quantized
-            to 8 bits as well. Inputs and outputs stay float.
+            to 8 bits as well.
         representative_data: training samples, as `verify` takes them, for
             activations="int8"; of all that are given, 256 are used.
+        io: dtype of the file's inputs and outputs, "float", or "int8" with
+            activations="int8", for devices that read sensors as integers. Scales and
+            zero points are in the file, and `tfcompress.litert.predict` goes by them.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
@@ -68,7 +69,7 @@ def export(
     Warns:
         UserWarning: see `tfcompress.litert.check.compare`.
     """
-    _check_arguments(optimize, activations, representative_data)
+    _check_arguments(optimize, activations, representative_data, io)
     kernels = packed_kernels(model)
     model = functional(model)
     samples = Samples(model, verify)
@@ -79,7 +80,7 @@ def export(
     with _replaced_when_done(path) as temporary:
         if activations == "int8":
             float_content, content, matches, ranges["ranges"] = _integer(
-                model, kernels, representative
+                model, kernels, representative, io == "float"
             )
         else:
             float_content, content, matches = _packed(model, kernels, optimize)
@@ -124,25 +125,24 @@ def _packed(model, kernels, optimize="size"):
     """`(content of the float file, content of the packed file, matches)`."""
     float_content = float_tflite(model)
     names = input_names(model), output_names(model)
-    native = optimize == "latency"
-    if native:
-        kernels = [dataclasses.replace(kernel, bits=NATIVE_BITS) for kernel in kernels]
-    return float_content, *pack_kernels(float_content, kernels, *names, native)
+    packed = pack_kernels(float_content, kernels, *names, optimize == "latency")
+    return float_content, *packed
 
 
-def _integer(model, kernels, samples):
+def _integer(model, kernels, samples, float_ends):
     """The same with integers throughout, and where its ranges come from."""
     from tfcompress.litert.integer import integer_tflite  # few need it
 
-    kernels = [dataclasses.replace(kernel, bits=NATIVE_BITS) for kernel in kernels]
     names = input_names(model), output_names(model)
-    return float_tflite(model), *integer_tflite(model, kernels, samples, names)
+    integer = integer_tflite(model, kernels, samples, names, float_ends)
+    return float_tflite(model), *integer
 
 
-def _check_arguments(optimize, activations, representative_data):
+def _check_arguments(optimize, activations, representative_data, io):
     for name, value, known in (
         ("optimize", optimize, OPTIMIZE),
-        ("activations", activations, ACTIVATIONS),
+        ("activations", activations, DTYPES),
+        ("io", io, DTYPES),
     ):
         if value not in known:
             raise ValueError(f"`{name}` is one of {known}. Received: {name}={value!r}.")
@@ -155,6 +155,11 @@ def _check_arguments(optimize, activations, representative_data):
     if activations == "float" and representative_data is not None:
         raise ValueError(
             "`representative_data` is expected with activations='int8'. Received: "
+            "activations='float'."
+        )
+    if (activations, io) == ("float", "int8"):
+        raise ValueError(
+            "io='int8' is expected with activations='int8'. Received: "
             "activations='float'."
         )
 

@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfcompress.layers import PackedKernel, QuantizeActivation
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
-from tfcompress.litert.kernels import KERNEL_READERS
+from tfcompress.litert.kernels import NATIVE_BITS
 from tfcompress.litert.pack import find_kernels, kernel_tensor, rename
 from tfcompress.litert.static_int8 import quantized_tflite
 from tfcompress.surgery.graph import Graph
@@ -109,14 +109,15 @@ def limits_of(readers, low, high):
     return low, high
 
 
-def integer_tflite(model, kernels, samples, names):
+def integer_tflite(model, kernels, samples, names, float_ends):
     """Makes the integer file of a finalized model.
 
     Args:
         model: a Functional model with packed layers.
-        kernels: list of its `Kernel`, with 8 bits.
+        kernels: list of its `Kernel`.
         samples: iterable of batches of representative inputs, lists of arrays.
         names: `(input names, output names)`.
+        float_ends: whether its inputs and outputs are float32, or int8 as well.
 
     Returns:
         `(content, matches, ranges)`: the file's bytes; the `Match` of each kernel in
@@ -129,7 +130,7 @@ def integer_tflite(model, kernels, samples, names):
     """
     content = float_tflite(_without_quantized_inputs(model))
     planned = _Plan(content, model, kernels)
-    calibrated = quantized_tflite(content, samples, planned.limits)
+    calibrated = quantized_tflite(content, samples, planned.limits, float_ends)
     edited = _Edited(calibrated, planned)
     edited.run(names)
     return edited.content(), edited.matches, edited.ranges
@@ -160,11 +161,13 @@ class _Plan:
         levels = _levels(model)
         parsed = flatbuffer.read(content)
         self.of, self._readers = {}, {}
-        places = {(id(g), i): m for g, i, m in find_kernels(parsed, kernels)}
+        places = {
+            (id(g), i): m for g, i, m in find_kernels(parsed, kernels, native=True)
+        }
         for graph in parsed.subgraphs:
             for operator in graph.operators:
                 found = None
-                if flatbuffer.operator_name(parsed, operator) in KERNEL_READERS:
+                if flatbuffer.operator_name(parsed, operator) in NATIVE_BITS:
                     found = places.get((id(graph), operator.inputs[1]))
                 bound = levels.get(found.kernel.layer) if found else None
                 for place, index in enumerate(operator.inputs):

@@ -1,6 +1,6 @@
 """The kernels a model plans to have in the file, and how to recognise them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from keras import ops
@@ -8,8 +8,15 @@ from keras import ops
 from tfcompress.layers import IN_TRAINING, PackedKernel
 from tfcompress.surgery.graph import Graph
 
-# Operators that read the kernels of packed layers, as their second input.
-KERNEL_READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+# Operators that read the kernels of packed layers, as their second input, and the
+# containers that they read themselves, right and no slower than INT8, the fewest bits
+# first: LiteRT 2.3.0, x86-64, `python -m benchmarks.native_kernels`. INT4 convolutions
+# take twice the time, INT2 ones return NaN, and INT2 takes longer than INT4.
+NATIVE_BITS = {
+    "CONV_2D": (8,),
+    "DEPTHWISE_CONV_2D": (8,),
+    "FULLY_CONNECTED": (4, 8),
+}
 # Relative. Folding a factor into `codes * scale` rounds a few times by 6e-8;
 # neighbouring codes differ by 8e-3 at least.
 ROUNDING = 1e-6
@@ -51,6 +58,12 @@ class Match:
     codes: np.ndarray
     scale: np.ndarray
     folded: bool
+
+    def read_by(self, operators):
+        """The same in a container that these operators, by name, read themselves."""
+        native = set.intersection(*(set(NATIVE_BITS[name]) for name in operators))
+        bits = min(bits for bits in native if bits >= self.kernel.bits)
+        return replace(self, kernel=replace(self.kernel, bits=bits))
 
 
 def packed_kernels(model):

@@ -4,7 +4,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import KERNEL_READERS, match
+from tfcompress.litert.kernels import NATIVE_BITS, match
 from tfcompress.quantizers.packing import pack
 
 # The version of DEQUANTIZE that has per-channel scales and types below a byte.
@@ -23,7 +23,7 @@ def pack_kernels(content, kernels, input_names, output_names, native=False):
         content: a float `.tflite` of `tfcompress.litert.float_tflite`, bytes.
         kernels: list of `Kernel`.
         input_names, output_names: the model's, in the order of `float_tflite`.
-        native: whether operators read the integers themselves, without DEQUANTIZE.
+        native: see `find_kernels`; then no DEQUANTIZE follows.
 
     Returns:
         `(content, matches)`: the smaller `.tflite`, bytes, and the list of
@@ -33,7 +33,7 @@ def pack_kernels(content, kernels, input_names, output_names, native=False):
         ValueError: if a kernel is not in the file.
     """
     model = flatbuffer.read(content)
-    places = find_kernels(model, kernels)
+    places = find_kernels(model, kernels, native)
     for graph, index, found in places:
         if native:
             graph.tensors[index] = kernel_tensor(model, found)
@@ -44,12 +44,14 @@ def pack_kernels(content, kernels, input_names, output_names, native=False):
     return flatbuffer.write(model), [found for *_, found in places]
 
 
-def find_kernels(model, kernels):
+def find_kernels(model, kernels, native):
     """Where the kernels are, by content.
 
     Args:
         model: `schema.ModelT` of a float file.
         kernels: list of `Kernel`.
+        native: whether operators are to read the integers themselves, so that each
+            kernel is planned in a container that its readers take.
 
     Returns:
         List of `(graph, tensor index, Match)`.
@@ -58,30 +60,34 @@ def find_kernels(model, kernels):
         ValueError: if a kernel is not in the file.
     """
     constants = [
-        (graph, index)
+        (graph, index, readers)
         for graph in model.subgraphs
-        for index in _kernel_constants(model, graph)
+        for index, readers in _kernel_constants(model, graph)
     ]
     values = [
         flatbuffer.constant(model, graph.tensors[index])
         .view(np.float32)
         .reshape(graph.tensors[index].shape)
-        for graph, index in constants
+        for graph, index, _ in constants
     ]
     assigned = zip(constants, _assign(values, kernels), strict=True)
-    return [(graph, index, found) for (graph, index), found in assigned if found]
+    return [
+        (graph, index, found.read_by(readers) if native else found)
+        for (graph, index, readers), found in assigned
+        if found
+    ]
 
 
 def _kernel_constants(model, graph):
-    """Indices of the float constants in the place of a kernel."""
-    read = {
-        operator.inputs[1]
-        for operator in graph.operators
-        if flatbuffer.operator_name(model, operator) in KERNEL_READERS
-    }
+    """`(index, names of its readers)` of the float constants in a kernel's place."""
+    readers = {}
+    for operator in graph.operators:
+        name = flatbuffer.operator_name(model, operator)
+        if name in NATIVE_BITS:
+            readers.setdefault(operator.inputs[1], set()).add(name)
     return [
-        index
-        for index in sorted(read)
+        (index, readers[index])
+        for index in sorted(readers)
         if graph.tensors[index].type == schema.TensorType.FLOAT32
         and flatbuffer.constant(model, graph.tensors[index]) is not None
     ]

@@ -20,6 +20,9 @@ TRY_OUT_SECONDS = 60
 class Runner:
     """A `.tflite` loaded into LiteRT; call it on one batch per input.
 
+    Quantized inputs take floats as well as codes, and quantized outputs are returned
+    as floats, by the scales and zero points in the file.
+
     Attributes:
         inputs: list of (name, details) in the file's order; details are
             LiteRT's, with `dtype` and `shape_signature` (-1 for a free size).
@@ -77,7 +80,7 @@ class Runner:
                 self._interpreter.set_tensor(details["index"], array)
             self._interpreter.invoke()
             return [
-                self._interpreter.get_tensor(details["index"])
+                _decoded(self._interpreter.get_tensor(details["index"]), details)
                 for _, details in self.outputs
             ]
 
@@ -102,9 +105,9 @@ class Runner:
             for _, x in self.inputs
         ]
         if len(received) != len(expected) or not all(
-            np.can_cast(dtype, wanted, "same_kind") and _fits(shape, signature)
-            for (dtype, shape), (wanted, signature) in zip(
-                received, expected, strict=True
+            _takes(details, dtype) and _fits(shape, signature)
+            for (dtype, shape), (_, signature), (_, details) in zip(
+                received, expected, self.inputs, strict=True
             )
         ):
             raise ValueError(
@@ -112,8 +115,7 @@ class Runner:
                 f"size). Received: {received}."
             )
         return [
-            array.astype(x["dtype"], copy=False)
-            for array, (_, x) in zip(batch, self.inputs, strict=True)
+            _coded(array, x) for array, (_, x) in zip(batch, self.inputs, strict=True)
         ]
 
     def _resize(self, shapes):
@@ -130,6 +132,35 @@ class Runner:
         signature = self._interpreter.get_signature_runner()
         details = {**signature.get_input_details(), **signature.get_output_details()}
         return {x["index"]: name for name, x in details.items()}
+
+
+def _is_quantized(details):
+    return details["quantization"][0] > 0
+
+
+def _takes(details, dtype):
+    if _is_quantized(details) and np.issubdtype(dtype, np.floating):
+        return True
+    return np.can_cast(dtype, details["dtype"], "same_kind")
+
+
+def _coded(array, details):
+    """An array in an input's dtype; floats become the codes of a quantized one."""
+    dtype = details["dtype"]
+    if _is_quantized(details) and np.issubdtype(array.dtype, np.floating):
+        scale, zero_point = details["quantization"]
+        limits = np.iinfo(dtype)
+        array = np.round(array / np.float32(scale)) + zero_point
+        array = np.clip(array, limits.min, limits.max)
+    return array.astype(dtype, copy=False)
+
+
+def _decoded(array, details):
+    """The values of a quantized output; anything else as it is."""
+    if not _is_quantized(details):
+        return array
+    scale, zero_point = details["quantization"]
+    return (array.astype(np.float32) - zero_point) * np.float32(scale)
 
 
 def _fits(shape, signature):

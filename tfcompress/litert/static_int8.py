@@ -15,7 +15,7 @@ SAMPLES = 256
 LEAST_RANGE = 1e-6
 
 
-def quantized_tflite(content, samples, choose=None):
+def quantized_tflite(content, samples, choose=None, float_ends=True):
     """A float file with int8 tensors and kernels, as litert-quantizer makes it.
 
     Args:
@@ -23,9 +23,10 @@ def quantized_tflite(content, samples, choose=None):
         samples: iterable of batches of representative inputs, lists of arrays.
         choose: function from a tensor's name, minimum and maximum in the samples to the
             minimum and maximum that it is to have.
+        float_ends: whether its inputs and outputs are float32, or int8 as well.
 
     Returns:
-        The file's content, bytes. Its inputs and outputs stay float.
+        The file's content, bytes.
 
     Raises:
         ImportError: if litert-quantizer is not installed.
@@ -57,7 +58,7 @@ def quantized_tflite(content, samples, choose=None):
             if np.max(limits["max"]) - np.min(limits["min"]) < LEAST_RANGE:
                 limits["max"] = np.full_like(limits["max"], 1.0)  # any will do
         quantized = bytes(engine.quantize(found).quantized_model)
-    return _with_float_ends(quantized)
+    return _with_float_ends(quantized) if float_ends else quantized
 
 
 def _with_float_ends(content):

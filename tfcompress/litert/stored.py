@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import KERNEL_READERS, match
+from tfcompress.litert.kernels import NATIVE_BITS, match
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 
 
@@ -54,9 +54,9 @@ def kernel_tensors(content):
         List of `KernelTensor`.
 
     Raises:
-        ValueError: if such a tensor is not well-formed, or another operator
-            reads codes of 2 or 4 bits: this runtime's convolutions then return
-            NaN without an error.
+        ValueError: if such a tensor is not well-formed, or an operator reads codes of
+            2 or 4 bits that are not among its `NATIVE_BITS`: this runtime's
+            convolutions then return NaN without an error.
     """
     model = flatbuffer.read(content)
     found = {}
@@ -69,11 +69,12 @@ def kernel_tensors(content):
                 tensor = graph.tensors[index]
                 bits = flatbuffer.TENSOR_BITS.get(tensor.type)
                 decoded = reader == "DEQUANTIZE"
-                native = reader in KERNEL_READERS and place == 1
-                if bits in (2, 4) and not decoded:
+                native = place == 1 and bits in NATIVE_BITS.get(reader, ())
+                if bits in (2, 4) and not (decoded or native):
                     raise ValueError(
-                        "Only DEQUANTIZE may read codes of 2 or 4 bits. Received: "
-                        f"{reader}, which reads '{_name(tensor)}' of type "
+                        "Codes of 2 or 4 bits should be read by DEQUANTIZE, or by an "
+                        f"operator that can: {NATIVE_BITS}. Received: {reader}, which "
+                        f"reads '{_name(tensor)}' of type "
                         f"{flatbuffer.TYPE_NAMES[tensor.type]}."
                     )
                 is_constant = flatbuffer.constant(model, tensor) is not None
