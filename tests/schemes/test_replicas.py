@@ -56,6 +56,13 @@ def test_two_replicas_end_where_one_does(name, two_replicas):
 
 def test_a_batch_that_leaves_a_replica_without_an_example(two_replicas):
     """Nothing is measured there; means of nothing would be NaN."""
+    if (
+        tf.nn.conv2d(tf.zeros((0, 2, 2, 1)), tf.zeros((1, 1, 1, 3)), 1, "SAME").shape[
+            -1
+        ]
+        != 3
+    ):
+        pytest.skip("TensorFlow's convolutions fail without examples on this processor")
     data = tf.data.Dataset.from_tensor_slices(digits()).take(65).batch(64)
     student, losses, _ = trained(SCHEMES["bits"], data, two_replicas)
     assert np.isfinite(losses).all()
