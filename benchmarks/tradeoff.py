@@ -1,7 +1,7 @@
 """Accuracy against bytes, in one picture:
 `python -m benchmarks.tradeoff --output=FILE.png REPORT.json...`.
 
-Takes reports of recipes and of `benchmarks.artifacts`, all of one model, and draws their
+Takes reports of recipes and of `benchmarks.artifacts`, all of one model, and draws the
 accuracy in LiteRT over the bytes of the `.tflite` after xz. Of artifacts only the stock
 full-integer file is drawn, as uniform 8 bits.
 """
