@@ -210,6 +210,7 @@ def test_the_next_fit_searches_on(trained, mnist, compile_for_digits):
         assert 0.98 <= bops(tfc.finalize(student)) / (bops(trained) / 40) <= 1
 
 
+@pytest.mark.slow
 def test_networks_without_batch_norm_or_relu_and_batches_of_one(mnist):
     """A linear bottleneck needs a signed input, and a tanh too."""
     inputs = keras.Input((28, 28, 1))

@@ -30,8 +30,8 @@ class KillIn(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "name",
     [
-        "ternary",
-        pytest.param("bits", marks=pytest.mark.slow),  # traces anew for every start
+        pytest.param("ternary", marks=pytest.mark.slow),  # these trace anew for
+        pytest.param("bits", marks=pytest.mark.slow),  # every start
         "ranks",
         "size",
     ],
