@@ -115,7 +115,8 @@ def test_validation_sees_projected_weights(searched, mnist):
     *_, seen, history, _ = searched
     assert seen.quantized == [True] * 4
     assert seen.searching == [True, True, False, False]
-    assert max(seen.size) < 1.05
+    assert max(seen.size[:2]) < 5  # on the way down
+    assert max(seen.size[2:]) < 1.05
     assert min(history["val_accuracy"]) > 0.3
 
 
@@ -201,7 +202,7 @@ def test_an_interrupted_search_leaves_a_student_that_trains_on(
         tiny = tfc.finalize(student)
     total = scheme.total(model)
     # Of the weights that are not held at zero, fine-tuning takes some to zero.
-    assert 0.75 * total < value_bits(tiny) <= total
+    assert 0.6 * total < value_bits(tiny) <= total
     images = mnist[1][0][:50]
     expected = student.predict(images, verbose=0)
     received = tiny.predict(images, verbose=0)

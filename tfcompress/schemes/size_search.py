@@ -1,26 +1,36 @@
-"""The search of sizes: ADMM inside `fit`, then masked fine-tuning."""
+"""The search of sizes: ADMM inside `fit`, more zeros step by step, then fine-tuning."""
 
-from tfcompress.schemes.learning_rate import inner_optimizer
+from tfcompress.schemes.learning_rate import inner_optimizer, sum_of_learning_rates
 from tfcompress.schemes.search import Search
+from tfcompress.schemes.steering import DESCENT
 
-# In a search at least.
+# Share of the search.
+ADMM = 0.3
+# In a search at least, of either kind.
 LEAST_PROJECTIONS = 20
-# Without `rho`: by how many factors of e anchors draw kernels in a whole search.
+# Without `rho`: by how many factors of e anchors draw kernels in all of ADMM.
 PULL = 20.0
+# Of the budget: what ADMM's projections keep, where there is as much.
+LOOSE = 5.0
 # What is lacking to a budget that only the finished file can tell.
 SHAVE = 0.998
 MOST_SHAVES = 10
 
 
 class SizeSearch(Search):
-    """Runs ADMM, settles zeros and bits, and keeps the budget to the end.
+    """Runs ADMM, takes zeros step by step, and keeps the budget to the end.
 
-    Kernels train in float, drawn towards their anchors behind every step; projections
-    move the anchors at the end of every epoch, or more often in a short training. For
-    validation, and between epochs, the student computes with the projected weights.
-    After the search zeros and bits stay, and the student trains quantized, with
-    codebooks that follow the weights (arXiv 1910.05897, Section 3). A student whose
-    search was interrupted has the zeros and bits of its last projection.
+    At first kernels train in float, drawn towards their anchors behind every step;
+    projections move the anchors at the end of every epoch, or more often in a short
+    training. For validation, and between epochs, the student computes with the
+    projected weights (arXiv 1910.05897, Section 3). That finds the bits.
+
+    ADMM soon holds on to the zeros that it began with, and float kernels do not tell
+    which weights quantized ones can spare. So it keeps more than the budget pays for;
+    in the rest of the search the student trains quantized, and loses the least weights
+    step by step until the budget is met. After the search zeros and bits stay, and
+    codebooks follow the weights. A student whose search was interrupted has the zeros
+    and bits of its last step.
 
     Args:
         space: the student's `SizeSpace`, with its budget.
@@ -47,33 +57,55 @@ class SizeSearch(Search):
     def begin(self, share):
         self.pull = self.rho
         if self.rho is None:
-            self.pull = PULL / self.sum_of_learning_rates()
+            steps = ADMM * self.steps()
+            self.pull = PULL / sum_of_learning_rates(inner_optimizer(self.model), steps)
         self.next_projection = share + 1.0 / self.steps()
+        self.loose = None
         self.space.tether.assign(self.pull, self.space.anchors())
 
     def state(self):
         return {
             "pull": self.pull,
             "next_projection": self.next_projection,
+            "loose": self.loose or 0.0,
             "nominal_per_real": self.space.budget.nominal_per_real,
         }
 
     def resume(self, state):
         self.pull = float(state["pull"])
         self.next_projection = float(state["next_projection"])
+        self.loose = float(state["loose"]) or None
         self.space.budget.nominal_per_real = float(state["nominal_per_real"])
 
     def advance(self, share):
         self.share = share
+        if share >= ADMM:
+            self._tighten()
+            return
         if share >= self.next_projection:
             self._project()
         self.space.set_quantizing(False)
 
     def _project(self):
-        self.space.project()
+        self.space.project(LOOSE)
+        self._wait()
+        self.space.tether.assign(self.pull, self.space.anchors())
+
+    def _wait(self):
         epoch = 1.0 / (self.fraction * self.params["epochs"])
         self.next_projection = self.share + min(1.0 / LEAST_PROJECTIONS, epoch)
-        self.space.tether.assign(self.pull, self.space.anchors())
+
+    def _tighten(self):
+        """Comes down to the budget along a straight line of the logarithm."""
+        if self.loose is None:
+            self.loose = max(1.0, min(LOOSE, self.space.multiple))
+            self.space.tether.assign(0.0)
+            self.space.set_quantizing(True)
+        elif self.share < self.next_projection:
+            return
+        passed = min(1.0, (self.share - ADMM) / (1.0 - ADMM) / DESCENT)
+        self.space.tighten(self.loose ** (1.0 - passed))
+        self._wait()
 
     def on_test_begin(self, logs=None):
         self._show_projected()
@@ -82,7 +114,7 @@ class SizeSearch(Search):
         self._show_projected()
 
     def _show_projected(self):
-        if self.searching and not self.projected:
+        if self.searching and self.loose is None and not self.projected:
             self.projected = True
             self._project()
             self.space.set_quantizing(True)

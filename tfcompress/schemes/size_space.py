@@ -117,14 +117,17 @@ class SizeSpace:
         _, width, masks = min(found, key=lambda item: item[0])
         return dict.fromkeys(kernels, width), masks
 
-    def project(self):
+    def project(self, factor=1.0):
         """One round of ADMM: W sparse, V quantized, U after them.
 
         arXiv 1910.05897, Section 3: W keeps what the budget pays for at the present
         bits; bits are then chosen for W + U at the present numbers of weights.
+
+        Args:
+            factor: of the budget, at least 1, that W is to meet.
         """
         kernels, bits = self.kernels(), self.bits
-        masks = self._sparse(kernels, bits)
+        masks = self._sparse(kernels, bits, factor)
         sums, kept = {}, {}
         for name, layer in self.layers.items():
             kernels[name] = kernels[name] * masks[name]
@@ -149,19 +152,37 @@ class SizeSpace:
         self._learn(masks)
         self.residual = float(np.sqrt(distance / max(norm, 1e-30)))
 
+    def tighten(self, factor):
+        """Takes the least weights that are too many for a multiple of the budget.
+
+        Args:
+            factor: of the budget, at least 1.
+        """
+        masks = self.masks()
+        kernels = {name: x * masks[name] for name, x in self.kernels().items()}
+        masks = self._choose(kernels, self.bits, factor, rounds=3)
+        for name, layer in self.layers.items():
+            layer._kernel.assign(kernels[name] * masks[name])
+
     def settle(self, rounds=8):
         """Chooses zeros that come as close to the budget as its model allows.
 
         Args:
             rounds: at most.
         """
-        kernels, bits = self.kernels(), self.bits
+        self._choose(self.kernels(), self.bits, 1.0, rounds)
+
+    def _choose(self, kernels, bits, factor, rounds):
+        """Sets the masks that come close to a multiple of the budget, and returns them.
+
+        What codes really take depends on the masks, so that it takes some rounds.
+        """
         for _ in range(rounds if self.budget.sparse else 1):
-            masks = self._sparse(kernels, bits)
+            masks = self._sparse(kernels, bits, factor)
             self._set_codebooks(kernels, masks, bits)
-            size = self._learn(masks)
-            if 0.99 * self.budget.total <= size <= self.budget.total:
-                return
+            if 0.99 * factor <= self._learn(masks) <= factor:
+                break
+        return masks
 
     def empty(self):
         """Leaves the least weights that a layer must have, with the fewest bits."""
@@ -212,12 +233,14 @@ class SizeSpace:
     def _all(self):
         return self.quantizers.values()
 
-    def _sparse(self, kernels, bits):
+    def _sparse(self, kernels, bits, factor=1.0):
+        """Masks of the weights that a multiple of the budget pays for."""
         if not self.budget.sparse:
             return {name: np.ones(x.shape, bool) for name, x in kernels.items()}
         densities = _densities(self.masks())
         costs = {n: self.budget.cost(bits[n], densities[n]) for n in kernels}
-        return keep_largest(kernels, costs, self.budget.allowed(), self.floors())
+        allowed = factor * self.budget.allowed()
+        return keep_largest(kernels, costs, allowed, self.floors())
 
     def _chosen_bits(self, kept, masks, allowed):
         costs, losses = {}, {}
@@ -245,10 +268,15 @@ class SizeSpace:
             quantizer.set_codebook(bits[name], *fitted, masks[name])
 
     def _learn(self, masks):
-        """Tells the budget what the kept weights really take, and returns that."""
-        size = self.budget.size_of(self.codes())
-        self.budget.learn(self._nominal(masks, self.bits), size)
-        return size
+        """Tells the budget what the kept weights really take.
+
+        Returns:
+            That, as a multiple of what the budget has for them.
+        """
+        budget, size = self.budget, self.budget.size_of(self.codes())
+        budget.learn(self._nominal(masks, self.bits), size)
+        self.multiple = (size - budget.overhead) / (budget.total - budget.overhead)
+        return self.multiple
 
     def _nominal(self, masks, bits):
         """Bits that the kept weights nominally cost."""
