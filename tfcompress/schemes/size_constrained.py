@@ -32,11 +32,12 @@ BIT_WIDTHS = {
 class SizeConstrained(SearchingScheme):
     """Zeros and bits of every layer under one size (arXiv 1910.05897).
 
-    The first part of a `fit` finds both by ADMM: kernels train in float and are drawn
-    towards values that meet the size, which projections choose anew every epoch over
-    all layers at once. Then zeros and bits stay, and the rest of the `fit`, or further
-    ones, fine-tune. First and last layers are treated like all others; biases and batch
-    normalization stay float.
+    The first part of a `fit` finds both. By ADMM, kernels train in float and are drawn
+    towards values that meet a looser size, which projections choose anew every epoch
+    over all layers at once; that finds the bits. Then kernels train quantized, and the
+    least weights go step by step until the size is met. After that zeros and bits stay,
+    and the rest of the `fit`, or further ones, fine-tune. First and last layers are
+    treated like all others; biases and batch normalization stay float.
 
     Args:
         size: of the finished `.tflite`: bytes, "100 kB", or a share of the float
