@@ -14,6 +14,8 @@ TEST_FRACTION = 0.2
 # The split is part of the data set, so it does not follow --seed.
 SPLIT_SEED = 5000
 MAX_BYTES = 8 * 2**30
+# Made at a time, while others are trained on.
+PARALLEL_BATCHES = 4
 # A mirrored character is another character.
 NEVER_FLIPPED = ("cmaterdb", "omniglot", "svhn_cropped")
 
@@ -310,8 +312,11 @@ def train_pipeline(data, scaling, batch_size, seed, augmentation):
         return scaling(batch), tf.gather(labels, indices)
 
     batches = tf.data.Dataset.range(1).map(make_order).unbatch()
-    batches = batches.map(make_batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    batches = batches.map(make_batch, PARALLEL_BATCHES).prefetch(PARALLEL_BATCHES)
     options = tf.data.Options()
+    # The thread that tunes is only let go after a pause, of 5 s and more at the end of
+    # each epoch (TensorFlow 2.21).
+    options.autotune.enabled = False
     # Every worker makes all batches, alike, and takes its part of each.
     sharding = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = sharding
