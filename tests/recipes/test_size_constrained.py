@@ -6,6 +6,7 @@ from absl import flags
 
 from recipes import size_constrained
 from recipes.common import run as run_lib
+from recipes.common.size_history import SizeHistory
 from tfcompress.litert import check
 
 
@@ -36,8 +37,22 @@ def test_everything_is_written(tmp_path, run_recipe, few_images, check_report, c
     for folder in (tmp_path, tmp_path / "chain_1"):
         assert (folder / "sizes.png").read_bytes().startswith(b"\x89PNG")
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("bits: ")]
-    assert ["|W-V|/|W|" in line for line in lines] == [True, False] * 2
+    assert len(lines) == 4 and "of 30,000" in lines[-1]
     assert not (tmp_path / "unfinished_run").exists()
+
+
+def test_what_is_printed_after_an_epoch(tmp_path):
+    history = SizeHistory(tmp_path / "sizes.json")
+    now = {
+        "bits": {"a": 3, "b": 2},
+        "sparsity": {"a": 0.5, "b": 0.994},
+        "size": 12345.6,
+        "budget": 10000.0,
+        "residual": None,
+    }
+    line = "bits: 3 2  zeros %: 50 99  size: 12,346 of 10,000"
+    assert history.line(now) == line
+    assert history.line(now | {"residual": 0.25}) == line + "  |W-V|/|W|: 0.250"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_in_a_fit_the_size_comes_down_to_the_budget(trained, mnist, compile_for_
             space = self.model.size_space
             on = {float(np.array(q.quantizes)) for q in space.quantizers.values()}
             size = space.budget.size_of(space.codes()) / space.budget.total
-            seen.append((on, size, space.is_fixed()))
+            seen.append((on, size, space.is_fixed(), space.residual is None))
 
     student = tfc.compress(
         trained, tfc.SizeConstrained(value_bits="1/100", search_fraction=0.5)
@@ -52,9 +52,10 @@ def test_in_a_fit_the_size_comes_down_to_the_budget(trained, mnist, compile_for_
     compile_for_digits(student, keras.optimizers.SGD(0.01))
     data = [x[:240] for x in mnist[0]]
     student.fit(*data, batch_size=6, epochs=2, verbose=0, callbacks=[Look()])
-    quantizes, size, fixed = zip(*seen, strict=True)
+    quantizes, size, fixed, without_v = zip(*seen, strict=True)
     first = quantizes.index({1.0})
     assert list(quantizes) == [{0.0}] * first + [{1.0}] * (len(seen) - first)
+    assert list(without_v) == [True] + [False] * (first - 1) + [True] * (80 - first)
     assert first == pytest.approx(0.3 * 40, abs=1)
     assert fixed.index(True) == 40 and fixed[-1]
     # All weights at these bits are about 1.7 times the budget.

@@ -28,7 +28,8 @@ class SizeSpace:
     Attributes:
         layers: `{name: layer}` of the layers with a `Codebook`.
         budget: the `SizeBudget`, to be set before anything is chosen.
-        residual: ||W - V|| / ||W|| of all layers at the last projection, or None.
+        residual: ||W - V|| / ||W|| of all layers at the last projection; None before
+            and once there is no V any more.
 
     Args:
         student: a Functional model.
@@ -161,6 +162,7 @@ class SizeSpace:
         masks = self.masks()
         kernels = {name: x * masks[name] for name, x in self.kernels().items()}
         masks = self._choose(kernels, self.bits, factor, rounds=3)
+        self.residual = None
         for name, layer in self.layers.items():
             layer._kernel.assign(kernels[name] * masks[name])
 
