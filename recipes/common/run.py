@@ -95,7 +95,10 @@ class Experiment:
         self._from_logits = models.outputs_logits(self.model, images)
 
     def train_float(self):
-        """Trains the model, unless it came from a file, and measures it."""
+        """Trains the model, unless it came from a file, and measures it.
+
+        Writes `float.keras` if it was trained here.
+        """
         if not models.is_file(FLAGS.model):
             self._fit_plain(
                 self.model,
@@ -104,6 +107,7 @@ class Experiment:
                 FLOAT_LEARNING_RATE,
                 weight_decay=FLOAT_WEIGHT_DECAY,
             )
+            self.model.save(self.folder / "float.keras")
         self._float_accuracy = _accuracy(self.model, self._test)
         print(
             f"Float accuracy on {len(self._test[1])} test images: "

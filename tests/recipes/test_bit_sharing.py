@@ -98,7 +98,7 @@ def finished(tmp_path_factory, run_recipe, part_of_mnist5k):
 def test_everything_is_written(finished, check_report):
     folder, *_ = finished
     names = sorted(path.name for path in folder.iterdir())
-    assert names == sorted([*ARTEFACTS, "gates.png", "uniform"])
+    assert names == sorted([*ARTEFACTS, "float.keras", "gates.png", "uniform"])
     assert sorted(path.name for path in (folder / "uniform").iterdir()) == ARTEFACTS
     assert (folder / "gates.png").read_bytes().startswith(b"\x89PNG")
     report = check_report(folder)

@@ -71,7 +71,7 @@ def test_two_workers_have_the_same_weights_and_one_writes(tmp_path):
     for name in first.files:
         np.testing.assert_array_equal(first[name], second[name])
     assert {x.name for x in out.iterdir()} == {
-        *("model.keras", "model.tflite", "report.json", "layers.png")
+        *("float.keras", "model.keras", "model.tflite", "report.json", "layers.png")
     }
     report = json.loads((out / "report.json").read_text())
     assert report["accuracy"]["litert"] > 0.8
