@@ -26,6 +26,10 @@ class ProgressCallback(keras.callbacks.Callback):
     def _report(self, share):
         if int(100 * share) > self.reported:
             self.reported = int(100 * share)
-            if keras.backend.backend() == "jax":
-                self.model.jax_state_sync()
+            self.sync()
             self.on_progress(share)
+
+    def sync(self):
+        """Brings the variables up to date, to be read and set here."""
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()

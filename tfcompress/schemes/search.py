@@ -8,11 +8,10 @@ STEPS_PER_EPOCH = 100
 
 
 class Search(ProgressCallback):
-    """Searches for a share of the training, settles what was found, then tunes it.
+    """Searches for a share of the training, then settles what was found.
 
     A search that is interrupted leaves a student that is not settled; the next `fit`
-    searches on. Subclasses give `begin`, `state`, `resume`, `advance` and `settle`, and
-    may give `tune`.
+    searches on. Subclasses give `begin`, `state`, `resume`, `advance` and `settle`.
 
     Args:
         space: what is searched; `space.is_fixed()` says whether that is over.
@@ -45,9 +44,6 @@ class Search(ProgressCallback):
         """At the end of the search: decides."""
         raise NotImplementedError
 
-    def tune(self):
-        """Now and then when there is nothing left to search."""
-
     def on_train_begin(self, logs=None):
         self.searching = self.model.search = None
 
@@ -58,8 +54,8 @@ class Search(ProgressCallback):
             if self.searching:
                 self._start(share / self.fraction)
         if not self.searching:
-            self.tune()
-        elif share >= self.fraction:
+            return
+        if share >= self.fraction:
             self._settle()
         else:
             self.advance(share / self.fraction)

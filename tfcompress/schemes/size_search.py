@@ -1,7 +1,7 @@
 """The search of sizes: ADMM inside `fit`, more zeros step by step, then fine-tuning."""
 
 from tfcompress.schemes.learning_rate import inner_optimizer, sum_of_learning_rates
-from tfcompress.schemes.search import Search
+from tfcompress.schemes.search import STEPS_PER_EPOCH, Search
 from tfcompress.schemes.steering import DESCENT
 
 # Share of the search.
@@ -12,6 +12,8 @@ LEAST_PROJECTIONS = 20
 PULL = 20.0
 # Of the budget: what ADMM's projections keep, where there is as much.
 LOOSE = 5.0
+# Times in an epoch that codebooks are fitted to the weights which train with them.
+REFRESHES = 20
 # What is lacking to a budget that only the finished file can tell.
 SHAVE = 0.998
 MOST_SHAVES = 10
@@ -28,9 +30,9 @@ class SizeSearch(Search):
     ADMM soon holds on to the zeros that it began with, and float kernels do not tell
     which weights quantized ones can spare. So it keeps more than the budget pays for;
     in the rest of the search the student trains quantized, and loses the least weights
-    step by step until the budget is met. After the search zeros and bits stay, and
-    codebooks follow the weights. A student whose search was interrupted has the zeros
-    and bits of its last step.
+    step by step until the budget is met. After the search zeros and bits stay. All the
+    time that it trains quantized, codebooks follow the weights. A student whose search
+    was interrupted has the zeros and bits of its last step.
 
     Args:
         space: the student's `SizeSpace`, with its budget.
@@ -47,12 +49,22 @@ class SizeSearch(Search):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
+        self.loose = None
         self.space.tether.attach(inner_optimizer(self.model))
         self.model.make_train_function(force=True)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.projected = False  # in this epoch, for others to see
+        self.refreshed = 0
         super().on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(batch, logs)
+        part = batch * REFRESHES // (self.params["steps"] or STEPS_PER_EPOCH)
+        if part > self.refreshed and (self.loose is not None or not self.searching):
+            self.refreshed = part
+            self.sync()
+            self.space.refresh()
 
     def begin(self, share):
         self.pull = self.rho
@@ -60,7 +72,6 @@ class SizeSearch(Search):
             steps = ADMM * self.steps()
             self.pull = PULL / sum_of_learning_rates(inner_optimizer(self.model), steps)
         self.next_projection = share + 1.0 / self.steps()
-        self.loose = None
         self.space.tether.assign(self.pull, self.space.anchors())
 
     def state(self):
@@ -125,9 +136,6 @@ class SizeSearch(Search):
         self.space.fix()
         self.space.set_quantizing(True)
         self.recalibrate()
-
-    def tune(self):
-        self.space.refresh()
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
