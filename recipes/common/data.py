@@ -237,6 +237,9 @@ def make_scaling(name, train_images):
 # --- augmentation and the training pipeline -------------------------------------------
 
 
+NO_AUGMENTATION = (0, False)
+
+
 def standard_augmentation(data):
     """The usual `(padding, flip)`: how far to shift, in pixels, and whether to mirror.
 
@@ -273,9 +276,6 @@ def augment(images, seed, padding, flip):
     images = tf.pad(images, spatial)
     images = tf.gather(images, rows, axis=1, batch_dims=1)
     return tf.gather(images, columns, axis=2, batch_dims=1)
-
-
-NO_AUGMENTATION = (0, False)
 
 
 def train_pipeline(data, scaling, batch_size, seed, augmentation):

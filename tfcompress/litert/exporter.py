@@ -30,9 +30,9 @@ def export(
     per output channel, which the runtime decodes: what was trained is what ships. For
     latency, operators read the same codes and scales themselves, from INT8 tensors, or
     INT4 ones where that is as fast (`litert.kernels.NATIVE_BITS`), and round their
-    inputs to 8 bits as they go. Before the file appears
-    at `path` it is read back, each tensor's type and bytes are compared with the plan,
-    and the stock LiteRT runtime must predict like Keras.
+    inputs to 8 bits as they go. Before the file appears at `path` it is read back, each
+    tensor's type and bytes are compared with the plan, and the stock LiteRT runtime
+    must predict like Keras.
 
     Args:
         model: a Functional model with packed layers, as `tfcompress.finalize`
