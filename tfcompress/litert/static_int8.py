@@ -11,6 +11,7 @@ from tfcompress.litert import flatbuffer
 
 # Representative samples that are enough.
 SAMPLES = 256
+BATCH_SIZE = 16
 # Tensors that vary less are as good as constant, and no unit to count biases in.
 LEAST_RANGE = 1e-6
 
@@ -39,15 +40,10 @@ def quantized_tflite(content, samples, choose=None, float_ends=True):
             "`tfcompress[int8]`."
         ) from error
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
-    signature = "serving_default"
-    rows = [
-        {f"input_{i}": array[row : row + 1] for i, array in enumerate(batch)}
-        for batch in samples
-        for row in range(len(batch[0]))
-    ]
-    chosen = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLES)).astype(int)
     with _quiet():
-        found = engine.calibrate({signature: [rows[i] for i in chosen]})
+        found = {}
+        for batch in _batches(samples):
+            _widen(found, engine.calibrate({"serving_default": [batch]}))
         for name, limits in found.items():
             if choose is not None:
                 chosen_limits = choose(
@@ -55,10 +51,36 @@ def quantized_tflite(content, samples, choose=None, float_ends=True):
                 )
                 for key, value in zip(("min", "max"), chosen_limits, strict=True):
                     limits[key] = np.full_like(limits[key], value)
-            if np.max(limits["max"]) - np.min(limits["min"]) < LEAST_RANGE:
+            if (
+                float(np.max(limits["max"])) - float(np.min(limits["min"]))
+                < LEAST_RANGE
+            ):
                 limits["max"] = np.full_like(limits["max"], 1.0)  # any will do
         quantized = bytes(engine.quantize(found).quantized_model)
     return _with_float_ends(quantized) if float_ends else quantized
+
+
+def _batches(samples):
+    """Batches of `SAMPLES` samples, evenly chosen, as litert-quantizer takes them."""
+    arrays = [np.concatenate(x) for x in zip(*samples, strict=True)]
+    count = len(arrays[0])
+    chosen = np.linspace(0, count - 1, min(count, SAMPLES)).astype(int)
+    for first in range(0, len(chosen), BATCH_SIZE):
+        rows = chosen[first : first + BATCH_SIZE]
+        yield {f"input_{i}": array[rows] for i, array in enumerate(arrays)}
+
+
+def _widen(found, limits):
+    """Takes the limits of one more batch into those that were found before.
+
+    litert-quantizer averages them, so that it clips the largest values of all.
+    """
+    for name, new in limits.items():
+        old = found.setdefault(name, new)
+        found[name] = {
+            "min": np.minimum(old["min"], new["min"]),
+            "max": np.maximum(old["max"], new["max"]),
+        }
 
 
 def _with_float_ends(content):
