@@ -63,3 +63,14 @@ def test_in_a_fit_the_size_comes_down_to_the_budget(trained, mnist, compile_for_
     assert size[first] > 1.5 > size[first + 12] > 1.15 > size[35]
     assert 0.95 < size[40] < 1.01
     assert (np.diff(size[first:41]) < 0.1).all()
+
+
+def test_a_loaded_student_may_have_no_step_to_project_in(
+    trained, mnist, compile_for_digits, tmp_path
+):
+    student = tfc.compress(trained, tfc.SizeConstrained(value_bits="1/100"))
+    student.save(tmp_path / "student.keras")
+    student = keras.models.load_model(tmp_path / "student.keras")
+    compile_for_digits(student, keras.optimizers.SGD(0.01))
+    student.fit(*(x[:120] for x in mnist[0]), batch_size=60, epochs=1, verbose=0)
+    assert student.size_space.is_fixed()

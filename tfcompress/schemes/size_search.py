@@ -109,9 +109,10 @@ class SizeSearch(Search):
     def _tighten(self):
         """Comes down to the budget along a straight line of the logarithm."""
         if self.loose is None:
-            self.loose = max(1.0, min(LOOSE, self.space.multiple))
             self.space.tether.assign(0.0)
             self.space.set_quantizing(True)
+            self.space.tighten(LOOSE)
+            self.loose = max(1.0, min(LOOSE, self.space.multiple))
         elif self.share < self.next_projection:
             return
         passed = min(1.0, (self.share - ADMM) / (1.0 - ADMM) / DESCENT)

@@ -30,6 +30,7 @@ class SizeSpace:
         budget: the `SizeBudget`, to be set before anything is chosen.
         residual: ||W - V|| / ||W|| of all layers at the last projection; None before
             and once there is no V any more.
+        multiple: of what the budget has for the codes, they last took; or None.
 
     Args:
         student: a Functional model.
@@ -44,7 +45,7 @@ class SizeSpace:
             if isinstance(layer, QuantizedKernel)
             and isinstance(layer.kernel_quantizer, Codebook)
         }
-        self.budget = self.residual = None
+        self.budget = self.residual = self.multiple = None
         self.codebook = codebook
         self.bit_widths = bit_widths
         self.quantizers = {n: x.kernel_quantizer for n, x in self.layers.items()}
