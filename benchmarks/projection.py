@@ -1,8 +1,9 @@
 """What projecting onto a size costs: `python -m benchmarks.projection [--flags]`.
 
 Times each part of a projection of a network of AlexNet's layer sizes, 61 million
-weights, drawn from normal distributions. Codebooks are made of all of them, as if none
-were zero: the most that it can take.
+weights, drawn from normal distributions; and the joint choice of zeros and bits that
+follows ADMM. Codebooks are made of all of them, as if none were zero: the most that it
+can take.
 
 For comparison, k-means that computes every distance between weights and centroids is
 timed in the same process on a part of the weights, with the same number of rounds.
@@ -17,6 +18,8 @@ from absl import app, flags
 
 from tfcompress.quantizers.clustering import SortedNonZeros, kmeans, uniform_step
 from tfcompress.schemes.allocation import allocate_bits, keep_largest
+from tfcompress.schemes.rate_distortion import operating_points
+from tfcompress.schemes.size_budget import SizeBudget
 
 FLAGS = flags.FLAGS
 # The kernels of torchvision's AlexNet.
@@ -100,6 +103,21 @@ def project(weights):
         for name, mask in masks.items()
     }
     timer("allocation", allocate_bits, costs, losses, budget)
+    for codebook, widths in (("kmeans", KMEANS_BITS), ("uniform", UNIFORM_BITS)):
+        counted = SizeBudget(budget, "xz_bytes", codebook)
+        points = {
+            name: timer(
+                f"{codebook}, joint choice", operating_points, x, 10, counted, widths
+            )
+            for name, x in weights.items()
+        }
+        timer(
+            f"{codebook}, joint choice",
+            allocate_bits,
+            {name: x.costs for name, x in points.items()},
+            {name: x.losses for name, x in points.items()},
+            budget,
+        )
     return timer.seconds
 
 

@@ -47,34 +47,38 @@ def test_a_budget_allows_its_bits_but_for_what_is_no_codes(counted):
     assert budget.sparse == (counted != "bytes")
 
 
-@pytest.mark.parametrize("counted, codebook, expected", [
-    ("value_bits", "uniform", {2: 1, 3: 3, 4: 4, 5: 5, 8: 8}),
-    ("value_bits", "kmeans", {1: 1, 2: 2, 3: 3, 8: 8}),
-    ("bytes", "uniform", {2: 2, 3: 4, 4: 4, 5: 8, 8: 8}),
-])  # fmt: skip
-@pytest.mark.parametrize("density", [0.01, 0.5, 1.0])
-def test_a_value_costs_its_index_or_its_container(counted, codebook, expected, density):
-    budget = SizeBudget(1000, counted, codebook)
-    assert {bits: budget.cost(bits, density) for bits in expected} == expected
+@pytest.mark.parametrize("counts, index", [([5, 9], 1), ([3, 0, 4, 1], 2), ([7], 1)])
+def test_a_kernel_costs_the_indices_of_its_values(counts, index):
+    budget = SizeBudget(1000, "value_bits", "kmeans")
+    assert budget.rate(np.array(counts), 400, 8) == index * sum(counts)
 
 
-@pytest.mark.parametrize("codebook, value", [("uniform", 1), ("kmeans", 2)])
-@pytest.mark.parametrize("density", [0.003, 0.1, 0.5, 0.9])
-def test_positions_cost_the_entropy_of_zero_or_not(codebook, value, density):
-    size = 1_000_000
-    kept = round(density * size)
-    positions = entropy_bits(np.repeat([1, 0], [kept, size - kept])) * size
-    budget = SizeBudget(1000, "xz_bytes", codebook)
-    received = (budget.cost(2, density) - value) * kept
-    assert received == pytest.approx(positions / size, rel=1e-9)
+@pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])
+def test_or_the_containers_of_all_weights(bits, container):
+    rate = SizeBudget(1000, "bytes", "uniform").rate(np.array([3, 4]), 400, bits)
+    assert rate == 400 * container
 
 
-@pytest.mark.parametrize("density", [0.0, 1.0])
-def test_the_cost_is_finite_where_all_or_no_weights_are_kept(density):
-    cost = SizeBudget(1000, "xz_bytes", "uniform").cost(4, density)
-    assert 4 <= cost < 30
-    if density == 1:
-        assert cost == pytest.approx(4, abs=1e-3)
+@pytest.mark.parametrize("counts", [[0], [400], [10, 20, 0, 70], [200, 200]])
+def test_or_the_entropy_of_its_codes(counts):
+    codes = np.repeat(np.arange(len(counts) + 1), [400 - sum(counts), *counts])
+    rate = SizeBudget(1000, "xz_bytes", "uniform").rate(np.array(counts), 400, 3)
+    assert rate == pytest.approx(entropy_bits(codes))
+
+
+@pytest.mark.parametrize("counted", COUNTED)
+def test_what_codes_nominally_take(counted):
+    named = {"a": (codes((40, 9), 1, 0.2), 2), "b": (codes((3, 3, 9), 3, 0.6), 3)}
+    nominal = SizeBudget(1000, counted, "uniform").nominal(named)
+    for (name, (array, _)), bits, index in zip(
+        named.items(), (2, 4), (1, 3), strict=True
+    ):
+        expected = {
+            "value_bits": index * np.count_nonzero(array),
+            "bytes": bits * array.size,
+            "xz_bytes": entropy_bits(array),
+        }[counted]
+        assert nominal[name] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("counted", COUNTED)
@@ -107,13 +111,16 @@ def test_coded_bytes_are_those_of_containers():
 
 @pytest.mark.parametrize("counted", COUNTED)
 def test_what_codes_took_decides_how_many_bits_are_granted(counted):
-    """With nominal bits that took twice their size, half as many are allowed."""
-    budget = SizeBudget(1000, counted, "uniform", overhead=200)
-    unit = 1 if counted == "value_bits" else 8
-    budget.learn(nominal=300 * unit, size=200 + 600)
-    assert budget.allowed() == pytest.approx(unit * 800 / 2)
-    budget.learn(nominal=300 * unit, size=200 + 300)  # not on top of the last
-    assert budget.allowed() == pytest.approx(unit * 800)
-    for size in (200, 200 + 10**9):  # limits
-        budget.learn(nominal=300 * unit, size=size)
-        assert 800 / 4 <= budget.allowed() / unit <= 800 * 4
+    budget = SizeBudget(10_000, counted, "uniform", overhead=200)
+    named = {"a": (codes((90, 50), 1, 0.2), 2)}
+    real = budget.learn(named)
+    assert real == budget.size_of(named)
+    [nominal] = budget.nominal(named).values()
+    granted = nominal / (real - 200) * (10_000 - 200)
+    for _ in range(2):  # not on top of the last
+        assert budget.allowed() == pytest.approx(granted)
+        budget.learn(named)
+    unit = {"value_bits": 1}.get(counted, 8)
+    for array in (np.zeros(9), np.ones(10**5)):  # limits
+        budget.learn({"a": (array.astype(np.int8), 2)})
+        assert 9800 / 4 <= budget.allowed() / unit <= 9800 * 4

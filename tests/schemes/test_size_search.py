@@ -1,10 +1,13 @@
 """How a search for zeros and bits goes along in `fit`."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 
 import tfcompress as tfc
+from tests.schemes.conftest import small_net
 from tests.schemes.test_size_space import (
     counts,
     move,
@@ -35,34 +38,73 @@ def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F81
     assert 0.85 < budget.size_of(space.codes()) / budget.total < 1.1
 
 
-def test_in_a_fit_the_size_comes_down_to_the_budget(trained, mnist, compile_for_digits):
-    """Float kernels at first, then quantized ones; more than the budget, then less."""
-    seen = []
+class Look(keras.callbacks.Callback):
+    """After each step: whether kernels are quantized, sizes, what is settled."""
 
-    class Look(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            space = self.model.size_space
-            on = {float(np.array(q.quantizes)) for q in space.quantizers.values()}
-            size = space.budget.size_of(space.codes()) / space.budget.total
-            seen.append((on, size, space.is_fixed(), space.residual is None))
+    def __init__(self):
+        super().__init__()
+        self.quantized, self.size, self.bits = [], [], []
+        self.without_v, self.fixed = [], []
 
-    student = tfc.compress(
-        trained, tfc.SizeConstrained(value_bits="1/100", search_fraction=0.5)
-    )
-    compile_for_digits(student, keras.optimizers.SGD(0.01))
-    data = [x[:240] for x in mnist[0]]
-    student.fit(*data, batch_size=6, epochs=2, verbose=0, callbacks=[Look()])
-    quantizes, size, fixed, without_v = zip(*seen, strict=True)
-    first = quantizes.index({1.0})
-    assert list(quantizes) == [{0.0}] * first + [{1.0}] * (len(seen) - first)
-    assert list(without_v) == [True] + [False] * (first - 1) + [True] * (80 - first)
+    def on_train_batch_end(self, batch, logs=None):
+        space = self.model.size_space
+        on = {float(np.array(q.quantizes)) for q in space.quantizers.values()}
+        self.quantized.append(on == {1.0})
+        self.size.append(space.budget.size_of(space.codes()) / space.budget.total)
+        self.bits.append(sum(space.bits.values()))
+        self.without_v.append(space.residual is None)
+        self.fixed.append(space.is_fixed())
+
+
+@pytest.fixture(scope="module")
+def steps(trained_weights, mnist, compile_for_digits):
+    """Function from a budget to what `Look` saw in 80 steps, 40 of them a search."""
+
+    @functools.cache
+    def fit(value_bits):
+        keras.utils.set_random_seed(0)
+        model = small_net()
+        model.set_weights(trained_weights)
+        scheme = tfc.SizeConstrained(value_bits=value_bits, search_fraction=0.5)
+        student, seen = tfc.compress(model, scheme), Look()
+        compile_for_digits(student, keras.optimizers.SGD(0.01))
+        data = [x[:240] for x in mnist[0]]
+        student.fit(*data, batch_size=6, epochs=2, verbose=0, callbacks=[seen])
+        return seen
+
+    return fit
+
+
+def test_float_kernels_come_first_where_zeros_are_to_be_found(steps):
+    seen = steps("1/500")
+    first = seen.quantized.index(True)
     assert first == pytest.approx(0.3 * 40, abs=1)
-    assert fixed.index(True) == 40 and fixed[-1]
-    # All weights at these bits are about 1.7 times the budget.
-    assert max(size[:first]) == pytest.approx(1.7, abs=0.1)
-    assert size[first] > 1.5 > size[first + 12] > 1.15 > size[35]
-    assert 0.95 < size[40] < 1.01
-    assert (np.diff(size[first:41]) < 0.1).all()
+    assert seen.quantized == [False] * first + [True] * (80 - first)
+    assert seen.without_v == [True] + [False] * (first - 1) + [True] * (80 - first)
+
+
+def test_and_do_not_where_the_size_pays_for_nearly_all_weights(steps):
+    """At the bits to begin with all of them are about 3 times the budget."""
+    seen = steps("1/100")
+    assert all(seen.quantized) and all(seen.without_v)
+
+
+@pytest.mark.parametrize("value_bits", ["1/500", "1/100"])
+def test_the_size_comes_down_to_the_budget(steps, value_bits):
+    """From five times as much, along a line of the logarithm; then it stays."""
+    seen = steps(value_bits)
+    first = seen.quantized.index(True)
+    for step in range(first, 40):
+        passed = min(1.0, (step - first) / (40 - first) / 0.8)
+        assert seen.size[step] == pytest.approx(5 ** (1 - passed), rel=0.4)
+    assert seen.fixed == [False] * 40 + [True] * 40
+    assert all(0.95 < size < 1.01 for size in seen.size[40:])
+    assert len(set(seen.bits[40:])) == 1
+
+
+def test_bits_are_chosen_anew_on_the_way(steps):
+    bits = steps("1/100").bits
+    assert bits[0] > bits[20] > bits[39]
 
 
 def test_a_loaded_student_may_have_no_step_to_project_in(

@@ -50,7 +50,11 @@ def index_bits(codes):
 
     b bits are at most 2^b different values; zero is free (CVPR 2020).
     """
-    different = np.count_nonzero(np.unique(codes))
+    return index_bits_of_count(np.count_nonzero(np.unique(codes)))
+
+
+def index_bits_of_count(different):
+    """`index_bits` of so many different non-zero codes."""
     return max(1, math.ceil(math.log2(max(1, different))))
 
 
@@ -63,9 +67,14 @@ def entropy_bits(codes):
     Returns:
         A float: no coder that treats the codes as independent draws does better.
     """
-    _, counts = np.unique(codes, return_counts=True)
-    shares = counts / counts.sum()
-    return float(-(counts * np.log2(shares)).sum())
+    return entropy_bits_of_counts(np.unique(codes, return_counts=True)[1])
+
+
+def entropy_bits_of_counts(counts):
+    """`entropy_bits` from how often each code occurs: array (K,), zero or more."""
+    counts = np.asarray(counts, np.float64)
+    counts = counts[counts > 0]
+    return float((counts * np.log2(counts.sum() / counts)).sum())
 
 
 def xz_bytes(content):

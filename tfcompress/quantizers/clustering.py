@@ -13,6 +13,7 @@ from tfcompress.quantizers.packing import code_limit
 
 # Steps that a line search tries at once, and how often it does, closer each time.
 _STEPS, _SCANS = 256, 3
+_SEARCHES = ("uniform", "kmeans")
 # The smallest step: what is below float32's normal range is zero to most devices.
 _TINY = np.finfo(np.float32).tiny
 
@@ -235,7 +236,7 @@ def snapped(centroids, counts=None):
     return codes, np.float32(max(steps[best], _TINY))
 
 
-def uniform_step(values, bits):
+def uniform_step(values, bits, scans=_SCANS):
     """The step of the grid {-L..L} * step with the least squared error.
 
     L = 2^(bits-1) - 1, as `tfcompress.quantizers.Uniform`; values round to the nearest
@@ -246,6 +247,7 @@ def uniform_step(values, bits):
     Args:
         values: a `SortedNonZeros`.
         bits: 2 to 8.
+        scans: one finds a step within 2 % of the best, each further one a closer one.
 
     Returns:
         `(step, distortion)`: positive float32; sum of squared errors as a float.
@@ -265,7 +267,7 @@ def uniform_step(values, bits):
     low = values.mean_magnitude() / limit
     high = max(-values.values[0], values.values[-1])
     found = []
-    for _ in range(_SCANS):
+    for _ in range(scans):
         steps = np.geomspace(low, high, _STEPS).clip(_TINY).astype(np.float32)
         errors = _uniform_distortions(values, steps, limit)
         best = np.argmin(errors)
@@ -282,34 +284,34 @@ def _uniform_distortions(values, steps, limit):
     return values.distortion(values.bounds(cuts), np.arange(-limit, limit + 1) * steps)
 
 
-def distortions(values, bit_widths, codebook="uniform"):
-    """What each bit-width costs in squared error: never more with more bits.
-
-    A codebook of fewer bits is also one of more bits. Where a search with more bits
-    finds none that is better, the distortion is that of fewer bits, so that
-    `tfcompress.schemes.allocation.allocate_bits` has no reason to take more.
+def counts_and_distortions(values, bit_widths, codebook):
+    """What codebooks of each bit-width make of the values.
 
     Args:
         values: a `SortedNonZeros`.
-        bit_widths: increasing integers, 2 to 8, with "kmeans" from 1 on.
+        bit_widths: of 2 to 8, with "kmeans" from 1 on.
         codebook: "uniform" or "kmeans".
 
     Returns:
-        float64 array (len(bit_widths),).
+        List of `(counts, distortion)` for each bit-width: how many values take each
+        level other than zero, integer array (K,); sum of squared errors as a float.
 
     Raises:
-        ValueError: if `codebook` or a bit-width is not one of these, or the bit-widths
-            do not increase.
+        ValueError: if `codebook` or a bit-width is not one of these.
     """
-    searches = {"uniform": uniform_step, "kmeans": kmeans}
-    if codebook not in searches:
+    if codebook not in _SEARCHES:
         raise ValueError(
-            f"`codebook` is one of {', '.join(searches)}. Received: {codebook!r}."
+            f"`codebook` is one of {', '.join(_SEARCHES)}. Received: {codebook!r}."
         )
-    if list(bit_widths) != sorted(set(bit_widths)):
-        raise ValueError(
-            f"`bit_widths` increase. Received: bit_widths={bit_widths}. Sort them, and "
-            "leave out what is there twice."
-        )
-    found = [searches[codebook](values, bits)[1] for bits in bit_widths]
-    return np.minimum.accumulate(np.array(found, np.float64))
+    found = []
+    for bits in bit_widths:
+        if codebook == "uniform":
+            step, _ = uniform_step(values, bits, scans=1)
+            limit = code_limit(bits)
+            levels = (np.arange(-limit, limit + 1) * step).astype(np.float32)
+        else:
+            levels, _ = kmeans(values, bits)
+        bounds = values.bounds(_cuts(levels))
+        counts = np.diff(bounds)[levels != 0]
+        found.append((counts, float(values.distortion(bounds, levels))))
+    return found

@@ -65,10 +65,7 @@ def keep_largest(weights, bits, budget, floors):
             counts[name] = least + fitting - 1
             if counts[name] < most:
                 break
-    return {
-        name: _largest(weights[name], magnitudes[name], counts[name])
-        for name in weights
-    }
+    return {name: largest(weights[name], counts[name]) for name in weights}
 
 
 def _magnitudes(x):
@@ -105,12 +102,12 @@ def _count_above(ascending, bits, threshold):
     )
 
 
-def _largest(x, ascending, count):
+def largest(x, count):
     """Boolean array of `x`'s shape with `count` true; of equal ones, the first."""
     if not count:
         return np.zeros(np.shape(x), bool)
     magnitudes = _magnitudes(x)
-    smallest = ascending[len(ascending) - count]
+    smallest = np.partition(magnitudes, len(magnitudes) - count)[-count]
     keep = magnitudes > smallest
     equal = np.flatnonzero(magnitudes == smallest)
     keep[equal[: count - np.count_nonzero(keep)]] = True

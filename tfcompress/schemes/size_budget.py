@@ -5,7 +5,13 @@ import re
 
 import numpy as np
 
-from tfcompress.cost.arithmetic import index_bits, value_bits, xz_bytes
+from tfcompress.cost.arithmetic import (
+    entropy_bits_of_counts,
+    index_bits,
+    index_bits_of_count,
+    value_bits,
+    xz_bytes,
+)
 from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 from tfcompress.schemes.budget import parse_budget
@@ -41,11 +47,10 @@ def parse_size(size, reference):
 
 
 class SizeBudget:
-    """One number for all kernels, and what that leaves for each weight.
+    """One number for all kernels, and what each of them takes of it.
 
-    A kept weight nominally costs the bits of its value and, ideally coded, of its
-    position. What codes take in practice is measured, and nominal bits are granted
-    accordingly.
+    Codes nominally take what an ideal coder makes of them. What they take in practice
+    is measured, and nominal bits are granted accordingly.
 
     Attributes:
         sparse: whether zeros are cheaper than other weights.
@@ -69,25 +74,36 @@ class SizeBudget:
         self.nominal_per_real = 1.0
 
     def allowed(self):
-        """Nominal bits for all kept weights together."""
+        """Nominal bits for all kernels together."""
         real = self._bits_per_unit * (self.total - self.overhead)
         return real * self.nominal_per_real
 
-    def cost(self, bits, density):
-        """Nominal bits of one kept weight.
+    def rate(self, counts, size, bits):
+        """Nominal bits of a kernel.
 
         Args:
-            bits: of its codebook.
-            density: share of weights that its layer keeps.
+            counts: how many weights have each level other than zero, (K,).
+            size: how many weights there are.
+            bits: of the codebook.
         """
+        nonzeros = np.sum(counts)
         if self.counted == "bytes":
-            return container_bits(bits)
-        # A uniform grid of b bits has 2^b - 2 levels that are not zero.
-        value = 1 if self.codebook == "uniform" and bits == 2 else bits
+            return size * container_bits(bits)
         if self.counted == "value_bits":
-            return value
-        p = min(max(density, 1e-6), 1.0 - 1e-6)
-        return value - math.log2(p) - (1.0 - p) / p * math.log2(1.0 - p)
+            different = np.count_nonzero(counts)
+            return value_bits(nonzeros, index_bits_of_count(different))
+        return entropy_bits_of_counts(np.append(counts, size - nonzeros))
+
+    def nominal(self, codes):
+        """Nominal bits of each kernel, `{layer name: number}`; codes as `size_of`'s."""
+        counts = {
+            name: np.unique(array[array != 0], return_counts=True)[1]
+            for name, (array, _) in codes.items()
+        }
+        return {
+            name: self.rate(counts[name], array.size, bits)
+            for name, (array, bits) in codes.items()
+        }
 
     def size_of(self, codes):
         """What codes really take, in the unit of the budget.
@@ -102,10 +118,13 @@ class SizeBudget:
             codes = {name: (x, 8) for name, (x, _) in codes.items()}
         return self.overhead + coded_bytes(codes, self.counted == "xz_bytes")
 
-    def learn(self, nominal, size):
-        """Compares nominal bits with the size that came of them."""
+    def learn(self, codes):
+        """Compares nominal bits with the size that comes of them, and returns that."""
+        size = self.size_of(codes)
         real = self._bits_per_unit * (size - self.overhead)
+        nominal = sum(self.nominal(codes).values())
         self.nominal_per_real = min(max(nominal / max(real, 1.0), 0.25), 4.0)
+        return size
 
 
 def coded_bytes(codes, compressed):

@@ -32,12 +32,13 @@ BIT_WIDTHS = {
 class SizeConstrained(SearchingScheme):
     """Zeros and bits of every layer under one size (arXiv 1910.05897).
 
-    The first part of a `fit` finds both. By ADMM, kernels train in float and are drawn
-    towards values that meet a looser size, which projections choose anew every epoch
-    over all layers at once; that finds the bits. Then kernels train quantized, and the
-    least weights go step by step until the size is met. After that zeros and bits stay,
-    and the rest of the `fit`, or further ones, fine-tune. First and last layers are
-    treated like all others; biases and batch normalization stay float.
+    The first part of a `fit` finds both. Where even five times the size does not pay
+    for all weights, it begins with ADMM: kernels train in float and are drawn towards
+    values that meet that looser size, which projections choose anew every epoch over
+    all layers at once. Then kernels train quantized, and come down to the size step by
+    step, zeros and bits of all layers chosen together. After that both stay, and the
+    rest of the `fit`, or further ones, fine-tune. First and last layers are treated
+    like all others; biases and batch normalization stay float.
 
     Args:
         size: of the finished `.tflite`: bytes, "100 kB", or a share of the float
@@ -50,7 +51,7 @@ class SizeConstrained(SearchingScheme):
             stored with 8 bits a weight and only small after compression.
         compression: what `size` is measured after: "xz", as downloads, app bundles and
             firmware images are packed; or "none", where zeros save nothing.
-        rho: strength of the pull, in units of one over the sum of learning rates (the
+        rho: strength of ADMM's pull, in units of one over the sum of learning rates (the
             paper takes 0.05 for LeNet-5, 1e-3 for AlexNet, with SGD). None chooses it
             by the learning rates to come.
         search_fraction: share of the first `fit` that searches, in (0, 1].

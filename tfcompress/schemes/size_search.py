@@ -1,10 +1,10 @@
-"""The search of sizes: ADMM inside `fit`, more zeros step by step, then fine-tuning."""
+"""The search of sizes: ADMM inside `fit`, down to the budget, then fine-tuning."""
 
 from tfcompress.schemes.learning_rate import inner_optimizer, sum_of_learning_rates
 from tfcompress.schemes.search import STEPS_PER_EPOCH, Search
 from tfcompress.schemes.steering import DESCENT
 
-# Share of the search.
+# Share of the search, if there are zeros to find.
 ADMM = 0.3
 # In a search at least, of either kind.
 LEAST_PROJECTIONS = 20
@@ -20,19 +20,20 @@ MOST_SHAVES = 10
 
 
 class SizeSearch(Search):
-    """Runs ADMM, takes zeros step by step, and keeps the budget to the end.
+    """Runs ADMM, comes down to the budget step by step, and keeps it to the end.
 
     At first kernels train in float, drawn towards their anchors behind every step;
     projections move the anchors at the end of every epoch, or more often in a short
     training. For validation, and between epochs, the student computes with the
-    projected weights (arXiv 1910.05897, Section 3). That finds the bits.
+    projected weights (arXiv 1910.05897, Section 3).
 
     ADMM soon holds on to the zeros that it began with, and float kernels do not tell
-    which weights quantized ones can spare. So it keeps more than the budget pays for;
-    in the rest of the search the student trains quantized, and loses the least weights
-    step by step until the budget is met. After the search zeros and bits stay. All the
-    time that it trains quantized, codebooks follow the weights. A student whose search
-    was interrupted has the zeros and bits of its last step.
+    what quantized ones can spare. So it keeps more than the budget pays for, and is
+    left out where that is every weight. In the rest of the search the student trains
+    quantized; step by step, zeros and bits of all layers are chosen anew for a smaller
+    size, until the budget is met. After the search they stay. All the time that the
+    student trains quantized, codebooks follow the weights. A student whose search was
+    interrupted has the zeros and bits of its last step.
 
     Args:
         space: the student's `SizeSpace`, with its budget.
@@ -67,6 +68,7 @@ class SizeSearch(Search):
             self.space.refresh()
 
     def begin(self, share):
+        self.admm = 0.0 if self.space.affords_all(LOOSE) else ADMM
         self.pull = self.rho
         if self.rho is None:
             steps = ADMM * self.steps()
@@ -76,6 +78,7 @@ class SizeSearch(Search):
 
     def state(self):
         return {
+            "admm": self.admm,
             "pull": self.pull,
             "next_projection": self.next_projection,
             "loose": self.loose or 0.0,
@@ -83,6 +86,7 @@ class SizeSearch(Search):
         }
 
     def resume(self, state):
+        self.admm = float(state["admm"])
         self.pull = float(state["pull"])
         self.next_projection = float(state["next_projection"])
         self.loose = float(state["loose"]) or None
@@ -90,7 +94,7 @@ class SizeSearch(Search):
 
     def advance(self, share):
         self.share = share
-        if share >= ADMM:
+        if share >= self.admm:
             self._tighten()
             return
         if share >= self.next_projection:
@@ -115,7 +119,7 @@ class SizeSearch(Search):
             self.loose = max(1.0, min(LOOSE, self.space.multiple))
         elif self.share < self.next_projection:
             return
-        passed = min(1.0, (self.share - ADMM) / (1.0 - ADMM) / DESCENT)
+        passed = min(1.0, (self.share - self.admm) / (1.0 - self.admm) / DESCENT)
         self.space.tighten(self.loose ** (1.0 - passed))
         self._wait()
 
@@ -133,7 +137,7 @@ class SizeSearch(Search):
 
     def settle(self):
         self.space.tether.assign(0.0)
-        self.space.settle()
+        self.space.tighten()
         self.space.fix()
         self.space.set_quantizing(True)
         self.recalibrate()

@@ -1,5 +1,7 @@
 """The weights that share one size, and the projections of ADMM on it."""
 
+import math
+
 import numpy as np
 from keras import ops
 
@@ -7,19 +9,24 @@ from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Codebook
 from tfcompress.quantizers.clustering import (
     SortedNonZeros,
-    distortions,
+    counts_and_distortions,
     kmeans,
     nearest,
     snapped,
     uniform_step,
 )
 from tfcompress.quantizers.packing import code_limit
-from tfcompress.schemes.allocation import allocate_bits, keep_largest
+from tfcompress.schemes.allocation import allocate_bits, keep_largest, largest
+from tfcompress.schemes.rate_distortion import operating_points
 from tfcompress.schemes.tether import Tether
 from tfcompress.surgery.graph import Graph
 
 # A layer of fewer weights passes nothing on.
 LEAST_WEIGHTS = 10
+# Bits that a weight takes at least, also where all are the same.
+_LEAST_BITS = 0.1
+# What a choice really takes is only known of a choice: so often it is corrected.
+_ROUNDS = 8
 
 
 class SizeSpace:
@@ -87,37 +94,18 @@ class SizeSpace:
             quantizer.fixed.assign(1.0)
 
     def start(self):
-        """Begins with V = W and U = 0, and the bits that distort least."""
+        """Begins with V = W and U = 0, and the zeros and bits that distort least."""
         kernels = self.kernels()
-        if self.budget.sparse:
-            bits, masks = self._best_even_start(kernels)
-        else:
-            masks = {name: np.ones(x.shape, bool) for name, x in kernels.items()}
-            kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
-            bits = self._chosen_bits(kept, masks, self.budget.allowed())
-        self._set_codebooks(kernels, masks, bits)
-        self.settle()
+        self._choose(kernels, 1.0)
         for name, quantizer in self.quantizers.items():
             quantizer.anchor.assign(kernels[name])
             quantizer.dual.assign(np.zeros_like(kernels[name]))
 
-    def _best_even_start(self, kernels):
-        """`(bits, masks)` with the bits, the same for all, that distort least."""
-        count = sum(x.size for x in kernels.values())
-        found = []
-        for width in self.bit_widths:
-            cost = self.budget.cost(width, _even_density(self.budget, width, count))
-            if found and cost * sum(self.floors().values()) > self.budget.allowed():
-                continue
-            costs = dict.fromkeys(kernels, cost)
-            masks = keep_largest(kernels, costs, self.budget.allowed(), self.floors())
-            lost = sum(np.square(w[~masks[n]]).sum() for n, w in kernels.items())
-            for name, kernel in kernels.items():
-                kept = SortedNonZeros(kernel * masks[name])
-                lost += distortions(kept, (width,), self.codebook)[0]
-            found.append((lost, width, masks))
-        _, width, masks = min(found, key=lambda item: item[0])
-        return dict.fromkeys(kernels, width), masks
+    def affords_all(self, factor):
+        """Whether a multiple of the budget pays for all weights, as bits are."""
+        masks = self.masks()
+        nominal = sum(cost * masks[n].size for n, cost in self._costs(masks).items())
+        return nominal <= factor * self.budget.allowed()
 
     def project(self, factor=1.0):
         """One round of ADMM: W sparse, V quantized, U after them.
@@ -128,8 +116,8 @@ class SizeSpace:
         Args:
             factor: of the budget, at least 1, that W is to meet.
         """
-        kernels, bits = self.kernels(), self.bits
-        masks = self._sparse(kernels, bits, factor)
+        kernels = self.kernels()
+        masks = self._sparse(kernels, factor)
         sums, kept = {}, {}
         for name, layer in self.layers.items():
             kernels[name] = kernels[name] * masks[name]
@@ -138,9 +126,7 @@ class SizeSpace:
                 self.quantizers[name].dual
             )
             kept[name] = SortedNonZeros(sums[name])
-        # What the kept weights cost with the bits they were kept at is there to spend.
-        allowed = max(self.budget.allowed(), self._nominal(masks, bits))
-        bits = self._chosen_bits(kept, masks, allowed)
+        bits = self._chosen_bits(kept, granted=self.budget.allowed())
         distance = norm = 0.0
         for name, quantizer in self.quantizers.items():
             levels, step = self._fitted(kept[name], bits[name])
@@ -151,40 +137,52 @@ class SizeSpace:
             distance += np.square(kernels[name] - quantized).sum()
             norm += np.square(kernels[name]).sum()
         self._set_codebooks(kernels, masks, bits)
-        self._learn(masks)
+        self._learn()
         self.residual = float(np.sqrt(distance / max(norm, 1e-30)))
 
-    def tighten(self, factor):
-        """Takes the least weights that are too many for a multiple of the budget.
+    def tighten(self, factor=1.0):
+        """Takes weights and bits that are too many for a multiple of the budget.
+
+        No weight that was held at zero comes back; a layer may get more bits for fewer
+        weights.
 
         Args:
             factor: of the budget, at least 1.
         """
         masks = self.masks()
         kernels = {name: x * masks[name] for name, x in self.kernels().items()}
-        masks = self._choose(kernels, self.bits, factor, rounds=3)
+        masks = self._choose(kernels, factor)
         self.residual = None
         for name, layer in self.layers.items():
             layer._kernel.assign(kernels[name] * masks[name])
 
-    def settle(self, rounds=8):
-        """Chooses zeros that come as close to the budget as its model allows.
+    def _choose(self, kernels, factor):
+        """Sets the zeros and bits that distort least at a multiple of the budget.
 
-        Args:
-            rounds: at most.
+        Returns:
+            The masks.
         """
-        self._choose(self.kernels(), self.bits, 1.0, rounds)
-
-    def _choose(self, kernels, bits, factor, rounds):
-        """Sets the masks that come close to a multiple of the budget, and returns them.
-
-        What codes really take depends on the masks, so that it takes some rounds.
-        """
-        for _ in range(rounds if self.budget.sparse else 1):
-            masks = self._sparse(kernels, bits, factor)
+        floors, points = self.floors(), {}
+        for name, kernel in kernels.items():
+            points[name] = operating_points(
+                kernel, floors[name], self.budget, self.bit_widths
+            )
+        costs = {name: x.costs for name, x in points.items()}
+        losses = {name: x.losses for name, x in points.items()}
+        least = sum(x.min() for x in costs.values())
+        allowed = factor * self.budget.allowed()
+        for _ in range(_ROUNDS if self.budget.sparse else 1):
+            chosen = allocate_bits(costs, losses, max(allowed, least))
+            bits = {name: int(points[name].bits[i]) for name, i in chosen.items()}
+            masks = {
+                name: largest(kernels[name], points[name].kept[i])
+                for name, i in chosen.items()
+            }
             self._set_codebooks(kernels, masks, bits)
-            if 0.99 * factor <= self._learn(masks) <= factor:
+            received = self._learn() / factor
+            if 0.99 <= received <= 1.0:
                 break
+            allowed *= 0.995 / max(received, 0.1)
         return masks
 
     def empty(self):
@@ -204,17 +202,15 @@ class SizeSpace:
         bits, masks = self.bits, self.masks()
         if self.budget.sparse:
             masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
-        allowed = share * self._nominal(masks, bits)
         kernels = {name: x * masks[name] for name, x in self.kernels().items()}
         if self.budget.sparse:
-            costs = {
-                n: self.budget.cost(bits[n], d) for n, d in _densities(masks).items()
-            }
+            costs = self._costs(masks)
+            allowed = share * sum(costs[n] * x.sum() for n, x in masks.items())
             floors = {n: min(x, masks[n].sum()) for n, x in self.floors().items()}
             masks = keep_largest(kernels, costs, allowed, floors)
         else:
             kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
-            bits = self._chosen_bits(kept, masks, allowed)
+            bits = self._chosen_bits(kept, share)
         self._set_codebooks(kernels, masks, bits)
 
     def refresh(self):
@@ -236,24 +232,40 @@ class SizeSpace:
     def _all(self):
         return self.quantizers.values()
 
-    def _sparse(self, kernels, bits, factor=1.0):
-        """Masks of the weights that a multiple of the budget pays for."""
+    def _sparse(self, kernels, factor=1.0):
+        """Masks of the weights that a multiple of the budget pays for, as bits are."""
+        masks = self.masks()
         if not self.budget.sparse:
-            return {name: np.ones(x.shape, bool) for name, x in kernels.items()}
-        densities = _densities(self.masks())
-        costs = {n: self.budget.cost(bits[n], densities[n]) for n in kernels}
+            return masks
         allowed = factor * self.budget.allowed()
-        return keep_largest(kernels, costs, allowed, self.floors())
+        return keep_largest(kernels, self._costs(masks), allowed, self.floors())
 
-    def _chosen_bits(self, kept, masks, allowed):
-        costs, losses = {}, {}
-        for name, density in _densities(masks).items():
-            count = masks[name].sum()
+    def _costs(self, masks):
+        """`{name: nominal bits of a kept weight}`, as codes are."""
+        nominal = self.budget.nominal(self.codes())
+        return {n: max(nominal[n] / x.sum(), _LEAST_BITS) for n, x in masks.items()}
+
+    def _chosen_bits(self, kept, share=1.0, granted=0.0):
+        """The bits that distort least, for what the weights take with those of now.
+
+        Args:
+            kept: `{name: SortedNonZeros}`.
+            share: of that, to be spent.
+            granted: nominal bits to be spent in any case.
+        """
+        costs, losses, spent = {}, {}, 0.0
+        for name, values in kept.items():
+            size, now = self.layers[name]._kernel.shape, self.bits[name]
+            found = counts_and_distortions(values, self.bit_widths, self.codebook)
             costs[name] = np.array(
-                [count * self.budget.cost(width, density) for width in self.bit_widths]
+                [
+                    self.budget.rate(counts, math.prod(size), bits)
+                    for (counts, _), bits in zip(found, self.bit_widths, strict=True)
+                ]
             )
-            losses[name] = distortions(kept[name], self.bit_widths, self.codebook)
-        chosen = allocate_bits(costs, losses, allowed)
+            losses[name] = np.array([distortion for _, distortion in found])
+            spent += costs[name][self.bit_widths.index(now)]
+        chosen = allocate_bits(costs, losses, max(granted, share * spent))
         return {name: self.bit_widths[i] for name, i in chosen.items()}
 
     def _fitted(self, values, bits):
@@ -270,34 +282,13 @@ class SizeSpace:
             fitted = self._fitted(values, bits[name])
             quantizer.set_codebook(bits[name], *fitted, masks[name])
 
-    def _learn(self, masks):
-        """Tells the budget what the kept weights really take.
+    def _learn(self):
+        """Tells the budget what the codes really take.
 
         Returns:
             That, as a multiple of what the budget has for them.
         """
-        budget, size = self.budget, self.budget.size_of(self.codes())
-        budget.learn(self._nominal(masks, self.bits), size)
+        budget = self.budget
+        size = budget.learn(self.codes())
         self.multiple = (size - budget.overhead) / (budget.total - budget.overhead)
         return self.multiple
-
-    def _nominal(self, masks, bits):
-        """Bits that the kept weights nominally cost."""
-        return sum(
-            masks[name].sum() * self.budget.cost(bits[name], density)
-            for name, density in _densities(masks).items()
-        )
-
-
-def _densities(masks):
-    return {name: float(mask.mean()) for name, mask in masks.items()}
-
-
-def _even_density(budget, bits, count):
-    """The share of `count` weights that the budget pays for, if all layers keep it."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        enough = middle * count * budget.cost(bits, middle) <= budget.allowed()
-        low, high = (middle, high) if enough else (low, middle)
-    return low
