@@ -13,6 +13,8 @@ from tfcompress.quantizers.packing import code_limit
 
 # Steps that a line search tries at once, and how often it does, closer each time.
 _STEPS, _SCANS = 256, 3
+# Steps of the single scan that compares bit-widths.
+_FEW_STEPS = 128
 _SEARCHES = ("uniform", "kmeans")
 # The smallest step: what is below float32's normal range is zero to most devices.
 _TINY = np.finfo(np.float32).tiny
@@ -236,7 +238,7 @@ def snapped(centroids, counts=None):
     return codes, np.float32(max(steps[best], _TINY))
 
 
-def uniform_step(values, bits, scans=_SCANS):
+def uniform_step(values, bits, steps=_STEPS, scans=_SCANS):
     """The step of the grid {-L..L} * step with the least squared error.
 
     L = 2^(bits-1) - 1, as `tfcompress.quantizers.Uniform`; values round to the nearest
@@ -247,7 +249,7 @@ def uniform_step(values, bits, scans=_SCANS):
     Args:
         values: a `SortedNonZeros`.
         bits: 2 to 8.
-        scans: one finds a step within 2 % of the best, each further one a closer one.
+        steps, scans: how many steps are tried at once, and how often, closer each time.
 
     Returns:
         `(step, distortion)`: positive float32; sum of squared errors as a float.
@@ -268,11 +270,11 @@ def uniform_step(values, bits, scans=_SCANS):
     high = max(-values.values[0], values.values[-1])
     found = []
     for _ in range(scans):
-        steps = np.geomspace(low, high, _STEPS).clip(_TINY).astype(np.float32)
-        errors = _uniform_distortions(values, steps, limit)
+        tried = np.geomspace(low, high, steps).clip(_TINY).astype(np.float32)
+        errors = _uniform_distortions(values, tried, limit)
         best = np.argmin(errors)
-        found.append((float(errors[best]), steps[best]))
-        low, high = steps[max(best - 1, 0)], steps[min(best + 1, _STEPS - 1)]
+        found.append((float(errors[best]), tried[best]))
+        low, high = tried[max(best - 1, 0)], tried[min(best + 1, steps - 1)]
     distortion, step = min(found)
     return step, distortion
 
@@ -306,7 +308,7 @@ def counts_and_distortions(values, bit_widths, codebook):
     found = []
     for bits in bit_widths:
         if codebook == "uniform":
-            step, _ = uniform_step(values, bits, scans=1)
+            step, _ = uniform_step(values, bits, _FEW_STEPS, scans=1)
             limit = code_limit(bits)
             levels = (np.arange(-limit, limit + 1) * step).astype(np.float32)
         else:

@@ -51,9 +51,9 @@ class SizeConstrained(SearchingScheme):
             stored with 8 bits a weight and only small after compression.
         compression: what `size` is measured after: "xz", as downloads, app bundles and
             firmware images are packed; or "none", where zeros save nothing.
-        rho: strength of ADMM's pull, in units of one over the sum of learning rates (the
-            paper takes 0.05 for LeNet-5, 1e-3 for AlexNet, with SGD). None chooses it
-            by the learning rates to come.
+        rho: strength of ADMM's pull, in units of one over the sum of learning rates
+            (the paper takes 0.05 for LeNet-5, 1e-3 for AlexNet, with SGD). None chooses
+            it by the learning rates to come.
         search_fraction: share of the first `fit` that searches, in (0, 1].
         weight_decay, overrides: see `Scheme`.
 

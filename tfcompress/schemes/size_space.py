@@ -25,8 +25,9 @@ from tfcompress.surgery.graph import Graph
 LEAST_WEIGHTS = 10
 # Bits that a weight takes at least, also where all are the same.
 _LEAST_BITS = 0.1
-# What a choice really takes is only known of a choice: so often it is corrected.
-_ROUNDS = 8
+# What a choice really takes is only known once it is made: so often it is corrected,
+# to be at most this share below the budget, or this close to a multiple of it.
+_ROUNDS, _BELOW, _CLOSE = 8, 0.01, 0.05
 
 
 class SizeSpace:
@@ -180,7 +181,9 @@ class SizeSpace:
             }
             self._set_codebooks(kernels, masks, bits)
             received = self._learn() / factor
-            if 0.99 <= received <= 1.0:
+            if 1.0 - _BELOW <= received <= 1.0:
+                break
+            if factor > 1.0 and abs(received - 1.0) <= _CLOSE:
                 break
             allowed *= 0.995 / max(received, 0.1)
         return masks
