@@ -47,10 +47,16 @@ def test_a_budget_allows_its_bits_but_for_what_is_no_codes(counted):
     assert budget.sparse == (counted != "bytes")
 
 
-@pytest.mark.parametrize("counts, index", [([5, 9], 1), ([3, 0, 4, 1], 2), ([7], 1)])
-def test_a_kernel_costs_the_indices_of_its_values(counts, index):
-    budget = SizeBudget(1000, "value_bits", "kmeans")
-    assert budget.rate(np.array(counts), 400, 8) == index * sum(counts)
+@pytest.mark.parametrize("codebook, bits, index", [
+    ("uniform", 2, 1), ("uniform", 3, 3), ("uniform", 8, 8),
+    ("kmeans", 1, 1), ("kmeans", 2, 2), ("kmeans", 8, 8),
+])  # fmt: skip
+def test_a_kernel_costs_the_indices_of_its_values(codebook, bits, index):
+    """Also where not all levels are used at the moment."""
+    budget = SizeBudget(1000, "value_bits", codebook)
+    assert budget.rate(np.array([5, 0]), 400, bits) == 5 * index
+    codes = np.array([0, 1, 1, -1, 0], np.int8)
+    assert budget.size_of({"a": (codes, bits)}) == 3 * index
 
 
 @pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])
@@ -94,7 +100,9 @@ def test_what_codes_take(counted, codebook):
     ]
     nonzeros = {name: np.count_nonzero(array) for name, array in arrays.items()}
     expected = {
-        "value_bits": 1 * nonzeros["a"] + 3 * nonzeros["b"],  # 2 levels and 6
+        # A uniform grid of 2 bits has 2 levels, of 3 bits 6.
+        "value_bits": {"uniform": 1, "kmeans": 2}[codebook] * nonzeros["a"]
+        + 3 * nonzeros["b"],
         "bytes": 70 + sum(map(len, packed)),
         "xz_bytes": 70 + len(lzma.compress(b"".join(map(bytes, packed)), preset=9)),
     }[counted]

@@ -50,11 +50,7 @@ def index_bits(codes):
 
     b bits are at most 2^b different values; zero is free (CVPR 2020).
     """
-    return index_bits_of_count(np.count_nonzero(np.unique(codes)))
-
-
-def index_bits_of_count(different):
-    """`index_bits` of so many different non-zero codes."""
+    different = np.count_nonzero(np.unique(codes))
     return max(1, math.ceil(math.log2(max(1, different))))
 
 

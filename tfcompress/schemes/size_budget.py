@@ -5,13 +5,7 @@ import re
 
 import numpy as np
 
-from tfcompress.cost.arithmetic import (
-    entropy_bits_of_counts,
-    index_bits,
-    index_bits_of_count,
-    value_bits,
-    xz_bytes,
-)
+from tfcompress.cost.arithmetic import entropy_bits_of_counts, value_bits, xz_bytes
 from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 from tfcompress.schemes.budget import parse_budget
@@ -90,8 +84,7 @@ class SizeBudget:
         if self.counted == "bytes":
             return size * container_bits(bits)
         if self.counted == "value_bits":
-            different = np.count_nonzero(counts)
-            return value_bits(nonzeros, index_bits_of_count(different))
+            return value_bits(nonzeros, self._index_bits(bits))
         return entropy_bits_of_counts(np.append(counts, size - nonzeros))
 
     def nominal(self, codes):
@@ -112,11 +105,18 @@ class SizeBudget:
             codes: `{layer name: (int8 array, bits of the codebook)}`.
         """
         if self.counted == "value_bits":
-            arrays = [array for array, _ in codes.values()]
-            return sum(value_bits(np.count_nonzero(x), index_bits(x)) for x in arrays)
+            return sum(
+                value_bits(np.count_nonzero(array), self._index_bits(bits))
+                for array, bits in codes.values()
+            )
         if self.codebook == "kmeans":
             codes = {name: (x, 8) for name, (x, _) in codes.items()}
         return self.overhead + coded_bytes(codes, self.counted == "xz_bytes")
+
+    def _index_bits(self, bits):
+        """Bits that tell non-zero levels apart, also those that no weight has now."""
+        # A uniform grid of b bits has 2^b - 2 of them.
+        return 1 if self.codebook == "uniform" and bits == 2 else bits
 
     def learn(self, codes):
         """Compares nominal bits with the size that comes of them, and returns that."""

@@ -57,6 +57,8 @@ class SizeSearch(Search):
     def on_epoch_begin(self, epoch, logs=None):
         self.projected = False  # in this epoch, for others to see
         self.refreshed = 0
+        if self.searching and self.loose is not None:
+            self._measure_overhead()
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -83,6 +85,7 @@ class SizeSearch(Search):
             "next_projection": self.next_projection,
             "loose": self.loose or 0.0,
             "nominal_per_real": self.space.budget.nominal_per_real,
+            "overhead": self.space.budget.overhead,
         }
 
     def resume(self, state):
@@ -91,6 +94,7 @@ class SizeSearch(Search):
         self.next_projection = float(state["next_projection"])
         self.loose = float(state["loose"]) or None
         self.space.budget.nominal_per_real = float(state["nominal_per_real"])
+        self.space.budget.overhead = float(state["overhead"])
 
     def advance(self, share):
         self.share = share
@@ -137,6 +141,7 @@ class SizeSearch(Search):
 
     def settle(self):
         self.space.tether.assign(0.0)
+        self._measure_overhead()
         self.space.tighten()
         self.space.fix()
         self.space.set_quantizing(True)
@@ -146,6 +151,12 @@ class SizeSearch(Search):
         super().on_train_end(logs)
         self.space.tether.detach()
         self._keep_promise()
+
+    def _measure_overhead(self):
+        """What is no codes changes as well: floats train, and xz sees more or less."""
+        budget = self.space.budget
+        coded = budget.size_of(self.space.codes()) - budget.overhead
+        budget.overhead = self.measure(self.model) - coded
 
     def _keep_promise(self):
         """Takes the least weights that are too many for the finished artefact."""
