@@ -29,11 +29,12 @@ class SizeSearch(Search):
 
     ADMM soon holds on to the zeros that it began with, and float kernels do not tell
     what quantized ones can spare. So it keeps more than the budget pays for, and is
-    left out where that is every weight. In the rest of the search the student trains
-    quantized; step by step, zeros and bits of all layers are chosen anew for a smaller
-    size, until the budget is met. After the search they stay. All the time that the
-    student trains quantized, codebooks follow the weights. A student whose search was
-    interrupted has the zeros and bits of its last step.
+    left out where that is every weight. Then the student begins with the zeros that the
+    budget asks for and more bits. In the rest of the search it trains quantized; step
+    by step, zeros and bits of all layers are chosen anew for a smaller size, until the
+    budget is met. After the search they stay. All the time that the student trains
+    quantized, codebooks follow the weights. A student whose search was interrupted has
+    the zeros and bits of its last step.
 
     Args:
         space: the student's `SizeSpace`, with its budget.
@@ -119,6 +120,8 @@ class SizeSearch(Search):
         if self.loose is None:
             self.space.tether.assign(0.0)
             self.space.set_quantizing(True)
+            # From the zeros of the start or of ADMM: what goes early is learnt to do
+            # without, and bits follow.
             self.space.tighten(LOOSE)
             self.loose = max(1.0, min(LOOSE, self.space.multiple))
         elif self.share < self.next_projection:
