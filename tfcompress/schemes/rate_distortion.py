@@ -50,7 +50,9 @@ def operating_points(kernel, floor, budget, bit_widths):
     kernel = np.asarray(kernel, np.float32).ravel()
     values = kernel[kernel != 0]
     kept = _numbers(floor, len(values)) if budget.sparse else np.array([kernel.size])
-    sample = values[:: max(1, -(-len(values) // _SAMPLES))]
+    sample = values
+    if len(values) > _SAMPLES:  # drawn: every n-th would be always the same channels
+        sample = np.random.default_rng(0).choice(values, _SAMPLES, replace=False)
     scale = len(values) / len(sample) if len(sample) else 1.0
     largest_first = np.sort(np.abs(sample))[::-1]
     energy = np.cumsum(np.square(largest_first, dtype=np.float64))
