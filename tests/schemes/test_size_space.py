@@ -279,11 +279,13 @@ def test_shaving_takes_the_smallest_weights_alone(started_sparse, share):
     space, budget = started_sparse
     masks = {name: codes != 0 for name, (codes, _) in space.codes().items()}
     size, bits = budget.size_of(space.codes()), space.bits
+    before = space.codes()
     space.shave(share)
     assert space.bits == bits
     for name, mask in space.masks().items():
         assert not (mask & ~masks[name]).any()
         magnitudes = np.abs(space.kernels()[name])
+        np.testing.assert_array_equal(space.codes()[name][0], before[name][0] * mask)
         taken = masks[name] & ~mask
         assert magnitudes[mask].min() >= magnitudes[taken].max(initial=0)
     # An xz file has about 70 bytes that are no data.

@@ -199,22 +199,24 @@ class SizeSpace:
     def shave(self, share):
         """Takes weights until a share of their nominal bits is left.
 
+        Levels stay as they were trained. Where zeros save nothing, bits go instead.
+
         Args:
             share: below 1.
         """
-        bits, masks = self.bits, self.masks()
-        if self.budget.sparse:
-            masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
-        kernels = {name: x * masks[name] for name, x in self.kernels().items()}
-        if self.budget.sparse:
-            costs = self._costs(masks)
-            allowed = share * sum(costs[n] * x.sum() for n, x in masks.items())
-            floors = {n: min(x, masks[n].sum()) for n, x in self.floors().items()}
-            masks = keep_largest(kernels, costs, allowed, floors)
-        else:
+        if not self.budget.sparse:
+            kernels = self.kernels()
             kept = {name: SortedNonZeros(kernel) for name, kernel in kernels.items()}
-            bits = self._chosen_bits(kept, share)
-        self._set_codebooks(kernels, masks, bits)
+            self._set_codebooks(kernels, self.masks(), self._chosen_bits(kept, share))
+            return
+        masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
+        kernels = {name: x * masks[name] for name, x in self.kernels().items()}
+        costs = self._costs(masks)
+        allowed = share * sum(costs[n] * x.sum() for n, x in masks.items())
+        floors = {n: min(x, masks[n].sum()) for n, x in self.floors().items()}
+        masks = keep_largest(kernels, costs, allowed, floors)
+        for name, quantizer in self.quantizers.items():
+            quantizer.mask.assign(masks[name])
 
     def refresh(self):
         """Fits the codebooks to the weights as they are now; zeros and bits stay."""
