@@ -84,7 +84,7 @@ class SizeBudget:
         if self.counted == "bytes":
             return size * container_bits(bits)
         if self.counted == "value_bits":
-            return value_bits(nonzeros, self._index_bits(bits))
+            return value_bits(nonzeros, self.index_bits(bits))
         return entropy_bits_of_counts(np.append(counts, size - nonzeros))
 
     def nominal(self, codes):
@@ -106,14 +106,14 @@ class SizeBudget:
         """
         if self.counted == "value_bits":
             return sum(
-                value_bits(np.count_nonzero(array), self._index_bits(bits))
+                value_bits(np.count_nonzero(array), self.index_bits(bits))
                 for array, bits in codes.values()
             )
         if self.codebook == "kmeans":
             codes = {name: (x, 8) for name, (x, _) in codes.items()}
         return self.overhead + coded_bytes(codes, self.counted == "xz_bytes")
 
-    def _index_bits(self, bits):
+    def index_bits(self, bits):
         """Bits that tell non-zero levels apart, also those that no weight has now."""
         # A uniform grid of b bits has 2^b - 2 of them.
         return 1 if self.codebook == "uniform" and bits == 2 else bits

@@ -9,7 +9,7 @@ ADMM = 0.3
 # In a search at least, of either kind.
 LEAST_PROJECTIONS = 20
 # Without `rho`: by how many factors of e anchors draw kernels in all of ADMM.
-PULL = 20.0
+PULL = 2.0
 # Of the budget: what ADMM's projections keep, where there is as much.
 LOOSE = 5.0
 # Times in an epoch that codebooks are fitted to the weights which train with them.

@@ -104,9 +104,11 @@ class SizeSpace:
 
     def affords_all(self, factor):
         """Whether a multiple of the budget pays for all weights, as bits are."""
-        masks = self.masks()
-        nominal = sum(cost * masks[n].size for n, cost in self._costs(masks).items())
-        return nominal <= factor * self.budget.allowed()
+        bits, kernels = self.bits, self.kernels()
+        values = sum(
+            x.size * self.budget.index_bits(bits[n]) for n, x in kernels.items()
+        )
+        return values <= factor * self.budget.allowed()
 
     def project(self, factor=1.0):
         """One round of ADMM: W sparse, V quantized, U after them.
