@@ -164,14 +164,15 @@ class SizeSearch(Search):
     def _keep_promise(self):
         """Takes the least weights that are too many for the finished artefact."""
         budget = self.space.budget
-        for _ in range(MOST_SHAVES):
+        for attempt in range(1, MOST_SHAVES + 1):
             self.recalibrate()
             size = self.measure(self.model)
             if size <= budget.total:
                 return
-            # All that is too much has to come from the codes.
+            # All that is too much has to come from the codes, which often shrink by
+            # less than their nominal bits: each attempt takes more.
             coded = budget.size_of(self.space.codes()) - budget.overhead
-            share = max(0.0, 1.0 - (size - budget.total) / coded)
+            share = max(0.0, 1.0 - attempt * (size - budget.total) / coded)
             self.space.shave(SHAVE * share)
         raise RuntimeError(
             f"A file of at most {budget.total:,.0f} is expected. Received: one of "

@@ -297,5 +297,6 @@ class SizeSpace:
         """
         budget = self.budget
         size = budget.learn(self.codes())
-        self.multiple = (size - budget.overhead) / (budget.total - budget.overhead)
+        granted = max(budget.total - budget.overhead, 1.0)
+        self.multiple = (size - budget.overhead) / granted
         return self.multiple
