@@ -80,6 +80,23 @@ def test_kernels_with_few_weights_that_differ(w):
     assert points.losses.max() <= np.square(w).sum()
 
 
+def test_no_layer_is_emptied_because_its_hull_leaps():
+    """Of evenly distributed weights few are worth nothing, and many a lot."""
+    rng = np.random.default_rng(0)
+    large = rng.uniform(-0.07, 0.07, 100_000).astype("float32")
+    points = {
+        name: points_of(w, "xz_bytes")[0]
+        for name, w in (("large", large), ("small", kernel(1000)))
+    }
+    costs = {name: x.costs for name, x in points.items()}
+    losses = {name: x.losses for name, x in points.items()}
+    for budget in (20_000, 50_000, 80_000):
+        chosen = allocate_bits(costs, losses, budget, off_hull=True)
+        spent = sum(costs[name][i] for name, i in chosen.items())
+        assert 0.9 * budget < spent <= budget
+        assert points["large"].kept[chosen["large"]] > 1000
+
+
 @pytest.mark.parametrize("share, bits", [(0.8, 8), (0.4, 4), (0.06, 2), (0.02, 2)])
 def test_fewer_bits_come_before_many_more_zeros(share, bits):
     """With 6.4, 3.2, 0.5 and 0.2 bits a weight: ternary where a file has least.

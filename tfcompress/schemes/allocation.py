@@ -114,7 +114,7 @@ def largest(x, count):
     return keep.reshape(np.shape(x))
 
 
-def allocate_bits(costs, losses, budget):
+def allocate_bits(costs, losses, budget, off_hull=False):
     """One choice per layer with a small sum of losses within a budget.
 
     The greedy multiple-choice knapsack of arXiv 1910.05897, Section 3. Of each layer,
@@ -129,6 +129,9 @@ def allocate_bits(costs, losses, budget):
         costs: `{layer name: array (choices,)}`; floats in any unit and any order.
         losses: `{layer name: array (choices,)}`, the same layers.
         budget: in the unit of the costs.
+        off_hull: whether a layer whose next increment does not fit takes the best
+            choice that does, also off the hull, before the others go on. For many
+            choices per layer, where the hull may leap from next to nothing to half.
 
     Returns:
         `{layer name: index of the choice}`.
@@ -145,6 +148,7 @@ def allocate_bits(costs, losses, budget):
             "cheaper choices."
         )
     chosen = dict.fromkeys(costs, 0)
+    between = {}  # choices off the hull
     increments = []  # heap of (-loss per cost, number of the layer, name)
 
     def push_next(number, name):
@@ -159,12 +163,18 @@ def allocate_bits(costs, losses, budget):
     while increments:
         _, number, name, increment = heapq.heappop(increments)
         if spent + increment > budget:
+            if off_hull:
+                now = hulls[name][chosen[name]]
+                within = costs[name] <= costs[name][now] + budget - spent
+                best = int(np.argmin(np.where(within, losses[name], np.inf)))
+                spent += float(costs[name][best] - costs[name][now])
+                between[name] = best
             continue
         spent += increment
         chosen[name] += 1
         if chosen[name] + 1 < len(hulls[name]):
             push_next(number, name)
-    return {name: int(hulls[name][index]) for name, index in chosen.items()}
+    return {n: int(hulls[n][index]) for n, index in chosen.items()} | between
 
 
 def lower_hull(costs, losses):

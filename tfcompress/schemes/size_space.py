@@ -175,7 +175,7 @@ class SizeSpace:
         least = sum(x.min() for x in costs.values())
         allowed = factor * self.budget.allowed()
         for _ in range(_ROUNDS if self.budget.sparse else 1):
-            chosen = allocate_bits(costs, losses, max(allowed, least))
+            chosen = allocate_bits(costs, losses, max(allowed, least), off_hull=True)
             bits = {name: int(points[name].bits[i]) for name, i in chosen.items()}
             masks = {
                 name: largest(kernels[name], points[name].kept[i])
