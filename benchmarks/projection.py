@@ -117,6 +117,7 @@ def project(weights):
             {name: x.costs for name, x in points.items()},
             {name: x.losses for name, x in points.items()},
             budget,
+            True,  # off the hull, as the search does
         )
     return timer.seconds
 

@@ -262,3 +262,22 @@ def test_the_smallest_possible_budget_is_named():
     assert allocate_bits(costs, losses, 7.5) == {"a": 1, "b": 0}
     with pytest.raises(ValueError, match=r"budget is 7\.5: .*Received: budget=7\."):
         allocate_bits(costs, losses, 7)
+
+
+def test_off_the_hull_what_is_left_is_spent_and_no_more():
+    """Also where sums are off by rounding; often better than on the hull."""
+    better = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        costs = {n: np.sort(rng.random(9)) * 10.0 ** rng.integers(0, 9) for n in "abcd"}
+        losses = {n: np.sort(rng.random(9))[::-1] for n in costs}
+        least = sum(x[0] for x in costs.values())
+        budget = least + rng.random() * sum(np.ptp(x) for x in costs.values())
+        chosen = allocate_bits(costs, losses, budget, off_hull=True)
+        spent = sum(costs[n][i] for n, i in chosen.items())
+        assert spent <= budget * (1 + 1e-12)
+        on_hull = allocate_bits(costs, losses, budget)
+        better += sum(losses[n][i] for n, i in chosen.items()) < sum(
+            losses[n][i] for n, i in on_hull.items()
+        )
+    assert better > 30

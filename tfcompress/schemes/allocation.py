@@ -165,7 +165,8 @@ def allocate_bits(costs, losses, budget, off_hull=False):
         if spent + increment > budget:
             if off_hull:
                 now = hulls[name][chosen[name]]
-                within = costs[name] <= costs[name][now] + budget - spent
+                left = max(0.0, budget - spent)  # not below zero by rounding
+                within = costs[name] <= costs[name][now] + left
                 best = int(np.argmin(np.where(within, losses[name], np.inf)))
                 spent += float(costs[name][best] - costs[name][now])
                 between[name] = best
