@@ -6,7 +6,7 @@ import pytest
 from tfcompress.quantizers.clustering import SortedNonZeros, counts_and_distortions
 from tfcompress.schemes import rate_distortion
 from tfcompress.schemes.allocation import allocate_bits, largest
-from tfcompress.schemes.rate_distortion import operating_points
+from tfcompress.schemes.rate_distortion import comparable, layer_loss, operating_points
 from tfcompress.schemes.size_budget import SizeBudget
 
 WIDTHS = {"uniform": (2, 3, 4, 8), "kmeans": (1, 2, 4)}
@@ -42,11 +42,32 @@ def test_points_are_what_a_kernel_costs_and_loses(counted, codebook):
     assert set(points.bits) == set(WIDTHS[codebook])
     for i in range(0, len(points.kept), 7):
         kept, bits = points.kept[i], points.bits[i]
-        cost, loss = realized(w, kept, bits, budget, codebook)
+        cost, lost = realized(w, kept, bits, budget, codebook)
         # With few weights how many levels are used goes up and down.
         tolerance = 0.15 if kept > 300 else 0.5
         assert points.costs[i] == pytest.approx(cost, rel=tolerance), (kept, bits)
-        assert points.losses[i] == pytest.approx(loss, rel=0.05, abs=0.5), (kept, bits)
+        assert points.distortions[i] == pytest.approx(lost, rel=0.05, abs=0.5)
+    np.testing.assert_array_equal(points.losses, layer_loss(points.distortions, w))
+
+
+def test_a_layer_loses_what_is_taken_of_its_energy():
+    w = np.array([3.0, -4.0, 0.0, 0.0])  # of energy 25
+    losses = layer_loss(np.array([0.0, 12.5, 18.75, 24.75]), w)
+    np.testing.assert_allclose(losses, 2 * np.log([1, 2, 4, 100]))
+    np.testing.assert_allclose(layer_loss(1.25e9, 1e4 * w), losses[1])
+    assert layer_loss(25.0, w) > layer_loss(24.99, w) and np.isfinite(layer_loss(25, w))
+
+
+@pytest.mark.parametrize("size", [40, 4000])
+def test_scaled_kernels_compare_by_their_squares(size):
+    """For what little errors lose."""
+    w = 7.0 * kernel(size)
+    scaled = comparable(w)
+    np.testing.assert_allclose(
+        layer_loss(1e-4 * w[5] ** 2, w), 1e-4 * scaled[5] ** 2, rtol=1e-4
+    )
+    np.testing.assert_allclose(np.square(scaled).sum(), np.sqrt(size), rtol=1e-5)
+    assert not comparable(np.zeros(3)).any()
 
 
 def test_where_zeros_save_nothing_all_weights_are_kept():
@@ -64,8 +85,9 @@ def test_the_largest_kernels_are_judged_by_a_part_of_their_weights(monkeypatch):
     np.testing.assert_array_equal(some.kept, every.kept)
     many = every.kept > 2000
     np.testing.assert_allclose(some.costs[many], every.costs[many], rtol=0.05)
-    energy = np.square(w).sum()
-    np.testing.assert_allclose(some.losses, every.losses, rtol=0.1, atol=3e-4 * energy)
+    np.testing.assert_allclose(
+        some.distortions, every.distortions, rtol=0.1, atol=3e-4 * np.square(w).sum()
+    )
 
 
 @pytest.mark.parametrize("w", [
@@ -77,7 +99,7 @@ def test_kernels_with_few_weights_that_differ(w):
     assert points.kept.min() == floor
     assert points.kept.max() == max(floor, np.count_nonzero(w))
     assert np.isfinite(points.costs).all() and np.isfinite(points.losses).all()
-    assert points.losses.max() <= np.square(w).sum()
+    assert points.distortions.max() <= np.square(w).sum()
 
 
 def test_no_layer_is_emptied_because_its_hull_leaps():
@@ -108,9 +130,9 @@ def test_fewer_bits_come_before_many_more_zeros(share, bits):
     allowed = share * 8 * w.size
     chosen = allocate_bits({"": points.costs}, {"": points.losses}, allowed)[""]
     assert points.bits[chosen] == bits
-    cost, loss = realized(w, points.kept[chosen], bits, budget)
+    cost, least = realized(w, points.kept[chosen], bits, budget)
     assert cost <= 1.02 * allowed
     for kept in np.geomspace(20, w.size, 15).astype(int):
         for other in WIDTHS["uniform"]:
             cost, lost = realized(w, kept, other, budget)
-            assert lost >= 0.97 * loss or cost > allowed
+            assert lost >= 0.97 * least or cost > allowed

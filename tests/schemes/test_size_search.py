@@ -9,11 +9,27 @@ import pytest
 import tfcompress as tfc
 from tests.schemes.conftest import small_net
 from tests.schemes.test_size_space import (
+    BUDGETS,
     counts,
     move,
+    scale_kernels,
+    space_and_budget,
     start_once,  # noqa: F401 -- a fixture
     started_sparse,  # noqa: F401 -- a fixture
 )
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_the_scale_of_a_kernel_decides_nothing(name, start_once):  # noqa: F811
+    """The next normalization takes it away."""
+    space, _ = start_once(name)
+    bits, masks = space.bits, space.masks()
+    scale_kernels(space, {"conv": 16.0, "wide": 0.25})
+    space.budget = space_and_budget(name)[1]
+    space.start()
+    assert space.bits == bits
+    for layer, mask in space.masks().items():
+        np.testing.assert_array_equal(mask, masks[layer])
 
 
 def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F811
@@ -105,6 +121,33 @@ def test_the_size_comes_down_to_the_budget(steps, value_bits):
 def test_bits_are_chosen_anew_on_the_way(steps):
     bits = steps("1/100").bits
     assert bits[0] > bits[20] > bits[39]
+
+
+class Sizes(keras.callbacks.Callback):
+    """At the first step of each epoch: of the finished file, and what it may be."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not batch and self.model.size_space.is_fixed():
+            scheme = self.model.scheme
+            size = scheme._measured(self.model)
+            self.share.append(size / scheme.total(self.model))
+
+
+def test_while_it_trains_on_the_file_is_kept_within_the_size(
+    trained, mnist, compile_for_digits
+):
+    """And not only at the end, when nothing can make up for what is taken."""
+    scheme = tfc.SizeConstrained(size="3 kB", search_fraction=0.2)
+    student, seen = tfc.compress(trained, scheme), Sizes()
+    compile_for_digits(student, keras.optimizers.SGD(0.1))
+    data = [x[:240] for x in mnist[0]]
+    student.fit(*data, batch_size=12, epochs=5, verbose=0, callbacks=[seen])
+    assert len(seen.share) >= 4
+    assert min(seen.share[1:]) > 0.9 and max(seen.share[1:]) <= 1.0
 
 
 def test_a_loaded_student_may_have_no_step_to_project_in(

@@ -1,5 +1,6 @@
 """Rate and distortion of a kernel, whatever its zeros and bits."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.08, 0.02, 0.004, 0.0008)
 _RATIO = 0.97
 # So many weights tell how they are distributed.
 _SAMPLES = 2**17
+# What is left of a kernel's energy, at least, and what there is of it.
+_LEAST_LEFT, _TINY = 1e-9, 1e-30
 
 
 class OperatingPoints(NamedTuple):
@@ -22,13 +25,44 @@ class OperatingPoints(NamedTuple):
         kept: integer array (P,), how many of the largest weights are not zero.
         bits: integer array (P,), of their codebook.
         costs: float64 array (P,), nominal bits of the kernel.
-        losses: float64 array (P,), sum of squared errors over the kernel.
+        distortions: float64 array (P,), sum of squared errors over the kernel.
+        losses: float64 array (P,), what that does to the layer, see `layer_loss`.
     """
 
     kept: np.ndarray
     bits: np.ndarray
     costs: np.ndarray
+    distortions: np.ndarray
     losses: np.ndarray
+
+
+def layer_loss(distortions, kernel):
+    """What squared errors do to a layer: -sqrt(N) ln(1 - D / ||W||^2).
+
+    Errors of two layers do not compare as they are, because the next normalization
+    takes the scale of a kernel away. What is left of its energy compares; and to lose
+    all of it in one layer is worse than half of it in two. The root of the number of
+    weights N is between layers that are worth the same and weights that are.
+
+    Args:
+        distortions: float array of any shape, sums of squared errors D.
+        kernel: float array of any shape, W.
+
+    Returns:
+        float64 array like `distortions`, >= 0.
+    """
+    errors = np.asarray(distortions, np.float64)
+    left = np.clip(1.0 - errors / _energy(kernel), _LEAST_LEFT, 1.0)
+    return -math.sqrt(kernel.size) * np.log(left)
+
+
+def comparable(kernel):
+    """A kernel so scaled that equal squares lose equally, as `layer_loss` has it."""
+    return kernel * math.sqrt(math.sqrt(kernel.size) / _energy(kernel))
+
+
+def _energy(kernel):
+    return max(float(np.square(kernel, dtype=np.float64).sum()), _TINY)
 
 
 def operating_points(kernel, floor, budget, bit_widths):
@@ -61,7 +95,7 @@ def operating_points(kernel, floor, budget, bit_widths):
 
     fitted = _fitted_numbers(kept)
     rates = np.empty((len(bit_widths), len(fitted)))
-    distortions = np.empty_like(rates)
+    errors = np.empty_like(rates)
     for j, count in enumerate(fitted):
         part = max(1, round(count / scale))
         smallest = largest_first[part - 1] if part < len(sample) else 0.0
@@ -70,17 +104,18 @@ def operating_points(kernel, floor, budget, bit_widths):
         for i, (counts, distortion) in enumerate(found):
             rate = budget.rate(scale * counts, kernel.size, bit_widths[i])
             rates[i, j] = rate / count
-            distortions[i, j] = scale * distortion / count
+            errors[i, j] = scale * distortion / count
 
-    costs, losses = (
+    costs, distortions = (
         np.array([np.interp(np.log(kept), np.log(fitted), row) for row in table]) * kept
-        for table in (rates, distortions)
+        for table in (rates, errors)
     )
     return OperatingPoints(
         kept=np.tile(kept, len(bit_widths)),
         bits=np.repeat(bit_widths, len(kept)),
         costs=costs.ravel(),
-        losses=(losses + dropped).ravel(),
+        distortions=(distortions + dropped).ravel(),
+        losses=layer_loss(distortions + dropped, kernel).ravel(),
     )
 
 

@@ -32,9 +32,10 @@ class SizeSearch(Search):
     left out where that is every weight. Then the student begins with the zeros that the
     budget asks for and more bits. In the rest of the search it trains quantized; step
     by step, zeros and bits of all layers are chosen anew for a smaller size, until the
-    budget is met. After the search they stay. All the time that the student trains
-    quantized, codebooks follow the weights. A student whose search was interrupted has
-    the zeros and bits of its last step.
+    budget is met. After the search bits stay, and so do zeros, but for those that keep
+    the file within the budget while its weights train on. All the time that the student
+    trains quantized, codebooks follow the weights. A student whose search was
+    interrupted has the zeros and bits of its last step.
 
     Args:
         space: the student's `SizeSpace`, with its budget.
@@ -60,6 +61,10 @@ class SizeSearch(Search):
         self.refreshed = 0
         if self.searching and self.loose is not None:
             self._measure_overhead()
+        elif self.searching is False:
+            # Weights that train take more than they did: while there is time to make
+            # up for it.
+            self._keep_promise()
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch, logs=None):

@@ -17,7 +17,7 @@ from tfcompress.quantizers.clustering import (
 )
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.schemes.allocation import allocate_bits, keep_largest, largest
-from tfcompress.schemes.rate_distortion import operating_points
+from tfcompress.schemes.rate_distortion import comparable, operating_points
 from tfcompress.schemes.tether import Tether
 from tfcompress.surgery.graph import Graph
 
@@ -95,7 +95,7 @@ class SizeSpace:
             quantizer.fixed.assign(1.0)
 
     def start(self):
-        """Begins with V = W and U = 0, and the zeros and bits that distort least."""
+        """Begins with V = W and U = 0, and the zeros and bits that lose least."""
         kernels = self.kernels()
         self._choose(kernels, 1.0)
         for name, quantizer in self.quantizers.items():
@@ -160,7 +160,7 @@ class SizeSpace:
             layer._kernel.assign(kernels[name] * masks[name])
 
     def _choose(self, kernels, factor):
-        """Sets the zeros and bits that distort least at a multiple of the budget.
+        """Sets the zeros and bits that lose least at a multiple of the budget.
 
         Returns:
             The masks.
@@ -212,7 +212,9 @@ class SizeSpace:
             self._set_codebooks(kernels, self.masks(), self._chosen_bits(kept, share))
             return
         masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
-        kernels = {name: x * masks[name] for name, x in self.kernels().items()}
+        kernels = {
+            name: comparable(x * masks[name]) for name, x in self.kernels().items()
+        }
         costs = self._costs(masks)
         allowed = share * sum(costs[n] * x.sum() for n, x in masks.items())
         floors = {n: min(x, masks[n].sum()) for n, x in self.floors().items()}
