@@ -60,7 +60,7 @@ class SizeSearch(Search):
         self.projected = False  # in this epoch, for others to see
         self.refreshed = 0
         if self.searching and self.loose is not None:
-            self._measure_overhead()
+            self._measure()
         elif self.searching is False:
             # Weights that train take more than they did: while there is time to make
             # up for it.
@@ -149,7 +149,7 @@ class SizeSearch(Search):
 
     def settle(self):
         self.space.tether.assign(0.0)
-        self._measure_overhead()
+        self._measure()
         self.space.tighten()
         self.space.fix()
         self.space.set_quantizing(True)
@@ -158,27 +158,35 @@ class SizeSearch(Search):
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
         self.space.tether.detach()
+        self.recalibrate()
         self._keep_promise()
 
-    def _measure_overhead(self):
-        """What is no codes changes as well: floats train, and xz sees more or less."""
+    def _measure(self):
+        """Builds the finished artefact.
+
+        What is no codes changes as well: floats train, and xz sees more or less.
+
+        Returns:
+            `(size, coded)`, in the budget's unit, of all and of the codes.
+        """
         budget = self.space.budget
         coded = budget.size_of(self.space.codes()) - budget.overhead
-        budget.overhead = self.measure(self.model) - coded
+        size = self.measure(self.model)
+        budget.overhead = size - coded
+        return size, coded
 
     def _keep_promise(self):
         """Takes the least weights that are too many for the finished artefact."""
         budget = self.space.budget
         for attempt in range(1, MOST_SHAVES + 1):
-            self.recalibrate()
-            size = self.measure(self.model)
+            size, coded = self._measure()
             if size <= budget.total:
                 return
             # All that is too much has to come from the codes, which often shrink by
             # less than their nominal bits: each attempt takes more.
-            coded = budget.size_of(self.space.codes()) - budget.overhead
             share = max(0.0, 1.0 - attempt * (size - budget.total) / coded)
             self.space.shave(SHAVE * share)
+            self.recalibrate()
         raise RuntimeError(
             f"A file of at most {budget.total:,.0f} is expected. Received: one of "
             f"{size:,.0f} after {MOST_SHAVES} attempts to make it smaller. Ask for a "
