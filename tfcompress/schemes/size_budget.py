@@ -1,9 +1,9 @@
 """What weights cost: value bits as the paper counts them, or bytes of a file."""
 
-import math
 import re
 
 import numpy as np
+from keras import ops
 
 from tfcompress.cost.arithmetic import entropy_bits_of_counts, value_bits, xz_bytes
 from tfcompress.layers import PackedKernel
@@ -11,8 +11,8 @@ from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 from tfcompress.schemes.budget import parse_budget
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
-# Of a file whose graph cannot be measured here, per layer and in all.
-_BYTES_PER_LAYER, _BYTES_PER_FILE = 100, 1000
+# Per layer and in all, after xz and as it is: a graph that cannot be measured here.
+_GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
 
 
 def parse_size(size, reference):
@@ -144,6 +144,11 @@ def estimated_size(model, compressed):
     """Bytes of a packed model's file, roughly, for machines without LiteRT."""
     packed = [x for x in model.layers if isinstance(x, PackedKernel)]
     codes = {layer.name: (layer.codes, layer.kernel_bits) for layer in packed}
-    floats = sum(math.prod(v.shape) for v in model.weights if v.dtype == "float32")
-    rest = 4 * floats + _BYTES_PER_LAYER * len(model.layers) + _BYTES_PER_FILE
-    return rest + coded_bytes(codes, compressed)
+    floats = b"".join(
+        ops.convert_to_numpy(v).tobytes() for v in model.weights if v.dtype == "float32"
+    )
+    per_layer, per_file = _GRAPH_BYTES[compressed]
+    graph = per_layer * len(model.layers) + per_file
+    # Scales that are the same for all channels take nothing after xz.
+    floats = xz_bytes(floats) if compressed else len(floats)
+    return coded_bytes(codes, compressed) + floats + graph
