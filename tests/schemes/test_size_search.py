@@ -9,27 +9,11 @@ import pytest
 import tfcompress as tfc
 from tests.schemes.conftest import small_net
 from tests.schemes.test_size_space import (
-    BUDGETS,
     counts,
     move,
-    scale_kernels,
-    space_and_budget,
     start_once,  # noqa: F401 -- a fixture
     started_sparse,  # noqa: F401 -- a fixture
 )
-
-
-@pytest.mark.parametrize("name", BUDGETS)
-def test_the_scale_of_a_kernel_decides_nothing(name, start_once):  # noqa: F811
-    """The next normalization takes it away."""
-    space, _ = start_once(name)
-    bits, masks = space.bits, space.masks()
-    scale_kernels(space, {"conv": 16.0, "wide": 0.25})
-    space.budget = space_and_budget(name)[1]
-    space.start()
-    assert space.bits == bits
-    for layer, mask in space.masks().items():
-        np.testing.assert_array_equal(mask, masks[layer])
 
 
 def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F811

@@ -1,6 +1,5 @@
 """Rate and distortion of a kernel, whatever its zeros and bits."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -37,32 +36,22 @@ class OperatingPoints(NamedTuple):
 
 
 def layer_loss(distortions, kernel):
-    """What squared errors do to a layer: -sqrt(N) ln(1 - D / ||W||^2).
+    """What squared errors do to a layer: -E ln(1 - D / E), E = ||W||^2.
 
-    Errors of two layers do not compare as they are, because the next normalization
-    takes the scale of a kernel away. What is left of its energy compares; and to lose
-    all of it in one layer is worse than half of it in two. The root of the number of
-    weights N is between layers that are worth the same and weights that are.
+    Small errors D lose what they are, as in the paper. But what is left of a kernel has
+    to carry the signal, and a normalization behind it scales that up, with its errors:
+    a layer that is nearly emptied loses without bound, however small its weights are.
 
     Args:
-        distortions: float array of any shape, sums of squared errors D.
-        kernel: float array of any shape, W.
+        distortions: float array of any shape, sums of squared errors.
+        kernel: float array of any shape.
 
     Returns:
         float64 array like `distortions`, >= 0.
     """
-    errors = np.asarray(distortions, np.float64)
-    left = np.clip(1.0 - errors / _energy(kernel), _LEAST_LEFT, 1.0)
-    return -math.sqrt(kernel.size) * np.log(left)
-
-
-def comparable(kernel):
-    """A kernel so scaled that equal squares lose equally, as `layer_loss` has it."""
-    return kernel * math.sqrt(math.sqrt(kernel.size) / _energy(kernel))
-
-
-def _energy(kernel):
-    return max(float(np.square(kernel, dtype=np.float64).sum()), _TINY)
+    energy = max(float(np.square(kernel, dtype=np.float64).sum()), _TINY)
+    left = 1.0 - np.asarray(distortions, np.float64) / energy
+    return -energy * np.log(np.clip(left, _LEAST_LEFT, 1.0))
 
 
 def operating_points(kernel, floor, budget, bit_widths):

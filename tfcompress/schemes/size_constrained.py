@@ -36,10 +36,10 @@ class SizeConstrained(SearchingScheme):
     for all weights, it begins with ADMM: kernels train in float and are drawn towards
     values that meet that looser size, which projections choose anew every epoch over
     all layers at once. Then kernels train quantized, and come down to the size step by
-    step, zeros and bits of all layers chosen together, by how much of its energy each
-    kernel keeps. After that both stay, but for weights that go when the file would
-    become too large, and the rest of the `fit`, or further ones, fine-tune. First and
-    last layers are treated like all others; biases and batch normalization stay float.
+    step, zeros and bits of all layers chosen together. After that both stay, but for
+    weights that go when the file would become too large, and the rest of the `fit`, or
+    further ones, fine-tune. First and last layers are treated like all others; biases
+    and batch normalization stay float.
 
     Args:
         size: of the finished `.tflite`: bytes, "100 kB", or a share of the float

@@ -17,7 +17,7 @@ from tfcompress.quantizers.clustering import (
 )
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.schemes.allocation import allocate_bits, keep_largest, largest
-from tfcompress.schemes.rate_distortion import comparable, operating_points
+from tfcompress.schemes.rate_distortion import operating_points
 from tfcompress.schemes.tether import Tether
 from tfcompress.surgery.graph import Graph
 
@@ -212,9 +212,7 @@ class SizeSpace:
             self._set_codebooks(kernels, self.masks(), self._chosen_bits(kept, share))
             return
         masks = {name: codes != 0 for name, (codes, _) in self.codes().items()}
-        kernels = {
-            name: comparable(x * masks[name]) for name, x in self.kernels().items()
-        }
+        kernels = {name: x * masks[name] for name, x in self.kernels().items()}
         costs = self._costs(masks)
         allowed = share * sum(costs[n] * x.sum() for n, x in masks.items())
         floors = {n: min(x, masks[n].sum()) for n, x in self.floors().items()}
