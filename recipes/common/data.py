@@ -237,20 +237,29 @@ def make_scaling(name, train_images):
 # --- augmentation and the training pipeline -------------------------------------------
 
 
-NO_AUGMENTATION = (0, False)
-
-
-def standard_augmentation(data):
-    """The usual `(padding, flip)`: how far to shift, in pixels, and whether to mirror.
+def choose_augmentation(data, max_shift=None):
+    """`(padding, flip)`: how far to shift, in pixels, and whether to mirror.
 
     Photographs are shifted by up to an eighth (4 pixels of 32) and mirrored, as in He
     et al. (2016), section 4.2. Greyscale sets hold characters and silhouettes: shifted
     by up to a fourteenth (2 pixels of 28), never mirrored.
+
+    Args:
+        data: an `ImageData`.
+        max_shift: pixels in place of those.
+
+    Raises:
+        ValueError: if nothing would be left of an image.
     """
-    height, _, channels = data.image_shape
-    if channels == 1:
-        return height // 14, False
-    return height // 8, data.name not in NEVER_FLIPPED
+    height, width, channels = data.image_shape
+    if max_shift is None:
+        max_shift = height // (14 if channels == 1 else 8)
+    if max_shift >= min(height, width):
+        raise ValueError(
+            f"Expected --max_shift below {min(height, width)}, the pixels of an image "
+            f"of '{data.name}'. Received: {max_shift}."
+        )
+    return max_shift, channels > 1 and data.name not in NEVER_FLIPPED
 
 
 def augment(images, seed, padding, flip):

@@ -12,10 +12,9 @@ import keras
 import tfcompress as tfc
 from recipes.common import flags, models
 from recipes.common.data import (
-    NO_AUGMENTATION,
+    choose_augmentation,
     load,
     make_scaling,
-    standard_augmentation,
     train_pipeline,
 )
 from recipes.common.strategy import make_devices
@@ -69,6 +68,7 @@ class Experiment:
             self.folder = flags.make_output_dir(recipe)
             self.model, data = _model_and_data()
             scaling = make_scaling(flags.input_scaling(), data.train_images)
+            augmentation = choose_augmentation(data, FLAGS.max_shift)
             for scheme in self.schemes:
                 print(tfc.plan(self.model, scheme))
         except ValueError as error:
@@ -84,11 +84,7 @@ class Experiment:
             self._write_elsewhere()
         self.unfinished = UnfinishedRun(self.folder / "unfinished_run", settings)
         self._train, self._follow_epochs = train_pipeline(
-            data,
-            scaling,
-            FLAGS.batch_size,
-            FLAGS.seed,
-            standard_augmentation(data) if FLAGS.augmentation else NO_AUGMENTATION,
+            data, scaling, FLAGS.batch_size, FLAGS.seed, augmentation
         )
         self._test = scaling(data.test_images), data.test_labels
         images = scaling(data.train_images[:64])

@@ -123,11 +123,18 @@ def test_augment_shifts_whole_images_and_mirrors_half(photographs, flip):
     assert 16 < mirrored < 48 if flip else mirrored == 0
 
 
-def test_standard_augmentation(mnist5k, photographs):
-    assert data_lib.standard_augmentation(photographs) == (4, True)
-    assert data_lib.standard_augmentation(mnist5k) == (2, False)
+def test_choose_augmentation(mnist5k, photographs):
+    assert data_lib.choose_augmentation(photographs) == (4, True)
+    assert data_lib.choose_augmentation(mnist5k) == (2, False)
     digits = dataclasses.replace(photographs, name="svhn_cropped")
-    assert data_lib.standard_augmentation(digits) == (4, False)
+    assert data_lib.choose_augmentation(digits) == (4, False)
+
+
+def test_choose_augmentation_with_another_shift(mnist5k, photographs):
+    assert data_lib.choose_augmentation(photographs, max_shift=0) == (0, True)
+    assert data_lib.choose_augmentation(mnist5k, max_shift=1) == (1, False)
+    with pytest.raises(ValueError, match="--max_shift below 28.* Received: 28"):
+        data_lib.choose_augmentation(mnist5k, max_shift=28)
 
 
 def _epochs(data, seed, epochs=(0, 1), augmentation=(4, True)):
@@ -161,7 +168,7 @@ def test_train_pipeline_visits_every_image_once_an_epoch(photographs):
 
 def test_without_augmentation_images_are_what_they_are(photographs):
     unique = dataclasses.replace(photographs, train_labels=np.arange(64))
-    (epoch,) = _epochs(unique, 0, [0], data_lib.NO_AUGMENTATION)
+    (epoch,) = _epochs(unique, 0, [0], augmentation=(0, False))
     for images, labels in epoch:
         expected = photographs.train_images[labels] / np.float32(255)
         np.testing.assert_allclose(images, expected, rtol=1e-6)
