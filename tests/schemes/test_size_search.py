@@ -14,6 +14,7 @@ from tests.schemes.test_size_space import (
     start_once,  # noqa: F401 -- a fixture
     started_sparse,  # noqa: F401 -- a fixture
 )
+from tfcompress.litert import packed_size
 
 
 def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F811
@@ -116,9 +117,8 @@ class Sizes(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if not batch and self.model.size_space.is_fixed():
-            scheme = self.model.scheme
-            size = scheme._measured(self.model)
-            self.share.append(size / scheme.total(self.model))
+            size = packed_size(tfc.finalize(self.model), compressed=True)
+            self.share.append(size / self.model.scheme.total(self.model))
 
 
 def test_while_it_trains_on_the_file_is_kept_within_the_size(
