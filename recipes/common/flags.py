@@ -57,7 +57,7 @@ flags.DEFINE_integer(
     None,
     "Pixels by which training images are shifted at random, at most. By default an "
     "eighth of the height for photographs, which are mirrored as well, and a "
-    "fourteenth for greyscale images. Very small networks learn more with less.",
+    "fourteenth for greyscale images.",
     lower_bound=0,
 )
 flags.DEFINE_enum(

@@ -75,6 +75,7 @@ def _never(*args, **kwargs):
         ({"dataset": "cifar1O"}, "catalog"),
         ({"batch_size": 5000}, "at most 1024"),
         ({"input_scaling": "imagenet"}, "3 channels"),
+        ({"max_shift": 28}, "--max_shift below 28"),
         ({"output_dir": "/dev/null/out"}, "output_dir.*Not a directory"),
     ],
 )
