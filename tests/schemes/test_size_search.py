@@ -15,6 +15,7 @@ from tests.schemes.test_size_space import (
     started_sparse,  # noqa: F401 -- a fixture
 )
 from tfcompress.litert import packed_size
+from tfcompress.schemes.size_search import WORTH
 
 
 def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F811
@@ -40,12 +41,25 @@ def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F81
 
 
 class Look(keras.callbacks.Callback):
-    """After each step: whether kernels are quantized, sizes, what is settled."""
+    """After each step: whether kernels are quantized, sizes, what is settled.
+
+    And at each choice of bits: what others than those of now have to be worth.
+    """
 
     def __init__(self):
         super().__init__()
         self.quantized, self.size, self.bits = [], [], []
-        self.without_v, self.fixed = [], []
+        self.without_v, self.fixed, self.worth = [], [], []
+
+    def on_train_begin(self, logs=None):
+        space = self.model.size_space
+        tighten = space.tighten
+
+        def watched(factor=1.0, worth=0.0):
+            self.worth.append(worth)
+            tighten(factor, worth)
+
+        space.tighten = watched
 
     def on_train_batch_end(self, batch, logs=None):
         space = self.model.size_space
@@ -96,7 +110,7 @@ def test_the_size_comes_down_to_the_budget(steps, value_bits):
     seen = steps(value_bits)
     first = seen.quantized.index(True)
     for step in range(first, 40):
-        passed = min(1.0, (step - first) / (40 - first) / 0.8)
+        passed = (step - first) / (40 - first)
         assert seen.size[step] == pytest.approx(5 ** (1 - passed), rel=0.4)
     assert seen.fixed == [False] * 40 + [True] * 40
     assert min(seen.size[40:]) > 0.9 and max(seen.size[40:]) < 1.01
@@ -106,6 +120,15 @@ def test_the_size_comes_down_to_the_budget(steps, value_bits):
 def test_bits_are_chosen_anew_on_the_way(steps):
     bits = steps("1/100").bits
     assert bits[0] > bits[20] > bits[39]
+
+
+@pytest.mark.parametrize("value_bits", ["1/500", "1/100"])
+def test_other_bits_have_to_gain_enough_for_layers_that_train_quantized(
+    steps, value_bits
+):
+    first, *others = steps(value_bits).worth
+    assert first == 0.0
+    assert len(others) > 10 and set(others) == {WORTH}
 
 
 class Sizes(keras.callbacks.Callback):

@@ -70,7 +70,7 @@ class SizeConstrained(SearchingScheme):
         codebook="uniform",
         compression="xz",
         rho=None,
-        search_fraction=0.6,
+        search_fraction=0.5,
         weight_decay=1e-4,
         overrides=None,
     ):

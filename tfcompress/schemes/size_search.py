@@ -2,7 +2,6 @@
 
 from tfcompress.schemes.learning_rate import inner_optimizer, sum_of_learning_rates
 from tfcompress.schemes.search import STEPS_PER_EPOCH, Search
-from tfcompress.schemes.steering import DESCENT
 
 # Share of the search, if there are zeros to find.
 ADMM = 0.3
@@ -12,6 +11,9 @@ LEAST_PROJECTIONS = 20
 PULL = 2.0
 # Of the budget: what ADMM's projections keep, where there is as much.
 LOOSE = 5.0
+# What a layer that trains quantized is to gain by other bits, of its loss: it has to
+# learn them anew, and bits that go up and come back leave it with the fewer weights.
+WORTH = 0.1
 # Times in an epoch that codebooks are fitted to the weights which train with them.
 REFRESHES = 20
 # What is lacking to a budget that only the finished file can tell.
@@ -31,11 +33,11 @@ class SizeSearch(Search):
     what quantized ones can spare. So it keeps more than the budget pays for, and is
     left out where that is every weight. Then the student begins with the zeros that the
     budget asks for and more bits. In the rest of the search it trains quantized; step
-    by step, zeros and bits of all layers are chosen anew for a smaller size, until the
-    budget is met. After the search bits stay, and so do zeros, but for those that keep
-    the file within the budget while its weights train on. All the time that the student
-    trains quantized, codebooks follow the weights. A student whose search was
-    interrupted has the zeros and bits of its last step.
+    by step, zeros and bits of all layers are chosen anew for a smaller size, and the
+    last step meets the budget. From then on bits stay, and so do zeros, but for those
+    that keep the file within the budget while its weights train on. All the time that
+    the student trains quantized, codebooks follow the weights. A student whose search
+    was interrupted has the zeros and bits of its last step.
 
     Args:
         space: the student's `SizeSpace`, with its budget.
@@ -131,8 +133,8 @@ class SizeSearch(Search):
             self.loose = max(1.0, min(LOOSE, self.space.multiple))
         elif self.share < self.next_projection:
             return
-        passed = min(1.0, (self.share - self.admm) / (1.0 - self.admm) / DESCENT)
-        self.space.tighten(self.loose ** (1.0 - passed))
+        passed = (self.share - self.admm) / (1.0 - self.admm)
+        self.space.tighten(self.loose ** (1.0 - passed), WORTH)
         self._wait()
 
     def on_test_begin(self, logs=None):
@@ -150,7 +152,7 @@ class SizeSearch(Search):
     def settle(self):
         self.space.tether.assign(0.0)
         self._measure()
-        self.space.tighten()
+        self.space.tighten(worth=WORTH)
         self.space.fix()
         self.space.set_quantizing(True)
         self.recalibrate()

@@ -143,7 +143,7 @@ class SizeSpace:
         self._learn()
         self.residual = float(np.sqrt(distance / max(norm, 1e-30)))
 
-    def tighten(self, factor=1.0):
+    def tighten(self, factor=1.0, worth=0.0):
         """Takes weights and bits that are too many for a multiple of the budget.
 
         No weight that was held at zero comes back; a layer may get more bits for fewer
@@ -151,16 +151,22 @@ class SizeSpace:
 
         Args:
             factor: of the budget, at least 1.
+            worth: share of its loss that a layer has to gain by other bits, or it keeps
+                those of now.
         """
         masks = self.masks()
         kernels = {name: x * masks[name] for name, x in self.kernels().items()}
-        masks = self._choose(kernels, factor)
+        masks = self._choose(kernels, factor, worth)
         self.residual = None
         for name, layer in self.layers.items():
             layer._kernel.assign(kernels[name] * masks[name])
 
-    def _choose(self, kernels, factor):
+    def _choose(self, kernels, factor, worth=0.0):
         """Sets the zeros and bits that lose least at a multiple of the budget.
+
+        Args:
+            kernels: `{name: array}`; what is zero stays so.
+            factor, worth: see `tighten`.
 
         Returns:
             The masks.
@@ -171,7 +177,11 @@ class SizeSpace:
                 kernel, floors[name], self.budget, self.bit_widths
             )
         costs = {name: x.costs for name, x in points.items()}
-        losses = {name: x.losses for name, x in points.items()}
+        bits = self.bits
+        losses = {
+            name: x.losses / (1.0 - worth * (x.bits != bits[name]))
+            for name, x in points.items()
+        }
         least = sum(x.min() for x in costs.values())
         allowed = factor * self.budget.allowed()
         for _ in range(_ROUNDS if self.budget.sparse else 1):
