@@ -15,6 +15,7 @@ from tests.schemes.test_size_space import (
     started_sparse,  # noqa: F401 -- a fixture
 )
 from tfcompress.litert import packed_size
+from tfcompress.schemes.rate_distortion import operating_points
 from tfcompress.schemes.size_search import WORTH
 
 
@@ -38,6 +39,25 @@ def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F81
         kept.append(sum(counts(space).values()))
     assert kept[0] >= kept[1] > kept[2] >= kept[3] >= kept[4]
     assert 0.85 < budget.size_of(space.codes()) / budget.total < 1.1
+
+
+@pytest.mark.parametrize("worth", [0.1, 0.5])
+def test_other_bits_are_worth_it(started_sparse, worth):  # noqa: F811
+    """Those of now would lose more, for the same number of nominal bits."""
+    space, budget = started_sparse
+    move(space)
+    masks, before, points = space.masks(), space.bits, {}
+    for name, kernel in space.kernels().items():
+        points[name] = operating_points(
+            kernel * masks[name], space.floors()[name], budget, space.bit_widths
+        )
+    space.tighten(worth=worth)
+    for name, kept in counts(space).items():
+        costs, losses, bits = points[name].costs, points[name].losses, points[name].bits
+        chosen = (points[name].kept == kept) & (bits == space.bits[name])
+        same = (bits == before[name]) & (costs <= costs[chosen])
+        if space.bits[name] != before[name] and same.any():
+            assert losses[chosen] <= (1 - worth) * losses[same].min()
 
 
 class Look(keras.callbacks.Callback):

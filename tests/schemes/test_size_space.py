@@ -11,7 +11,6 @@ from keras import layers
 from tfcompress.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D
 from tfcompress.quantizers import Codebook
 from tfcompress.quantizers.clustering import SortedNonZeros, counts_and_distortions
-from tfcompress.schemes.rate_distortion import operating_points
 from tfcompress.schemes.size_budget import SizeBudget
 from tfcompress.schemes.size_constrained import BIT_WIDTHS
 from tfcompress.schemes.size_space import SizeSpace
@@ -183,25 +182,6 @@ def test_coming_down_to_the_budget_takes_nearly_all_of_it(started_sparse):
     move(space, 3)
     space.tighten()
     assert 0.95 <= budget.size_of(space.codes()) / budget.total <= 1
-
-
-@pytest.mark.parametrize("worth", [0.1, 0.5])
-def test_other_bits_are_worth_it(started_sparse, worth):
-    """Those of now would lose more, for the same number of nominal bits."""
-    space, budget = started_sparse
-    move(space)
-    masks, before, points = space.masks(), space.bits, {}
-    for name, kernel in space.kernels().items():
-        points[name] = operating_points(
-            kernel * masks[name], space.floors()[name], budget, space.bit_widths
-        )
-    space.tighten(worth=worth)
-    for name, kept in counts(space).items():
-        costs, losses, bits = points[name].costs, points[name].losses, points[name].bits
-        chosen = (points[name].kept == kept) & (bits == space.bits[name])
-        same = (bits == before[name]) & (costs <= costs[chosen])
-        if space.bits[name] != before[name] and same.any():
-            assert losses[chosen] <= (1 - worth) * losses[same].min()
 
 
 def test_a_projection_keeps_the_weights_that_the_budget_pays_for(started_sparse):

@@ -151,8 +151,8 @@ class SizeSpace:
 
         Args:
             factor: of the budget, at least 1.
-            worth: share of its loss that a layer has to gain by other bits, or it keeps
-                those of now.
+            worth: share of its loss that a layer has to gain by other bits, in [0, 1),
+                or it keeps those of now.
         """
         masks = self.masks()
         kernels = {name: x * masks[name] for name, x in self.kernels().items()}
@@ -177,9 +177,9 @@ class SizeSpace:
                 kernel, floors[name], self.budget, self.bit_widths
             )
         costs = {name: x.costs for name, x in points.items()}
-        bits = self.bits
+        now = self.bits
         losses = {
-            name: x.losses / (1.0 - worth * (x.bits != bits[name]))
+            name: x.losses / (1.0 - worth * (x.bits != now[name]))
             for name, x in points.items()
         }
         least = sum(x.min() for x in costs.values())
