@@ -100,6 +100,11 @@ def _load_tfds(name, data_dir, image_size):
             f"Expected --dataset to be '{MNIST5K}' or a TensorFlow Datasets name "
             f"(https://www.tensorflow.org/datasets/catalog). Received: '{name}'."
         ) from error
+    except Exception as error:  # a version or a configuration that it does not have
+        raise ValueError(
+            "Expected --dataset to name a version and a configuration that TensorFlow "
+            f"Datasets has. Received: '{name}': {_one_line(error)}"
+        ) from error
     features = dict(builder.info.features)
     image, label = features.get("image"), features.get("label")
     if not (
@@ -121,7 +126,7 @@ def _load_tfds(name, data_dir, image_size):
         height, width = image_size
     shape = (height, width, channels)
 
-    builder.download_and_prepare()
+    _prepare(builder, name)
     splits = {key: split.num_examples for key, split in builder.info.splits.items()}
     if "train" not in splits:
         raise ValueError(f"Expected '{name}' to have a 'train' split, found {splits}.")
@@ -142,6 +147,21 @@ def _load_tfds(name, data_dir, image_size):
     if test_labels.min() < 0:
         raise ValueError(f"The '{test_split}' split of '{name}' has no labels.")
     return ImageData(builder.name, classes, images, labels, test_images, test_labels)
+
+
+def _prepare(builder, name):
+    """Downloads and prepares a TFDS data set, unless that is done."""
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # of the network, the disk, a package that is missing
+        raise ValueError(
+            f"Expected '{name}' to be prepared in --data_dir, or to be downloaded "
+            f"there. Received: neither, in {builder.data_path}: {_one_line(error)}"
+        ) from error
+
+
+def _one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _read(builder, split, shape):

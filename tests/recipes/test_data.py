@@ -200,3 +200,21 @@ def test_dataset_that_is_no_image_classification():
 def test_images_of_different_sizes_need_a_size():
     with pytest.raises(ValueError, match="tf_flowers.*differ in size"):
         data_lib.load("tf_flowers", image_size=(None, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10", "Expected 'cifar10' to be prepared in --data_dir"),
+        ("cifar10:9.9.9", "Expected --dataset to name a version"),
+        ("cifar10/no_such_configuration", "Expected --dataset to name a version"),
+    ],
+)
+def test_a_missing_data_set_is_one_clear_line(tmp_path, name, message):
+    # A file in the folder's place fails like a network that is down, but at once.
+    not_a_folder = tmp_path / "file"
+    not_a_folder.touch()
+    with pytest.raises(ValueError, match=message) as raised:
+        data_lib.load(name, str(not_a_folder))
+    assert "\n" not in str(raised.value)
+    assert "ModuleNotFoundError" not in str(raised.value)
