@@ -25,7 +25,7 @@ from recipes.common.train import accuracy
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.litert import float_tflite, latency, predict
 from tfcompress.litert.check import Samples
-from tfcompress.litert.static_int8 import quantized_tflite
+from tfcompress.litert.integer.static_int8 import quantized_tflite
 
 FLAGS = flags.FLAGS
 

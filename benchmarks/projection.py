@@ -16,10 +16,10 @@ import time
 import numpy as np
 from absl import app, flags
 
+from tfcompress.core.allocation import allocate_bits, keep_largest
 from tfcompress.quantizers.clustering import SortedNonZeros, kmeans, uniform_step
-from tfcompress.schemes.allocation import allocate_bits, keep_largest
-from tfcompress.schemes.rate_distortion import operating_points
-from tfcompress.schemes.size_budget import SizeBudget
+from tfcompress.schemes.size_constrained.budget import SizeBudget
+from tfcompress.schemes.size_constrained.rate_distortion import operating_points
 
 FLAGS = flags.FLAGS
 # The kernels of torchvision's AlexNet.

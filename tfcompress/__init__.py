@@ -1,20 +1,23 @@
 """tfcompress: trained Keras 3 models made small, to a `.tflite` that is proven."""
 
 from tfcompress import layers, quantizers
+from tfcompress.core import (
+    KeepFloat,
+    QuantizeConfig,
+    compress,
+    dequantize,
+    finalize,
+    plan,
+)
 from tfcompress.reporting import summary
 from tfcompress.schemes import (
     BitSharing,
     Decomposition,
     Factorize,
-    KeepFloat,
     PrunedTernary,
-    QuantizeConfig,
     SizeConstrained,
     Uniform,
-    compress,
-    plan,
 )
-from tfcompress.surgery import dequantize, finalize
 
 __all__ = [
     "BitSharing",

@@ -4,13 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.cost.width_model import WidthModel
-from tfcompress.schemes.cut import Scores, choose_cut
-from tfcompress.schemes.factorize import Factorize
-from tfcompress.schemes.rank_space import removable_classes
-from tfcompress.surgery.channels import Channels
-from tfcompress.surgery.graph import Graph
-from tfcompress.surgery.remove import remove_classes
+from tfcompress.graph.channels import Channels
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.remove import remove_classes
+from tfcompress.schemes.decomposition.factorize import Factorize
+from tfcompress.schemes.decomposition.search_space import removable_classes
+from tfcompress.schemes.decomposition.selection import Scores, choose_cut
+from tfcompress.schemes.decomposition.width_model import WidthModel
 
 
 def l1_pruned(model, macs):

@@ -2,7 +2,7 @@
 
 from recipes.common.history import History
 from tfcompress.cost.arithmetic import FLOAT_BITS
-from tfcompress.schemes.search_space import SearchSpace
+from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 
 class BitHistory(History):

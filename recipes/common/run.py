@@ -27,8 +27,8 @@ from recipes.common.train import (
 )
 from tfcompress import reporting
 from tfcompress.cost import layer_costs
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import float_tflite, latency, peak_memory, predict
-from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 FLAGS = flags.FLAGS
 LATENCY_RUNS = 50

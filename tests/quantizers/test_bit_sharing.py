@@ -10,7 +10,7 @@ from tfcompress.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D
 from tfcompress.quantizers import BitSharing, nested
 from tfcompress.quantizers.activation import activation_range
 from tfcompress.quantizers.bit_sharing import CLIP_FACTORS, CLIP_SAMPLES, best_clip
-from tfcompress.schemes.search_space import SearchSpace
+from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 SHAPES = {
     "conv": ((3, 3, 5, 7), (-1,)),

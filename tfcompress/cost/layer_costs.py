@@ -14,10 +14,10 @@ from tfcompress.cost.formulas import (
     leaves_products_out,
     output_positions,
 )
+from tfcompress.graph.graph import Graph
 from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
-from tfcompress.surgery.graph import Graph
 
 _SCALE_BYTES = 4
 

@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 from tfcompress import layers
+from tfcompress.graph.graph import check_has_graph
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert.signature import functional
-from tfcompress.surgery.graph import check_has_graph
-from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 FLOAT = {
     layers.PackedConv1D: keras.layers.Conv1D,

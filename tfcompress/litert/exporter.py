@@ -131,7 +131,7 @@ def _packed(model, kernels, optimize="size"):
 
 def _integer(model, kernels, samples, float_ends):
     """The same with integers throughout, and where its ranges come from."""
-    from tfcompress.litert.integer import integer_tflite  # few need it
+    from tfcompress.litert.integer.integer_tflite import integer_tflite  # few need it
 
     names = input_names(model), output_names(model)
     integer = integer_tflite(model, kernels, samples, names, float_ends)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from keras import ops
 
+from tfcompress.graph.graph import Graph
 from tfcompress.layers import IN_TRAINING, PackedKernel
-from tfcompress.surgery.graph import Graph
 
 # Operators that read the kernels of packed layers, as their second input, and the
 # containers that they read themselves, right and no slower than INT8, the fewest bits

@@ -11,10 +11,10 @@ import numpy as np
 from keras import ops
 
 from tfcompress import layers
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.runtime import Runner
-from tfcompress.surgery.graph import Graph
-from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
 
 
 def has_quantized_activations(model):

@@ -1,15 +1,10 @@
-"""The compression systems: which layer gets what, and what happens during fit."""
+"""The systems, one folder each, and the baseline that they are compared with."""
 
+from tfcompress.core import KeepFloat, QuantizeConfig, Scheme, Student, compress, plan
 from tfcompress.schemes.bit_sharing import BitSharing
-from tfcompress.schemes.compress import compress
-from tfcompress.schemes.config import KeepFloat, QuantizeConfig
-from tfcompress.schemes.decomposition import Decomposition
-from tfcompress.schemes.factorize import Factorize
-from tfcompress.schemes.plan import plan
-from tfcompress.schemes.pruned_ternary import PrunedTernary
-from tfcompress.schemes.scheme import Scheme
+from tfcompress.schemes.decomposition import Decomposition, Factorize
 from tfcompress.schemes.size_constrained import SizeConstrained
-from tfcompress.schemes.student import Student
+from tfcompress.schemes.ternary import PrunedTernary
 from tfcompress.schemes.uniform import Uniform
 
 __all__ = [
@@ -19,8 +14,8 @@ __all__ = [
     "KeepFloat",
     "PrunedTernary",
     "QuantizeConfig",
-    "SizeConstrained",
     "Scheme",
+    "SizeConstrained",
     "Student",
     "Uniform",
     "compress",

@@ -2,10 +2,10 @@
 
 import keras
 
+from tfcompress.core.config import QuantizeConfig
+from tfcompress.core.scheme import Scheme
+from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
 from tfcompress.quantizers import BitSharing, BitSharingActivation
-from tfcompress.schemes.calibration import CalibrateActivations, calibrate_weights
-from tfcompress.schemes.config import QuantizeConfig
-from tfcompress.schemes.scheme import Scheme
 
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")

@@ -5,8 +5,8 @@ import tf_keras
 from tensorflow_model_optimization.quantization import keras as tfmot
 
 from tfcompress import quantizers
+from tfcompress.graph.signs import NON_NEGATIVE_ACTIVATIONS
 from tfcompress.layers.kernel import CONV_OR_DENSE, DEPTHWISE
-from tfcompress.surgery.signs import NON_NEGATIVE_ACTIVATIONS
 from tfcompress.tfmot.quantizer import PricedQuantizer, Quantizer
 
 # Layers that are quantized: where they keep their kernel, and its channel axes.

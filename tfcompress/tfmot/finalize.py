@@ -12,9 +12,9 @@ from tensorflow_model_optimization.python.core.quantization.keras import (
 )
 
 from tfcompress import layers
-from tfcompress.schemes.config import QuantizeConfig
-from tfcompress.surgery import finalize as finalize_student
-from tfcompress.surgery.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.core.config import QuantizeConfig
+from tfcompress.core.finalize import finalize as finalize_student
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.tfmot.configs import Config
 from tfcompress.tfmot.quantizer import PricedQuantizer
 

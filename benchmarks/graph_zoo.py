@@ -1,0 +1,85 @@
+"""Removes channels from `keras.applications`: `python -m benchmarks.graph_zoo`.
+
+From the smallest model of each family, with random weights, a random 30 % of all
+classes of tied channels that can be removed are removed. The model that is left is
+compared with the whole one, in which nothing reads the removed channels. Prints a
+Markdown table and, for each model, what freezes the channels that have to stay.
+
+With names as arguments only those models: `python -m benchmarks.graph_zoo VGG16`.
+"""
+
+import collections
+import re
+import sys
+import time
+
+import keras
+import numpy as np
+
+from tests.graph.removal import randomize, remove_some
+
+# Name and a small legal input size.
+MODELS = {
+    "ConvNeXtTiny": 32,
+    "DenseNet121": 32,
+    "EfficientNetB0": 32,
+    "EfficientNetV2B0": 32,
+    "InceptionResNetV2": 75,
+    "InceptionV3": 75,
+    "MobileNet": 32,
+    "MobileNetV2": 32,
+    "MobileNetV3Small": 32,
+    "NASNetMobile": 32,
+    "ResNet50": 32,
+    "ResNet50V2": 32,
+    "VGG16": 32,
+    "Xception": 71,
+}
+
+
+def main(names):
+    rows = []
+    for name in names or MODELS:
+        rng = np.random.default_rng(0)
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        model = getattr(keras.applications, name)(
+            weights=None, input_shape=(MODELS[name],) * 2 + (3,), classes=10,
+            classifier_activation=None,
+        )  # fmt: skip
+        randomize(model, rng)
+        before = model.count_params()
+        start = time.perf_counter()
+        smaller, channels, _, difference = remove_some(model, rng)
+        rows.append(
+            f"| {name} | {before:,} | {smaller.count_params():,} | "
+            f"{channels.removable().sum():,} of {len(written(channels)):,} | "
+            f"{difference:.1e} | {time.perf_counter() - start:.0f} |"
+        )
+        print(rows[-1])
+        for reason, count in frozen(channels):
+            print(f"    {count} channels stay: {reason}", flush=True)
+    print(
+        "\n| Model | Parameters | After | Removable classes | Largest difference "
+        "| Seconds |\n|---|---|---|---|---|---|"
+    )
+    print("\n".join(rows))
+
+
+def written(channels):
+    """The classes of channels that layers make."""
+    return np.unique(np.concatenate(list(channels.written.values())))
+
+
+def frozen(channels):
+    """`[(reason without names, number of classes)]`, the most frequent first."""
+    reasons = collections.Counter(
+        re.sub(r"'[^']*' \((\w+)\)|'[^']*'", lambda found: found[1] or "...", reason)
+        for reason in (channels.frozen[c] for c in written(channels))
+        if reason
+    )
+    return reasons.most_common()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

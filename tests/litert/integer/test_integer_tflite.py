@@ -1,0 +1,291 @@
+"""Files that compute with integers throughout."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers as kl
+
+import tfcompress as tfc
+from tests.litert.packed_models import make_packed
+from tests.litert.test_exporter import MODELS, check_native_types, operators
+from tfcompress.litert import export, float_tflite, predict
+from tfcompress.litert.check import Samples
+from tfcompress.litert.flatbuffer import constant, operator_name, read
+from tfcompress.litert.integer.integer_tflite import levels_of, limits_of
+from tfcompress.litert.integer.static_int8 import quantized_tflite
+from tfcompress.litert.runtime import Runner
+from tfcompress.litert.signature import functional
+
+pytest.importorskip("litert_quantizer")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LiteRT and Keras have the same class:UserWarning"
+)
+
+
+def quantize(bits, signed=False, scale=0.1, **kwargs):
+    layer = tfc.layers.QuantizeActivation(bits, signed, **kwargs)
+    layer.build(None)
+    layer.set_scale(scale)
+    return layer
+
+
+def on_grids(values, grids):
+    """Codes, less zero points, of values that pass int8 grids one after the other."""
+    for scale, zero_point in grids:
+        codes = np.clip(np.round(values / scale) + zero_point, -128, 127) - zero_point
+        values = codes * scale
+    return codes
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_passing_a_finer_grid_first_is_rounding_once(bits, signed):
+    """All of int8's steps and far beyond, but for ties and the signed byte's -128."""
+    layer = quantize(bits, signed)
+    values = np.random.default_rng(0).uniform(-40, 40, 100_000).astype("float32")
+    values = np.concatenate([values, values / 100])
+    expected = np.array(layer(values)) / 0.1
+    levels = on_grids(values, levels_of(layer).grids())
+    if bits == 8 and signed:
+        levels = np.maximum(levels, -127)
+    ties = np.abs(np.abs(values / 0.1 % 1) - 0.5) < 1e-3
+    np.testing.assert_array_equal(levels[~ties], np.round(expected)[~ties])
+
+
+@pytest.mark.parametrize("high", [0.25, 0.6, 2.9])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_tensor_that_an_addition_reads_too_is_rounded_once(bits, signed, high):
+    """It holds all that the addition sees, on steps that levels are odd numbers of."""
+    layer = quantize(bits, signed)
+    levels = levels_of(layer)
+    low = -high if signed else 0.0
+    least, most = limits_of([levels, None], low, high)
+    assert least <= low < high <= most
+    step = (most - least) / 255
+    grids = [(step, round(-128 - least / step)), *levels.grids()]
+    values = np.random.default_rng(0).uniform(low, high, 100_000).astype("float32")
+    expected = np.array(layer(values)) / 0.1
+    ties = np.abs(np.abs(values / 0.1 % 1) - 0.5) < 1e-3
+    received = on_grids(values, grids)
+    np.testing.assert_array_equal(received[~ties], np.round(expected)[~ties])
+
+
+def test_limits_of_tensors_with_other_readers():
+    fine, coarse = levels_of(quantize(4)), levels_of(quantize(4, scale=0.1001))
+    assert limits_of([], -1.0, 2.0) == limits_of([None], -1.0, 2.0) == (-1.0, 2.0)
+    assert limits_of([fine, fine], 0.0, 9.0) == pytest.approx((0.0, 1.5))
+    # Nearly the same levels: the steps of the first serve both.
+    assert limits_of([fine, coarse], 0.0, 9.0) == pytest.approx((0.0, 1.5))
+    # No step as fine as a level reaches that far.
+    assert limits_of([fine, None], 0.0, 26.0) == (0.0, 26.0)
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_levels_that_int8_cannot_stop_at_are_refused(bits):
+    with pytest.raises(ValueError, match=f"2, 3, 4 or 8 bits .*{bits} bits in 'x'"):
+        levels_of(quantize(bits, name="x"))
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_every_kind_of_model(build, tmp_path):
+    model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
+    samples = [np.concatenate([x] * 2) for x in next(iter(Samples(model, None)))]
+    if model.inputs[0].shape[0]:
+        samples = [x[: model.inputs[0].shape[0]] for x in samples]
+    path = tmp_path / "model.tflite"
+    report = export(
+        model,
+        path,
+        optimize="latency",
+        activations="int8",
+        representative_data=samples,
+    )
+    check_native_types(report, model)
+    assert report["ranges"]["learned"] == 0 < report["ranges"]["calibrated"]
+
+
+def test_stock_files_keep_their_floats_outside_and_large_kernels_inside():
+    """litert-quantizer writes buffers of a few kilobytes behind the flatbuffer."""
+    inputs = keras.Input((8, 8, 32))
+    model = keras.Model(inputs, kl.Conv2D(32, 3, padding="same")(inputs))
+    samples = np.random.default_rng(0).normal(size=(50, 8, 8, 32)).astype("float32")
+    content = quantized_tflite(float_tflite(model), Samples(model, samples))
+    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
+    assert np.std(outputs - expected) < 0.03 * np.std(expected)
+
+
+def test_ranges_have_room_for_the_largest_value_of_all_samples():
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, kl.Dense(4)(inputs))
+    samples = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
+    samples[7] *= 20
+    content = quantized_tflite(float_tflite(model), Samples(model, samples))
+    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
+    assert np.abs(outputs - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def residual():
+    """Inputs of 8 bits signed, 4, 2 and 8 bits; two layers read one sum."""
+    inputs = keras.Input((12, 12, 3))
+    x = kl.Conv2D(8, 3, padding="same")(quantize(8, True, 0.03)(inputs))
+    x = shortcut = kl.ReLU()(x)
+    x = kl.Conv2D(8, 3, padding="same")(quantize(4, scale=0.2)(x))
+    x = kl.ReLU()(kl.Add()([x, shortcut]))
+    a = kl.DepthwiseConv2D(3, padding="same")(quantize(4, scale=0.25)(x))
+    b = kl.Conv2D(8, 1)(quantize(2, scale=0.8)(x))
+    x = kl.GlobalAveragePooling2D()(kl.ReLU()(kl.Add()([a, b])))
+    outputs = kl.Dense(10, name="head")(quantize(8, scale=0.02)(x))
+    return keras.Model(inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def exported_residual(tmp_path_factory):
+    """`(model, samples, path, report)`"""
+    plain = residual()
+    model = make_packed(plain, bits=(8, 4, 2))
+    for old, new in zip(plain.layers, model.layers, strict=True):
+        if isinstance(new, tfc.layers.QuantizeActivation):
+            new.set_scale(float(np.array(old.scale)))
+        if isinstance(new, tfc.layers.PackedKernel):
+            new.bias.assign(np.array(new.bias) * 0.1)
+    samples = np.random.default_rng(0).normal(size=(200, 12, 12, 3)).astype("float32")
+    path = tmp_path_factory.mktemp("integer") / "model.tflite"
+    report = export(
+        model,
+        path,
+        verify=samples,
+        optimize="latency",
+        activations="int8",
+        representative_data=samples[:64],
+    )
+    return model, samples, path, report
+
+
+def test_learned_ranges_are_those_of_the_file(exported_residual):
+    model, _, path, report = exported_residual
+    assert report["ranges"] == {"learned": 5, "calibrated": 0}
+    parsed = read(path.read_bytes())
+    (graph,) = parsed.subgraphs
+    scales = {}
+    for operator in graph.operators:
+        kernel = graph.tensors[operator.inputs[min(1, len(operator.inputs) - 1)]]
+        source = graph.tensors[operator.inputs[0]].quantization
+        if kernel.name and operator_name(parsed, operator) not in ("QUANTIZE",):
+            scales[kernel.name.decode()] = source.scale[0]
+    layers = [x for x in model.layers if isinstance(x, tfc.layers.PackedKernel)]
+    expected = [0.03, 0.2, 0.25, 0.8, 0.02]
+    assert sorted(scales[x.name] for x in layers) == pytest.approx(sorted(expected))
+
+
+def test_biases_are_rounded_once_in_units_of_both_scales(exported_residual):
+    model, _, path, _ = exported_residual
+    parsed = read(path.read_bytes())
+    (graph,) = parsed.subgraphs
+    checked = 0
+    for operator in graph.operators:
+        if len(operator.inputs) != 3:
+            continue
+        source, kernel, bias = (graph.tensors[i] for i in operator.inputs)
+        layer = model.get_layer(kernel.name.decode())
+        assert bias.type == schema.TensorType.INT32
+        unit = source.quantization.scale[0] * kernel.quantization.scale
+        np.testing.assert_array_equal(bias.quantization.scale, unit)
+        exact = np.array(layer.bias, np.float64) / unit
+        np.testing.assert_array_equal(
+            constant(parsed, bias).view("<i4"), np.round(exact)
+        )
+        checked += 1
+    assert checked == 5
+
+
+def test_inputs_and_outputs_in_int8(exported_residual, tmp_path):
+    """The same file without its two conversions: the same codes, to the last."""
+    model, samples, path, report = exported_residual
+    ends = tmp_path / "ends.tflite"
+    with_ends = export(
+        model,
+        ends,
+        verify=samples,
+        optimize="latency",
+        activations="int8",
+        representative_data=samples[:64],
+        io="int8",
+    )
+    assert with_ends["agreement"] == report["agreement"]
+    np.testing.assert_array_equal(predict(ends, samples), predict(path, samples))
+    runner = Runner(ends.read_bytes())
+    (_, first), (_, last) = runner.inputs[0], runner.outputs[0]
+    assert first["dtype"] == last["dtype"] == np.int8
+    scale, zero_point = first["quantization"]
+    codes = np.clip(np.round(samples / scale) + zero_point, -128, 127).astype("int8")
+    np.testing.assert_array_equal(runner([codes])[0], predict(path, samples))
+    with pytest.raises(ValueError, match="expects inputs of dtype.*int8.*int64"):
+        runner([codes.astype("int64")[:, :5]])
+
+
+def test_int8_ends_are_for_integer_files(tmp_path, exported_residual):
+    with pytest.raises(ValueError, match="io='int8' is expected with activations"):
+        export(exported_residual[0], tmp_path / "model.tflite", io="int8")
+
+
+def test_no_operator_computes_with_floats(exported_residual):
+    *_, path, _ = exported_residual
+    parsed = read(path.read_bytes())
+    (graph,) = parsed.subgraphs
+    for operator in graph.operators:
+        if operator_name(parsed, operator) not in ("QUANTIZE", "DEQUANTIZE"):
+            for index in (*operator.inputs, *operator.outputs):
+                assert graph.tensors[index].type != schema.TensorType.FLOAT32
+    assert operators(path.read_bytes())[0] == "QUANTIZE"
+    assert operators(path.read_bytes())[-1] == "DEQUANTIZE"
+
+
+def test_it_predicts_nearly_as_keras(exported_residual):
+    model, samples, path, report = exported_residual
+    outputs = predict(path, samples)
+    expected = model.predict(samples, verbose=0)
+    difference = np.sqrt(np.square(outputs - expected).mean())
+    assert difference < 0.1 * np.sqrt(np.square(expected).mean())
+    assert report["agreement"]["top1"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"activations": "int4"}, "`activations` is one of .*activations='int4'"),
+        ({"optimize": "latency"}, "`representative_data`. Received: .*=None"),
+        ({"representative_data": [1]}, "with optimize='latency'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(digit_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        export(digit_model, "x.tflite", **{"activations": "int8", **arguments})
+    with pytest.raises(ValueError, match="`representative_data` is expected with"):
+        export(digit_model, "x.tflite", representative_data=[1])
+    with pytest.raises(ValueError, match="`representative_data` should hold batches"):
+        export(
+            digit_model,
+            "x.tflite",
+            optimize="latency",
+            activations="int8",
+            representative_data=np.ones((4, 3, 3)),
+        )
+
+
+def test_without_the_package_the_error_says_what_to_install(
+    digit_model, images, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "litert_quantizer", None)
+    with pytest.raises(ImportError, match=r"Install `tfcompress\[int8\]`"):
+        export(
+            functional(digit_model),
+            tmp_path / "model.tflite",
+            optimize="latency",
+            activations="int8",
+            representative_data=images,
+        )
+    assert not list(tmp_path.iterdir())

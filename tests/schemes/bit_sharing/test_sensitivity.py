@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tfcompress.core.training.calibration import calibrate_activations
+from tfcompress.schemes.bit_sharing.search_space import SearchSpace
+from tfcompress.schemes.bit_sharing.sensitivity import SAMPLES, measure_sensitivities
+
+
+@pytest.fixture
+def measured(trained, mnist):
+    """A student with measured sensitivities, its `SearchSpace`, and the images."""
+    images = mnist[0][0][:300]
+    student = tfc.compress(trained, tfc.BitSharing(bops="1/50", group_size=2))
+    calibrate_activations(student, [images])
+    space = SearchSpace(student)
+    before = [np.array(v) for v in student.trainable_variables]
+    measure_sensitivities(student, space, [images[:200], images[200:]])
+    for value, variable in zip(before, student.trainable_variables, strict=True):
+        np.testing.assert_array_equal(value, variable)
+    assert not space.is_fixed()
+    return student, space, images[:SAMPLES]
+
+
+def searched_gates(space):
+    return {
+        (name, i): quantizer.gates
+        for name, layer in space.layers.items()
+        for i, quantizer in enumerate((layer.kernel_quantizer, layer.input_quantizer))
+        if quantizer.gates.threshold is not None
+    }
+
+
+def test_margins_are_the_change_of_the_outputs(measured):
+    """Against every gate closed by hand, with all others fixed at the finest bits."""
+    student, space, images = measured
+    gates = searched_gates(space)
+    margins = {key: gate.margins() for key, gate in gates.items()}
+    for gate in gates.values():
+        gate.fix(8)
+    reference = np.array(student(images))
+    damages = {}
+    for key, gate in gates.items():
+        at = {}
+        for bits in (2, 4, 8):
+            gate.fix(bits)
+            at[bits] = np.square(np.array(student(images)) - reference).mean()
+        damages[key] = [max(0, at[2] - at[4]), max(0, at[4] - at[8])]
+    scale = np.median([lowest for lowest, _ in damages.values()])
+    for key, damage in damages.items():
+        expected = np.minimum(np.array(damage) / scale, 7.6)  # no larger ones are told
+        np.testing.assert_allclose(margins[key], expected, rtol=2e-3, atol=1e-4)
+
+
+def test_the_least_important_filters_are_the_cheapest(measured):
+    student, space, images = measured
+    for name, gate in space.filter_gates.items():
+        kernel = np.abs(space.layers[name]._kernel.numpy())
+        magnitudes = kernel.reshape(-1, kernel.shape[-1]).mean(axis=0)
+        groups = magnitudes.reshape(-1, 2).mean(axis=1)
+        margins = gate.margins()
+        assert (np.diff(margins[np.argsort(groups)]) >= -1e-4).all()
+        assert margins.min() > 0

@@ -1,0 +1,101 @@
+import keras
+import numpy as np
+import pytest
+
+from tfcompress.schemes.decomposition.group_lasso import Groups, Pressure, Shrink
+
+
+class Constant(Pressure):
+    def __init__(self, step):
+        super().__init__()
+        self.value = step
+
+    def step(self, groups):
+        return keras.ops.full((len(groups.weights),), self.value)
+
+
+def variable(shape, seed=0):
+    values = np.random.default_rng(seed).normal(size=shape).astype("float32")
+    return keras.Variable(values)
+
+
+def test_norms_are_shares_of_the_members_energies():
+    """Three groups: columns of a matrix, and entries of a vector in another order."""
+    matrix, vector = variable((4, 3)), variable((5,), seed=1)
+    groups = Groups(np.ones(3))
+    groups.add(matrix, 1, [0, 1, 2])
+    groups.add(vector, 0, [2, -1, 0, 1, 2])
+    groups.measure()
+    m, v = np.array(matrix), np.array(vector)
+    columns = (m**2).sum(axis=0) / (m**2).sum()
+    entries = np.array([v[2] ** 2, v[3] ** 2, v[0] ** 2 + v[4] ** 2]) / (v**2).sum()
+    np.testing.assert_allclose(groups.norms(), np.sqrt(columns + entries), rtol=1e-5)
+
+
+def test_a_variable_of_zeros_does_not_outweigh_the_others():
+    matrix, bias = variable((4, 3)), keras.Variable(np.zeros(3, "float32"))
+    groups = Groups(np.ones(3))
+    groups.add(matrix, 1, np.arange(3))
+    groups.add(bias, 0, np.arange(3))
+    groups.measure()
+    before = np.array(groups.norms())
+    bias.assign([0.01, -0.01, 0.01])
+    np.testing.assert_allclose(groups.norms(), before, rtol=0.05)
+
+
+def test_the_proximal_step_solves_its_problem():
+    """prox(x) = argmin t ||z|| + ||z - x||^2 / 2, by a search over multiples of x."""
+    matrix = variable((6, 4))
+    groups = Groups(np.array([0.5, 1.0, 2.0, 40.0]))
+    groups.add(matrix, 1, np.arange(4))
+    shrink = Shrink(Constant(0.4))
+    shrink.add(groups, 1, np.arange(4))
+    received = np.array(shrink(matrix))
+    multiples = np.linspace(0, 1, 100_001)
+    for j, weight in enumerate(groups.weights):
+        x = np.array(matrix)[:, j]
+        norm = np.linalg.norm(x)
+        loss = 0.4 * weight * multiples * norm + (norm * (multiples - 1)) ** 2 / 2
+        np.testing.assert_allclose(
+            received[:, j], multiples[loss.argmin()] * x, atol=1e-4
+        )
+    assert not received[:, 3].any() and received[:, :3].all()
+
+
+def test_slices_in_no_group_and_the_variables_own_constraint_stay():
+    vector = variable((3,))
+    groups = Groups(np.ones(1))
+    groups.add(vector, 0, [-1, 0, -1])
+    shrink = Shrink(Constant(1e6), before=keras.constraints.NonNeg())
+    shrink.add(groups, 0, [-1, 0, -1])
+    expected = np.maximum(np.array(vector), 0)
+    expected[1] = 0
+    np.testing.assert_array_equal(shrink(vector), expected)
+
+
+@pytest.mark.parametrize("rate", ["constant", "schedule"])
+def test_pressure_follows_the_learning_rate(rate):
+    """||w|| falls by strength * learning rate in each step, without a gradient."""
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0)
+    optimizer = keras.optimizers.SGD(0.1 if rate == "constant" else schedule)
+    pressure = Pressure()
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
+    kernel = model.layers[-1].kernel
+    kernel.assign([[3.0], [4.0]])
+    groups = Groups(np.ones(1))
+    groups.add(kernel, 1, [0])
+    pressure.add(groups)
+    kernel.constraint = Shrink(pressure)
+    kernel.constraint.add(groups, 1, [0])
+    model.compile(optimizer, "mse")
+    pressure.attach(optimizer)
+    pressure.assign(2.0)
+    x = np.zeros((5, 2), "float32")
+    model.fit(x, x[:, :1], batch_size=1, verbose=0)
+    rates = [0.1] * 5 if rate == "constant" else [float(schedule(i)) for i in range(5)]
+    assert np.linalg.norm(kernel) == pytest.approx(5.0 - 2.0 * sum(rates), rel=1e-5)
+    pressure.attach(optimizer)  # again: the same variable, and no pressure
+    assert len(optimizer.variables) == len(set(map(id, optimizer.variables)))
+    model.fit(x, x[:, :1], batch_size=1, verbose=0)
+    assert np.linalg.norm(kernel) == pytest.approx(5.0 - 2.0 * sum(rates), rel=1e-5)

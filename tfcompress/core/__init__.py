@@ -1,0 +1,20 @@
+"""The steps from a model to a student and to its inference form, for all systems."""
+
+from tfcompress.core.compress import compress
+from tfcompress.core.config import KeepFloat, QuantizeConfig
+from tfcompress.core.dequantize import dequantize
+from tfcompress.core.finalize import finalize
+from tfcompress.core.plan import plan
+from tfcompress.core.scheme import Scheme
+from tfcompress.core.student import Student
+
+__all__ = [
+    "KeepFloat",
+    "QuantizeConfig",
+    "Scheme",
+    "Student",
+    "compress",
+    "dequantize",
+    "finalize",
+    "plan",
+]

@@ -1,0 +1,57 @@
+"""What a model must be before anything is done to it."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.graph.graph import check_has_graph
+
+
+def check_finite(model, hint):
+    """Raises ValueError that names the variables with NaN or infinite values."""
+    bad = [
+        variable.path
+        for variable in model.weights
+        if not np.isfinite(ops.convert_to_numpy(variable)).all()
+    ]
+    if bad:
+        raise ValueError(
+            f"All weights of '{model.name}' must be finite. Received NaN or "
+            f"infinity in: {', '.join(bad)}. {hint}"
+        )
+
+
+def check_compressible(model):
+    """Checks a user's model before it is planned for.
+
+    Raises:
+        TypeError: if it is no Keras 3 model.
+        ValueError: if it has no graph, weights that are not finite, or weights
+            that are not stored in float32.
+    """
+    if not isinstance(model, keras.Model):
+        origin = type(model).__module__.split(".")[0]
+        hint = (
+            "Models of tf_keras (Keras 2) must be saved and loaded in Keras 3."
+            if origin in ("tf_keras", "tensorflow")
+            else "Build it with `keras`, or load it with `keras.models.load_model`."
+        )
+        raise TypeError(
+            "A Keras 3 model is expected. Received an object of type "
+            f"{type(model).__module__}.{type(model).__name__}. {hint}"
+        )
+    check_has_graph(model)
+    low = {
+        variable.path: variable.dtype
+        for variable in model.trainable_variables
+        if variable.dtype != "float32" and "float" in variable.dtype
+    }
+    if low:
+        path, dtype = next(iter(low.items()))
+        raise ValueError(
+            "Low-bit training needs float32 weights. Received: "
+            f"{len(low)} variables of other types, first '{path}' in {dtype}. "
+            "Build the model under the float32 or a mixed_* dtype policy; those "
+            "compute in 16 bits but keep float32 weights."
+        )
+    check_finite(model, "Load or train a healthy model first.")

@@ -1,0 +1,73 @@
+"""From a student back to plain layers."""
+
+from tfcompress import layers
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers.kernel import value_of
+from tfcompress.layers.packed import inference_config
+from tfcompress.layers.quantized import QUANTIZED
+
+PLAIN = {quantized: plain for plain, quantized in QUANTIZED.items()}
+
+
+def dequantize(student):
+    """A plain Keras model with the values of a student's quantized kernels.
+
+    To be compressed again: a chain of sizes reaches extreme ratios, each budget from
+    the weights of the last (arXiv 1910.05897).
+
+    Args:
+        student: a model from `tfcompress.compress` whose inputs are float. It is left
+            untouched.
+
+    Returns:
+        A Functional `keras.Model` of Keras's own layers in float32, with batch
+        normalization as it was; it predicts as the student does in inference.
+
+    Raises:
+        ValueError: if no layer has a quantized kernel, or one has a quantized input,
+            which no plain layer has.
+    """
+    quantized = {
+        name: layer
+        for name, layer in Graph(student).layers().items()
+        if isinstance(layer, layers.QuantizedKernel)
+    }
+    if not quantized:
+        raise ValueError(
+            "A student with quantized kernels is expected, as `tfcompress.compress` "
+            f"makes it. Received: '{student.name}', which has none."
+        )
+    for name, layer in quantized.items():
+        if layer.input_quantizer is not None:
+            raise ValueError(
+                "A student with float activations is expected. Received: one in which "
+                f"'{name}' quantizes its input. Use `tfcompress.finalize`."
+            )
+
+    def replace(layer):
+        if type(layer) not in PLAIN:
+            if layer.compute_dtype in ("float16", "bfloat16"):
+                return clone_layer(layer, dtype="float32")
+            return clone_layer(layer)
+        config = {**inference_config(layer.get_config()), "dtype": "float32"}
+        del config["kernel_quantizer"], config["input_quantizer"]
+        return PLAIN[type(layer)].from_config(config)
+
+    plain, pairs = rebuild(student, replace)
+    for old, new in pairs:
+        if type(old) in PLAIN:
+            new.kernel.assign(_quantized_kernel(old))
+            if old.use_bias:
+                new.bias.assign(value_of(old.bias))
+        else:
+            copy_weights(old, new)
+    return plain
+
+
+def _quantized_kernel(layer):
+    """In float32, whatever the student computes in."""
+    if layer.kernel_quantizer is None:
+        return value_of(layer._kernel)
+    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+    return codes * scale

@@ -1,0 +1,196 @@
+"""Removing channels from a model, with all that is stored for them."""
+
+import functools
+
+import numpy as np
+from keras import ops
+
+from tfcompress.graph.channels import Channels
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers import PackedKernel, QuantizedKernel
+
+
+def remove_channels(model, keep):
+    """The same model with fewer output channels in some layers.
+
+    The channels that are not kept disappear from the layers that make them, from
+    those that carry them on (batch normalization, depthwise convolutions, PReLU),
+    and from those that sum over them; channels that are tied to them disappear from
+    all other layers. All other weights are copied as they are. Where the removed
+    channels were zero to all that read them, the predictions stay what they were.
+
+    Args:
+        model: a built Functional or Sequential model of plain Keras layers, or a
+            finalized one with `tfcompress.layers.Packed*` layers. It is left
+            untouched.
+        keep: `{name: indices}`, for each layer that is to lose output channels
+            the indices of those that stay, ascending. Names are those of
+            `Channels.written`: inside nested models "outer/inner".
+
+    Returns:
+        A Functional `keras.Model`, not compiled.
+
+    Raises:
+        ValueError: if the model has no graph or has `Quant*` layers, a name is
+            not that of a layer that makes channels, the indices are not ascending
+            integers within the layer's channels, channels that go are frozen or
+            tied to channels that are to stay, or a tensor would lose all channels.
+    """
+    channels = Channels(Graph(model))
+    dropped = np.zeros(len(channels.frozen), bool)
+    kept = _checked_indices(keep, channels.written)
+    for name, indices in kept.items():
+        dropped[np.delete(channels.written[name], indices)] = True
+    for name, indices in kept.items():
+        _check_not_tied(name, indices, channels.written[name], dropped)
+    return remove_classes(model, channels, dropped)
+
+
+def remove_classes(model, channels, dropped):
+    """The same model without whole classes of tied channels.
+
+    Args:
+        model: as for `remove_channels`.
+        channels: `Channels(Graph(model))`.
+        dropped: boolean array, true for each of its classes that goes.
+
+    Returns:
+        A Functional `keras.Model`, not compiled.
+
+    Raises:
+        ValueError: if the model has `Quant*` layers, `dropped` has another shape,
+            a class that goes is frozen, or a tensor would lose all channels.
+    """
+    _check_not_in_training(model)
+    dropped = np.asarray(dropped, bool)
+    _check_removable(channels, dropped)
+
+    def count(classes):
+        return int((~dropped[classes]).sum())
+
+    def changes(operation):
+        found = channels.resized.get(id(operation))
+        return found.changes(count) if found else {}
+
+    def replace_operation(operation):
+        changed = changes(operation)
+        if "key" in changed:  # of `x[key]`, an argument of the call
+            return functools.partial(_get_item, clone_layer(operation), changed["key"])
+        return clone_layer(operation, **changed)
+
+    new_model, pairs = rebuild(
+        model,
+        lambda layer: clone_layer(layer, **changes(layer)),
+        replace_operation,
+    )
+    for old, new in pairs:
+        found = channels.resized.get(id(old))
+        if found and found.weights:
+            _copy_kept(old, new, found.weights, ~dropped)
+        else:
+            copy_weights(old, new)
+    return new_model
+
+
+def _checked_indices(keep, written):
+    """`keep` with integer arrays."""
+    unknown = [name for name in keep if name not in written]
+    if unknown:
+        raise ValueError(
+            "`keep` has names of layers that make channels, here of: "
+            f"{_listed(written)}. Received: {_listed(unknown)}. Take the names from "
+            "`Channels.written`."
+        )
+    return {name: _indices(name, kept, written[name]) for name, kept in keep.items()}
+
+
+def _indices(name, kept, written):
+    indices = np.asarray(kept)
+    if (
+        indices.ndim != 1
+        or indices.size == 0
+        or not np.issubdtype(indices.dtype, np.integer)
+        or indices.min() < 0
+        or indices.max() >= len(written)
+        or (indices[1:] <= indices[:-1]).any()
+    ):
+        raise ValueError(
+            f"`keep['{name}']` is a list of one or more different integers "
+            f"from 0 to {len(written) - 1}, in ascending order. Received: {kept!r}. "
+            "A layer has to keep at least one channel."
+        )
+    return indices
+
+
+def _check_not_tied(name, indices, written, dropped):
+    torn = indices[dropped[written[indices]]].tolist()
+    if torn:
+        raise ValueError(
+            f"`keep['{name}']` has to leave out what is tied to removed channels. "
+            f"Received: {indices.tolist()}, of which {torn} are tied to channels that "
+            "`keep` removes. `Channels.details()` says what is tied."
+        )
+
+
+def _check_not_in_training(model):
+    names = [
+        name
+        for name, layer in Graph(model).layers().items()
+        if isinstance(layer, QuantizedKernel)
+    ]
+    if names:
+        raise ValueError(
+            "A model of plain or packed layers is expected. Received one whose "
+            f"layers quantize as they train: {_listed(names)}. Call "
+            "`tfcompress.finalize` first."
+        )
+
+
+def _check_removable(channels, dropped):
+    if dropped.shape != (len(channels.frozen),):
+        raise ValueError(
+            f"`dropped` is a boolean array of shape ({len(channels.frozen)},), one "
+            f"for each class of channels. Received: shape {dropped.shape}."
+        )
+    for name, classes in channels.tensors:
+        frozen = [c for c in classes[dropped[classes]] if channels.frozen[c]]
+        if frozen:
+            raise ValueError(
+                "Only channels that nothing freezes are expected to go. Received some "
+                f"of '{name}', which stay: {channels.frozen[frozen[0]]}. Leave "
+                f"'{name}', and what is tied to it, as it is."
+            )
+    for name, classes in channels.tensors:
+        if len(classes) and dropped[classes].all():
+            raise ValueError(
+                f"At least one channel is expected to stay of what '{name}' makes. "
+                "Received: none of them. Keep one."
+            )
+
+
+def _copy_kept(old, new, weights, stays):
+    """Copies the weights of one layer, but for the channels that are gone."""
+
+    def cut(values, axes):
+        for axis, classes in axes.items():
+            # Scales, and a PReLU's slopes, are shared along axes of size one.
+            if values.shape[axis] != 1:
+                values = np.compress(stays[classes], values, axis)
+        return values
+
+    for name, axes in weights.items():
+        if name == "kernel" and isinstance(old, PackedKernel):
+            scale = ops.convert_to_numpy(old.kernel_scale)
+            new.set_kernel(cut(old.codes, axes), cut(scale, axes))
+        elif getattr(old, name) is not None:
+            values = ops.convert_to_numpy(getattr(old, name))
+            getattr(new, name).assign(cut(values, axes))
+
+
+def _get_item(operation, key, x, *_, **__):
+    return operation(x, key)
+
+
+def _listed(names):
+    return ", ".join(f"'{name}'" for name in names)

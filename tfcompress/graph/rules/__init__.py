@@ -1,0 +1,1 @@
+"""The rule of each operation: what it does with channels."""

@@ -1,0 +1,258 @@
+"""What operations that move, repeat, add or select channels do with them."""
+
+import math
+
+import keras
+import numpy as np
+from keras import layers
+
+from tfcompress.graph.rules.weights import channel_axis
+from tfcompress.graph.trace import Space
+
+
+def flatten(trace, call):
+    source = trace.space(call.inputs[0])
+    sizes = call.inputs[0].shape
+    if None in sizes[1:] or len(sizes) < 2:
+        trace.give_up(call)
+        return
+    order = list(range(1, len(sizes)))
+    if channel_axis(call.operation) == 1:  # it moves the channels to the end
+        order = [*order[1:], 1]
+    place = order.index(source.axis)
+    before, after = order[:place], order[place + 1 :]
+    inner = math.prod(sizes[axis] for axis in after)
+    _put_repeated(trace, call, source, inner, math.prod(sizes[axis] for axis in before))
+
+
+def reshape_layer(trace, call):
+    shape = call.operation.target_shape
+    _reshape(trace, call, "target_shape", shape, first_axis=1)
+
+
+def reshape_operation(trace, call):
+    shape = call.operation.newshape
+    if not isinstance(shape, (tuple, list)):
+        trace.give_up(call)
+        return
+    _reshape(trace, call, "newshape", shape, first_axis=0)
+
+
+def permute(trace, call):
+    _transpose(trace, call, (0, *call.operation.dims))
+
+
+def transpose(trace, call):
+    ndim = len(call.inputs[0].shape)
+    axes = call.operation.axes
+    _transpose(trace, call, range(ndim)[::-1] if axes is None else axes)
+
+
+def expand_dims(trace, call):
+    space, axis = trace.space(call.inputs[0]), call.operation.axis
+    if not isinstance(axis, int):
+        trace.give_up(call)
+        return
+    axis %= len(call.outputs[0].shape)
+    moved = space.axis + (axis <= space.axis)
+    trace.put(call, Space(moved, space.ids))
+
+
+def drop_axes(trace, call):
+    """Reductions and squeezing, over other axes than that of the channels."""
+    space, operation = trace.space(call.inputs[0]), call.operation
+    axes = operation.axis
+    axes = [axes] if isinstance(axes, int) else axes
+    ndim = len(call.inputs[0].shape)
+    # A reduction over all axes, or one that starts at a given value.
+    if axes is None or getattr(operation, "initial", None) is not None:
+        trace.give_up(call)
+        return
+    axes = [axis % ndim for axis in axes]
+    if space.axis in axes:
+        trace.give_up(call)
+        return
+    before = sum(axis < space.axis for axis in axes)
+    moved = space.axis - (0 if getattr(operation, "keepdims", False) else before)
+    trace.put(call, Space(moved, space.ids))
+
+
+def pad(trace, call):
+    """New channels that are always zero, where the channels' axis is padded."""
+    space, operation = trace.space(call.inputs[0]), call.operation
+    ndim = len(call.inputs[0].shape)
+    widths = [list(map(int, width)) for width in operation.pad_width]
+    widths = widths * ndim if len(widths) == 1 else widths
+    args, kwargs = call.arguments
+    value = kwargs.get("constant_values", args[1] if len(args) > 1 else None)
+    zeros = operation.mode == "constant" and (value is None or np.all(value == 0))
+    before, after = (trace.new(width) for width in widths[space.axis])
+    if (len(before) or len(after)) and not zeros:
+        trace.give_up(call)
+        return
+
+    def changes(count):
+        changed = [*widths]
+        changed[space.axis] = [count(before), count(after)]
+        return {"pad_width": changed}
+
+    ids = np.concatenate([before, space.ids, after])
+    trace.put(call, Space(space.axis, ids))
+    trace.resize(call, "", space.ids, ids, {}, changes)
+
+
+def concatenate(trace, call):
+    (output,) = call.outputs
+    axis = call.operation.axis % len(output.shape)
+    spaces = [trace.space(tensor) for tensor in call.inputs]
+    operands = keras.tree.flatten(call.arguments[0])
+    same_axis = len({space.axis for space in spaces}) == 1
+    same_size = len({len(space.ids) for space in spaces}) == 1
+    ids = [space.ids for space in spaces]
+    if len(operands) != len(spaces) or not same_axis:
+        trace.give_up(call)
+    elif axis == spaces[0].axis:
+        trace.put(call, Space(axis, np.concatenate(ids)))
+    elif same_size:
+        trace.unite(call, ids)
+        trace.put(call, Space(spaces[0].axis, ids[0]))
+    else:
+        trace.give_up(call)
+
+
+def split(trace, call):
+    operation = call.operation
+    space = trace.space(call.inputs[0])
+    if operation.axis % len(call.inputs[0].shape) != space.axis:
+        for output in call.outputs:
+            trace.put(call, space, output)
+        return
+    sections = operation.indices_or_sections
+    if isinstance(sections, int):
+        size = len(space.ids) // sections
+        sections = [size * i for i in range(1, sections)]
+    parts = np.split(space.ids, sections)
+    for output, ids in zip(call.outputs, parts, strict=True):
+        trace.put(call, Space(space.axis, ids), output)
+
+    def changes(count):
+        ends = tuple(count(space.ids[:section]) for section in sections)
+        return {"indices_or_sections": ends}
+
+    trace.resize(call, "", space.ids, space.ids, {}, changes)
+
+
+def get_item(trace, call):
+    """`x[key]` with slices, of steps of one where they select channels."""
+    space = trace.space(call.inputs[0])
+    args, kwargs = call.arguments
+    key = kwargs["key"] if "key" in kwargs else args[1]
+    key = list(key) if isinstance(key, (tuple, list)) else [key]
+    plain = (int, slice, type(None), type(Ellipsis))
+    if not all(isinstance(part, plain) for part in key):
+        trace.give_up(call)
+        return
+    taken = sum(part is not None and part is not Ellipsis for part in key)
+    rest = [slice(None)] * (len(call.inputs[0].shape) - taken)
+    at = key.index(Ellipsis) if Ellipsis in key else len(key)
+    key[at : at + 1] = rest
+    # Index in the key of the channels' axis.
+    (place,) = [
+        i
+        for i, part in enumerate(key)
+        if part is not None
+        and sum(other is not None for other in key[:i]) == space.axis
+    ]
+    start, stop, step = 0, 0, 0
+    if isinstance(key[place], slice):
+        start, stop, step = key[place].indices(len(space.ids))
+    if step != 1:
+        trace.give_up(call)
+        return
+    ids = space.ids[start:stop]
+    axis = sum(not isinstance(part, int) for part in key[:place])
+
+    def changes(count):
+        first = count(space.ids[:start])
+        changed = [*key]
+        changed[place] = slice(first, first + count(ids))
+        return {"key": tuple(changed)}
+
+    trace.put(call, Space(axis, ids))
+    trace.resize(call, "", space.ids, ids, {}, changes)
+
+
+LAYERS = {
+    layers.Flatten: flatten,
+    layers.Permute: permute,
+    layers.Reshape: reshape_layer,
+}
+OPERATIONS = {
+    "expanddims": expand_dims,
+    "getitem": get_item,
+    "max": drop_axes,
+    "mean": drop_axes,
+    "min": drop_axes,
+    "pad": pad,
+    "reshape": reshape_operation,
+    "split": split,
+    "squeeze": drop_axes,
+    "sum": drop_axes,
+    "transpose": transpose,
+}
+
+
+def _transpose(trace, call, axes):
+    space = trace.space(call.inputs[0])
+    ndim = len(call.inputs[0].shape)
+    moved = [axis % ndim for axis in axes].index(space.axis)
+    trace.put(call, Space(moved, space.ids))
+
+
+def _put_repeated(trace, call, space, inner, outer):
+    """Channels on the last axis, each `inner` times, all of them `outer` times."""
+
+    ids = np.tile(np.repeat(space.ids, inner), outer)
+    trace.put(call, Space(len(call.outputs[0].shape) - 1, ids))
+
+
+def _reshape(trace, call, argument, shape, first_axis):
+    """A reshape that leaves the channels on an axis, or spreads them on the last.
+
+    Elements keep their order, so channels are where the axis has the same stride.
+    """
+    (source,), (output,) = call.inputs, call.outputs
+    space = trace.space(source)
+    if (
+        None in source.shape[space.axis :]
+        or len(source.shape) < 2
+        or not all(isinstance(size, int) for size in shape)
+    ):
+        trace.give_up(call)
+        return
+    stride = math.prod(source.shape[space.axis + 1 :])
+    axes = [
+        axis
+        for axis in range(1, len(output.shape))
+        if output.shape[axis] == len(space.ids)
+        and None not in output.shape[axis:]
+        and math.prod(output.shape[axis + 1 :]) == stride
+    ]
+    last = output.shape[-1] or 0
+    if axes:
+        trace.put(call, Space(axes[-1], space.ids))
+    elif len(output.shape) > 1 and last % (stride * len(space.ids)) == 0:
+        outer = last // (stride * len(space.ids))
+        _put_repeated(trace, call, space, stride, outer)
+    else:
+        trace.give_up(call)
+        return
+    made = trace.space(output)
+
+    def changes(count):
+        changed = list(shape)
+        if changed[made.axis - first_axis] != -1:
+            changed[made.axis - first_axis] = count(made.ids)
+        return {argument: tuple(changed)}
+
+    trace.resize(call, "", space.ids, made.ids, {}, changes)

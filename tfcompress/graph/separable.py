@@ -1,0 +1,89 @@
+"""Separable convolutions as the two layers that they stand for."""
+
+from keras import layers
+
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers.kernel import value_of
+
+_PARTS = {
+    layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),
+    layers.SeparableConv2D: (layers.DepthwiseConv2D, layers.Conv2D),
+}
+_SUFFIX = "_depthwise"
+# Arguments of both parts, and of one alone; the rest has the name of its part.
+_SHARED = ("trainable", "dtype", "data_format")
+_DEPTHWISE = ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")
+_POINTWISE = (
+    *("name", "filters", "activation", "use_bias", "activity_regularizer"),
+    *("bias_initializer", "bias_regularizer", "bias_constraint"),
+)
+_OF_A_KERNEL = ("initializer", "regularizer", "constraint")
+
+
+def split_separable(model):
+    """The same model with a depthwise and a pointwise layer for each separable one.
+
+    Both are layers that schemes can compress on their own. The second has the name of
+    the separable layer, the first that and "_depthwise".
+
+    Args:
+        model: a built Functional or Sequential model. It is left untouched.
+
+    Returns:
+        A Functional `keras.Model` that computes the same; `model` itself if it has
+        no `SeparableConv1D` or `SeparableConv2D`.
+    """
+    if not separable_layers(model):
+        return model
+    depthwise_of = {}
+
+    def replace(layer):
+        if type(layer) not in _PARTS:
+            return clone_layer(layer)
+        depthwise, pointwise = _parts(layer)
+        depthwise_of[id(layer)] = depthwise
+        return [depthwise, pointwise]
+
+    split, pairs = rebuild(model, replace)
+    for old, new in pairs:
+        if id(old) not in depthwise_of:
+            copy_weights(old, new)
+            continue
+        depthwise_of[id(old)].kernel.assign(value_of(old.depthwise_kernel))
+        new.kernel.assign(value_of(old.pointwise_kernel))
+        if old.use_bias:
+            new.bias.assign(value_of(old.bias))
+    return split
+
+
+def separable_layers(model):
+    """`{name of the depthwise part: name}` of what `split_separable` splits."""
+    return {
+        f"{name}{_SUFFIX}": name
+        for name, layer in Graph(model).layers().items()
+        if type(layer) in _PARTS
+    }
+
+
+def _parts(layer):
+    """The depthwise and the pointwise layer, not built."""
+    config = layer.get_config()
+    kinds = _PARTS[type(layer)]
+    shared = {key: config[key] for key in _SHARED}
+    depthwise = {key: config[key] for key in _DEPTHWISE}
+    pointwise = {key: config[key] for key in _POINTWISE}
+    for key in _OF_A_KERNEL:
+        depthwise[f"depthwise_{key}"] = config[f"depthwise_{key}"]
+        pointwise[f"kernel_{key}"] = config[f"pointwise_{key}"]
+    return (
+        kinds[0].from_config(
+            {
+                **shared,
+                **depthwise,
+                "name": f"{layer.name}{_SUFFIX}",
+                "use_bias": False,
+            }
+        ),
+        kinds[1].from_config({**shared, **pointwise, "kernel_size": 1}),
+    )

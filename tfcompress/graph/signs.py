@@ -1,0 +1,92 @@
+"""Which tensors of a graph can be negative."""
+
+import keras
+from keras import layers
+
+NON_NEGATIVE_ACTIVATIONS = (
+    "relu",
+    "relu6",
+    "sigmoid",
+    "hard_sigmoid",
+    "softmax",
+    "softplus",
+)
+_ACTIVATIONS = {getattr(keras.activations, name) for name in NON_NEGATIVE_ACTIVATIONS}
+_RECTIFYING_OPERATIONS = {
+    "Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Absolute",
+    "Square",
+}  # fmt: skip
+# Non-negative where all of their inputs are.
+_KEEPING = (
+    layers.Add,
+    layers.Average,
+    layers.AveragePooling1D,
+    layers.AveragePooling2D,
+    layers.Concatenate,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.Dropout,
+    layers.Flatten,
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.Identity,
+    layers.Maximum,
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.Minimum,
+    layers.Multiply,
+    layers.Permute,
+    layers.Reshape,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+)
+_KEEPING_OPERATIONS = {"Maximum", "Mean", "Reshape"}
+# These keep signs if both operands are tensors; a constant's sign is not known here.
+_KEEPING_MERGES = {"Add", "Concatenate", "Multiply"}
+
+
+def may_be_negative(graph):
+    """Function from a tensor of the graph to whether it can have negative values.
+
+    True for the model's inputs and behind anything that is not known to rectify or
+    to keep signs.
+
+    Args:
+        graph: a `tfcompress.graph.graph.Graph`.
+    """
+    nonnegative = set()
+    for call in graph.calls:
+        known = call.inputs and all(id(x) in nonnegative for x in call.inputs)
+        if _rectifies(call.operation) or (known and _keeps(call)):
+            nonnegative.update(id(x) for x in call.outputs)
+    return lambda tensor: id(tensor) not in nonnegative
+
+
+def _rectifies(operation):
+    kind = type(operation)
+    # What a layer of somebody else's does behind its activation is not known.
+    if kind.__module__.partition(".")[0] not in ("keras", "tfcompress"):
+        return False
+    if kind.__name__ == "ReLU":  # the layer, and what `keras.activations.relu` makes
+        return not operation.negative_slope and operation.threshold >= 0
+    if isinstance(operation, layers.Softmax):
+        return True
+    if isinstance(operation, layers.Layer):
+        return getattr(operation, "activation", None) in _ACTIVATIONS
+    return kind.__name__ in _RECTIFYING_OPERATIONS
+
+
+def _keeps(call):
+    kind = type(call.operation)
+    if not isinstance(call.operation, layers.Layer):
+        merges = kind.__name__ in _KEEPING_MERGES and len(call.inputs) > 1
+        return merges or kind.__name__ in _KEEPING_OPERATIONS
+    # Interpolation of a higher order overshoots.
+    interpolation = getattr(call.operation, "interpolation", "nearest")
+    return kind in _KEEPING and interpolation in ("nearest", "bilinear")

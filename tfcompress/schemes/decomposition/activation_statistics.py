@@ -1,0 +1,91 @@
+"""What factorized layers see and compute: moments over samples and positions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from keras import ops
+
+from tfcompress.core.training.compiled import compiled
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one layer, averaged over calls, samples and positions.
+
+    Attributes:
+        inputs: variances, float64 array (input channels,).
+        hidden: covariance of what its basis computes, float64 array (rank, rank).
+    """
+
+    inputs: np.ndarray
+    hidden: np.ndarray
+
+
+class MeasureMoments:
+    """Runs a model to measure its factorized layers; compiled at the first call.
+
+    Args:
+        model: a Functional or Sequential model.
+        layers: `{name: layer}` of its `FactorizedKernel` layers.
+    """
+
+    def __init__(self, model, layers):
+        self.layers = layers
+        self._run = compiled(model, lambda inputs: self._sums(model, inputs))
+
+    def __call__(self, batches):
+        """`{name: Moments}` over a list of batches of inputs.
+
+        Raises:
+            ValueError: if they are not finite.
+        """
+        seen = [self._run(inputs) for inputs in batches]
+        return {n: _moments(n, [sums[n] for sums in seen]) for n in self.layers}
+
+    def _sums(self, model, inputs):
+        calls = {name: [] for name in self.layers}
+        try:
+            for name, layer in self.layers.items():
+                layer.observer = calls[name].append
+            model(inputs, training=False)
+        finally:
+            for layer in self.layers.values():
+                layer.observer = None
+        return {
+            name: [_call_sums(layer, x) for x in calls[name]]
+            for name, layer in self.layers.items()
+        }
+
+
+def _call_sums(layer, inputs):
+    """Means and mean squares of the inputs, means and products of the hidden."""
+    inputs, hidden = (
+        ops.cast(ops.moveaxis(x, layer.channel_axis, -1), "float32")
+        for x in (inputs, layer.hidden(inputs))
+    )
+    inputs = ops.reshape(inputs, (-1, inputs.shape[-1]))
+    hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
+    count = ops.cast(ops.shape(hidden)[0], "float32")
+    return (
+        ops.mean(inputs, axis=0),
+        ops.mean(ops.square(inputs), axis=0),
+        ops.mean(hidden, axis=0),
+        ops.matmul(ops.transpose(hidden), hidden) / count,
+    )
+
+
+def _moments(name, batches):
+    calls = [call for batch in batches for call in batch]
+    mean, square, hidden_mean, product = (
+        np.mean(values, axis=0, dtype=np.float64) for values in zip(*calls, strict=True)
+    )
+    if not (np.isfinite(square).all() and np.isfinite(product).all()):
+        raise ValueError(
+            f"Finite activations are expected in '{name}'. Received NaN or infinity: "
+            "the training diverged, which a lower learning rate prevents, or the data "
+            "holds such values."
+        )
+    covariance = product - np.outer(hidden_mean, hidden_mean)
+    # Differences of float32 sums: what never varies may come out below zero.
+    np.fill_diagonal(covariance, np.maximum(np.diag(covariance), 0.0))
+    return Moments(np.maximum(square - mean**2, 0.0), covariance)

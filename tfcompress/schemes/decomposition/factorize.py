@@ -1,0 +1,106 @@
+"""The treatment of layers whose kernels are factorized."""
+
+import dataclasses
+
+import keras
+
+from tfcompress import layers
+from tfcompress.core.config import config_with_decay, why_not_compressed
+from tfcompress.graph.batch_norm import foldable
+from tfcompress.layers.factorized import STARTS
+from tfcompress.layers.kernel import value_of
+
+# For each plain layer, what takes its place alone and with a batch normalization.
+FACTORIZED = {
+    keras.layers.Conv1D: (layers.FactorizedConv1D, layers.FactorizedNormConv1D),
+    keras.layers.Conv2D: (layers.FactorizedConv2D, layers.FactorizedNormConv2D),
+    keras.layers.Dense: (layers.FactorizedDense, layers.FactorizedNormDense),
+}
+NORM_PLACES = ("behind", "between")
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+@dataclasses.dataclass(frozen=True)
+class Factorize:
+    """A basis times coefficients in place of one layer's kernel.
+
+    Args:
+        start: "svd" or "identity", see `tfcompress.layers.FactorizedKernel.set_kernel`.
+        batch_norm: where a batch normalization behind the layer goes: "behind" the
+            coefficients, as it is, or "between" basis and coefficients (see
+            `tfcompress.layers.FactorizedNorm`), which needs an identity start: it is
+            the one that is then exact.
+
+    Raises:
+        ValueError: if one of them is something else.
+    """
+
+    start: str = "svd"
+    batch_norm: str = "behind"
+
+    def __post_init__(self):
+        if self.start not in STARTS:
+            raise ValueError(
+                f"`start` is one of {STARTS}. Received: start={self.start!r}."
+            )
+        if self.batch_norm not in NORM_PLACES:
+            raise ValueError(
+                f"`batch_norm` is one of {NORM_PLACES}. Received: "
+                f"batch_norm={self.batch_norm!r}."
+            )
+        if self.batch_norm == "between" and self.start != "identity":
+            raise ValueError(
+                "`batch_norm='between'` is expected with start='identity'. Received: "
+                f"start={self.start!r}."
+            )
+
+    @staticmethod
+    def why_not(layer):
+        """Why a layer cannot be factorized, or None if it can."""
+        reason = why_not_compressed(layer, FACTORIZED)
+        if reason is None and getattr(layer, "groups", 1) > 1:
+            return f"has {layer.groups} groups"
+        return reason
+
+    def __str__(self):
+        between = ", batch normalization between" * (self.batch_norm == "between")
+        return f"basis x coefficients, {self.start} start{between}"
+
+    def norm_of(self, graph, layer):
+        """The BatchNormalization that the student's layer takes up, or None.
+
+        Args:
+            graph: the `tfcompress.graph.graph.Graph` of the model.
+            layer: a layer of it.
+        """
+        norm = foldable(graph, layer) if self.batch_norm == "between" else None
+        return norm if norm is not None and norm.trainable else None
+
+    def student_layer(self, layer, weight_decay, norm):
+        """The `Factorized*` layer, not built, that takes the place of `layer`.
+
+        `norm` is what `norm_of` returned.
+        """
+        config = config_with_decay(layer, weight_decay)
+        if self.start == "identity":
+            config["kernel_rank"] = config.get("filters") or config["units"]
+        plain, normalized = FACTORIZED[type(layer)]
+        if norm is None:
+            return plain.from_config(config)
+        config.update(use_bias=True, momentum=norm.momentum, epsilon=norm.epsilon)
+        return normalized.from_config(config)
+
+    def copy_weights(self, old, new, norm):
+        """Gives a built student layer the weights of what it replaces."""
+        new.set_kernel(keras.ops.convert_to_numpy(old.kernel), self.start)
+        if norm is not None:
+            new.take_up(norm, old.bias if old.use_bias else None)
+        elif old.use_bias:
+            new.bias.assign(value_of(old.bias))
+
+    def get_config(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
