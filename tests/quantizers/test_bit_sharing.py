@@ -211,7 +211,7 @@ def test_calibrate_serves_the_bits_in_use():
         quantizer.calibrate(w)
         expected = best_clip(unit, bits, signed=True)
         assert float(quantizer.clip) == pytest.approx(expected, rel=1e-5)
-        quantizer.gates.fix({4: 2, 2: 8, 8: 8}[bits])
+        quantizer.gates.freeze({4: 2, 2: 8, 8: 8}[bits])
 
 
 def test_calibration_of_large_tensors_sees_every_channel():
@@ -234,7 +234,7 @@ def test_save_and_load_restore_gates_range_and_codes(tmp_path):
     quantizers[0].gates.threshold.raw.assign([0.2, 0.6])
     quantizers[0].gates.errors.assign([0.3, 0.5])
     quantizers[0].clip.assign(1.7)
-    quantizers[1].gates.fix(4)
+    quantizers[1].gates.freeze(4)
     model.save(tmp_path / "model.keras")
     restored = keras.models.load_model(tmp_path / "model.keras")
     x = np.random.default_rng(0).normal(size=(2, 9, 9, 4)).astype("float32")

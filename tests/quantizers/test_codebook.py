@@ -107,8 +107,8 @@ def test_a_new_codebook_is_the_finest_grid_and_is_not_finished():
     assert (quantizer.bits, int(quantizer.width)) == (8, 8)
     w = np.array([[-200.0, -3.2, 0.4]] * 4, "float32")
     np.testing.assert_array_equal(quantizer(w), [[-127.0, -3.0, 0.0]] * 4)
-    assert "not fixed yet" in quantizer.unfinished()
-    quantizer.fixed.assign(1.0)
+    assert "zeros and bits has not ended" in quantizer.unfinished()
+    quantizer.frozen.assign(1.0)
     assert quantizer.unfinished() is None
     assert not quantizer.trainable_variables
 
@@ -151,7 +151,7 @@ def test_a_saved_layer_has_its_codebook_zeros_and_anchors(tmp_path):
     quantizer.set_codebook(2, [-100, -31, 0, 7, 90], 0.02, np.abs(w) > 0.5)
     quantizer.anchor.assign(w)
     quantizer.dual.assign(-w)
-    quantizer.fixed.assign(1.0)
+    quantizer.frozen.assign(1.0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     restored = loaded.layers[-1].kernel_quantizer

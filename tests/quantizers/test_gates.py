@@ -115,7 +115,7 @@ def test_expected_bits_and_their_gradient(thresholds, bits):
 def test_fixed_bits_end_the_search(bits, hard):
     gates = gates_at((1.5, 0.5))
     assert float(gates.learn()) == 1
-    gates.fix(bits)
+    gates.freeze(bits)
     np.testing.assert_array_equal(gates.gates(), hard)
     assert gates.bits() == float(gates.expected_bits()) == bits
     assert float(gates.learn()) == 0
@@ -129,7 +129,7 @@ def test_fixed_bits_end_the_search(bits, hard):
 def test_a_choice_outside_of_the_candidates_is_refused(bits):
     gates = built(BitGates((2, 4, 8)))
     with pytest.raises(ValueError, match=rf"one of \(2, 4, 8\).*bits={bits}"):
-        gates.fix(bits)
+        gates.freeze(bits)
 
 
 def test_running_averages_move_only_while_gates_learn():
@@ -149,7 +149,7 @@ def test_a_single_candidate_is_a_choice_already_made(bits):
     assert gates.gates().shape == gates.margins().shape == (0,)
     assert gates.bits() == float(gates.expected_bits()) == bits
     assert float(gates.learn()) == 0
-    gates.fix(bits)
+    gates.freeze(bits)
     assert gates.bits() == bits
 
 

@@ -69,7 +69,7 @@ def test_ternary_follows_its_current_sparsity():
     assert quantizer.unfinished() is None
     quantizer.current_sparsity.assign(0.5)
     assert np.mean(quantizer.encode(w)[0] == 0) == pytest.approx(0.5, abs=1e-3)
-    assert "0.9 was asked for" in quantizer.unfinished()
+    assert "is 0.500 and has not reached 0.9" in quantizer.unfinished()
 
 
 def test_frozen_zeros_stay_while_signs_change():

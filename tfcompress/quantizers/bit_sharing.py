@@ -41,11 +41,11 @@ class GatedBits:
         return self.gates.bits()
 
     def unfinished(self):
-        if ops.convert_to_numpy(self.gates.fixed_bits) > 0:
+        if ops.convert_to_numpy(self.gates.frozen_bits) > 0:
             return None
         return (
-            f"its bits are not fixed; the gates stand at {self.bits}. Train with "
-            "`fit` to the end of the search."
+            "the search for its bits has not ended; its gates now choose "
+            f"{self.bits}. Train with `fit` to the end of the search."
         )
 
     def get_config(self):
@@ -247,7 +247,7 @@ def calibrate(quantizer, values, signed):
     """
     values = _sample(values)
     gates = quantizer.gates
-    fixed = int(ops.convert_to_numpy(gates.fixed_bits))
+    fixed = int(ops.convert_to_numpy(gates.frozen_bits))
     # One range serves all candidates while the search goes on: the middle one's.
     bits = fixed or gates.candidates[len(gates.candidates) // 2]
     clip = best_clip(values, bits, signed)

@@ -24,7 +24,7 @@ class Codebook(Quantizer):
     Variables (none is trainable): `level_of` (255,), the level nearest to each of
     -127..127; `step`; `width`, bits of an index into the codebook; `mask` of the
     kernel's shape, zero where a weight is held at zero; `quantizes`, 0 while the float
-    kernel is used as it is; `fixed`, 1 once mask and levels are decided; `anchor` and
+    kernel is used as it is; `frozen`, 1 once mask and levels are decided; `anchor` and
     `dual` of the kernel's shape, V - U and U of ADMM.
     """
 
@@ -42,7 +42,7 @@ class Codebook(Quantizer):
             name="mask", shape=kernel_shape, dtype="bool", initializer="ones", **state
         )
         self.quantizes = self.add_weight(name="quantizes", initializer="ones", **state)
-        self.fixed = self.add_weight(name="fixed", initializer="zeros", **state)
+        self.frozen = self.add_weight(name="fixed", initializer="zeros", **state)
         self.anchor, self.dual = (
             self.add_weight(name=name, shape=kernel_shape, initializer="zeros", **state)
             for name in ("anchor", "dual")
@@ -90,9 +90,9 @@ class Codebook(Quantizer):
         return on * quantized + (1.0 - on) * kernel
 
     def unfinished(self):
-        if float(ops.convert_to_numpy(self.fixed)):
+        if float(ops.convert_to_numpy(self.frozen)):
             return None
         return (
-            "its zeros and bits are not fixed yet. Train with `fit` to the end of the "
-            "search."
+            "the search for its zeros and bits has not ended. Train with `fit` to the "
+            "end of the search."
         )

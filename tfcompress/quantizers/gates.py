@@ -122,7 +122,7 @@ class BitGates(keras.layers.Layer):
 
     Variables that are not trainable: `errors`, float32 (len(bits) - 1,), the running
     averages; `sensitivities`, of the same shape, 1 until they are measured;
-    `fixed_bits`, 0 while the gates choose.
+    `frozen_bits`, 0 while the gates choose.
     """
 
     def __init__(self, bits, **kwargs):
@@ -133,7 +133,7 @@ class BitGates(keras.layers.Layer):
 
     def build(self):
         count = len(self.candidates) - 1
-        self.fixed_bits = self.add_weight(
+        self.frozen_bits = self.add_weight(
             name="fixed_bits",
             trainable=False,
             autocast=False,
@@ -157,13 +157,13 @@ class BitGates(keras.layers.Layer):
     def gates(self):
         """Zeros and ones, float32 (len(bits) - 1,), with the thresholds' gradient."""
         upper = ops.convert_to_tensor(self.candidates[1:], "float32")
-        fixed = ops.cast(upper <= self.fixed_bits, "float32")
+        fixed = ops.cast(upper <= self.frozen_bits, "float32")
         if self.threshold is None:
             return fixed
         learned = hard_gates(
             ops.stop_gradient(self.importances()), self.threshold.value()
         )
-        return ops.where(self.fixed_bits > 0, fixed, learned)
+        return ops.where(self.frozen_bits > 0, fixed, learned)
 
     def importances(self):
         """What the gates compare with their thresholds, float32 (len(bits) - 1,)."""
@@ -183,7 +183,7 @@ class BitGates(keras.layers.Layer):
         """Whether the gates' gradient is wanted now: scalar float tensor, 1 or 0."""
         if self.threshold is None:
             return ops.zeros(())
-        searching = ops.cast(ops.equal(self.fixed_bits, 0.0), "float32")
+        searching = ops.cast(ops.equal(self.frozen_bits, 0.0), "float32")
         return searching * ops.convert_to_tensor(self.threshold.learns)
 
     def observe(self, errors):
@@ -195,7 +195,7 @@ class BitGates(keras.layers.Layer):
     def expected_bits(self):
         """The bits now, a float32 scalar, differentiable in the thresholds."""
         expected = nested.expected_bits(self.gates(), self.candidates)
-        fixed = ops.convert_to_tensor(self.fixed_bits)
+        fixed = ops.convert_to_tensor(self.frozen_bits)
         return ops.where(fixed > 0, fixed, expected)
 
     def bits(self):
@@ -209,13 +209,13 @@ class BitGates(keras.layers.Layer):
         margins = margins_of(self.importances(), self.threshold.value())
         return ops.convert_to_numpy(margins)
 
-    def fix(self, bits):
+    def freeze(self, bits):
         """Ends the search with one of the candidates."""
         if bits not in self.candidates:
             raise ValueError(
                 f"`bits` is one of {self.candidates}. Received: bits={bits}."
             )
-        self.fixed_bits.assign(float(bits))
+        self.frozen_bits.assign(float(bits))
 
     def get_build_config(self):
         return None  # Built by the quantizer it belongs to.

@@ -113,8 +113,8 @@ class Ternary(Quantizer):
         if self.sparsity is None or abs(current - self.sparsity) < 1e-6:
             return None
         return (
-            f"sparsity stands at {current:.3f}, {self.sparsity} was asked for. "
-            "Train with `fit` to its end."
+            f"its sparsity is {current:.3f} and has not reached {self.sparsity}. Train "
+            "with `fit` to the end of the schedule."
         )
 
     def get_config(self):

@@ -145,7 +145,7 @@ def _student(model, wrappers):
             QuantizeConfig.copy_weights(layer, copy)
             kernel.copy_state(copy.kernel_quantizer)
             if isinstance(kernel, PricedQuantizer):
-                copy.kernel_quantizer.gates.fix(kernel.quantizer.bits)
+                copy.kernel_quantizer.gates.freeze(kernel.quantizer.bits)
         else:
             copy_weights(layer, copy)
         if output:

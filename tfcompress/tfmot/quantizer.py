@@ -104,5 +104,5 @@ class PricedQuantizer(Quantizer):
 
     def fix_bits(self):
         """Ends the search with the bits of now, and the range that suits them."""
-        self.quantizer.gates.fix(self.quantizer.bits)
+        self.quantizer.gates.freeze(self.quantizer.bits)
         self.quantizer.calibrate(self.kernel)

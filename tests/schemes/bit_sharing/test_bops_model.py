@@ -96,7 +96,7 @@ def test_it_agrees_with_the_cost_of_a_student_and_of_its_finished_model(bits):
     for layer in space.layers.values():
         for quantizer in (layer.kernel_quantizer, layer.input_quantizer):
             wanted = bits if len(quantizer.candidates) > 1 else quantizer.bits
-            quantizer.gates.fix(wanted)
+            quantizer.gates.freeze(wanted)
     space.filter_gates["first"].fix(np.ones(4, bool))
     # A student still has all of its filters.
     assert float(space.expected_bops()) == total_cost(layer_costs(student)).bops

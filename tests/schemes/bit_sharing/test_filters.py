@@ -182,7 +182,7 @@ def test_closed_gates_and_removed_filters_predict_the_same(function, consumer):
         for quantizer in ("kernel_quantizer", "input_quantizer"):
             gates = getattr(getattr(layer, quantizer, None), "gates", None)
             if gates is not None:
-                gates.fix(8)
+                gates.freeze(8)
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     expected = ops.convert_to_numpy(student(x, training=False))
     tiny = tfc.finalize(student)

@@ -196,7 +196,7 @@ def test_an_interrupted_search_leaves_a_usable_student(
     trained, mnist, compile_for_digits
 ):
     student = interrupted(trained, mnist, compile_for_digits)
-    with pytest.warns(UserWarning, match="bits are not fixed"):
+    with pytest.warns(UserWarning, match="its bits has not ended"):
         tiny = tfc.finalize(student)
     assert np.isfinite(tiny.predict(mnist[1][0][:10], verbose=0)).all()
 

@@ -37,13 +37,13 @@ def test_margins_are_the_change_of_the_outputs(measured):
     gates = searched_gates(space)
     margins = {key: gate.margins() for key, gate in gates.items()}
     for gate in gates.values():
-        gate.fix(8)
+        gate.freeze(8)
     reference = np.array(student(images))
     damages = {}
     for key, gate in gates.items():
         at = {}
         for bits in (2, 4, 8):
-            gate.fix(bits)
+            gate.freeze(bits)
             at[bits] = np.square(np.array(student(images)) - reference).mean()
         damages[key] = [max(0, at[2] - at[4]), max(0, at[4] - at[8])]
     scale = np.median([lowest for lowest, _ in damages.values()])

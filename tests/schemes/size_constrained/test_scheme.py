@@ -168,7 +168,7 @@ def test_a_student_is_at_its_budget_from_the_start(trained, codebook, tmp_path):
     student = tfc.compress(trained, scheme)
     total = scheme.total(trained)
     assert total == (72 + 1152 + 4608 + 320) * 32 / 100 == scheme.total(student)
-    with pytest.warns(UserWarning, match="not fixed yet"):
+    with pytest.warns(UserWarning, match="zeros and bits has not ended"):
         assert 0.95 * total < value_bits(tfc.finalize(student)) <= total
     student.save(tmp_path / "student.keras")
     loaded = keras.models.load_model(tmp_path / "student.keras")
@@ -193,7 +193,7 @@ def test_an_interrupted_search_leaves_a_student_that_trains_on(
     compile_for_digits(student, keras.optimizers.SGD(0.02))
     with pytest.raises(RuntimeError, match="coffee"):
         fit(student, mnist, 2, callbacks=[Interrupt()])
-    with pytest.warns(UserWarning, match="'depthwise'.*not fixed yet"):
+    with pytest.warns(UserWarning, match="'depthwise'.*bits has not ended"):
         tiny = tfc.finalize(student)
     assert np.isfinite(tiny.predict(mnist[1][0][:10], verbose=0)).all()
     fit(student, mnist, 2)

@@ -119,7 +119,7 @@ class SearchSpace:
             ):
                 if isinstance(quantizer, (BitSharing, BitSharingActivation)):
                     gates = quantizer.gates
-                    gates.fix(bits[name][i] if name in bits else gates.bits())
+                    gates.freeze(bits[name][i] if name in bits else gates.bits())
         for name, gate in self.filter_gates.items():
             gate.fix(open_groups[name])
 

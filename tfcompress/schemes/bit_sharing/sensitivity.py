@@ -84,14 +84,14 @@ class _Finest:
         self.gates = [g for g in gates if g is not None and g.threshold is not None]
         self._filter_gates = list(space.filter_gates.values())
         for gates in self.gates:
-            gates.fix(gates.candidates[-1])
+            gates.freeze(gates.candidates[-1])
         for gate in self._filter_gates:
             gate.fix(np.ones(gate.group_count, bool))
 
     def damage_at(self, gates, bits, damage):
-        gates.fix(bits)
+        gates.freeze(bits)
         value = damage()
-        gates.fix(gates.candidates[-1])
+        gates.freeze(gates.candidates[-1])
         return value
 
     def damage_without(self, gate, groups, damage):
@@ -104,7 +104,7 @@ class _Finest:
 
     def release(self):
         for gates in self.gates:
-            gates.fixed_bits.assign(0.0)
+            gates.frozen_bits.assign(0.0)
         for gate in self._filter_gates:
             gate.fixed.assign(0.0)
 

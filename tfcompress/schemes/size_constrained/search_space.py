@@ -82,7 +82,7 @@ class SizeSpace:
 
     def is_fixed(self):
         """Whether it is decided which weights are zero, and all bits."""
-        return all(float(ops.convert_to_numpy(q.fixed)) for q in self._all())
+        return all(float(ops.convert_to_numpy(q.frozen)) for q in self._all())
 
     def set_quantizing(self, on):
         """Whether the student computes with codebooks or with float kernels."""
@@ -92,7 +92,7 @@ class SizeSpace:
     def fix(self):
         """Settles zeros and bits for good."""
         for quantizer in self._all():
-            quantizer.fixed.assign(1.0)
+            quantizer.frozen.assign(1.0)
 
     def start(self):
         """Begins with V = W and U = 0, and the zeros and bits that lose least."""
