@@ -114,11 +114,11 @@ def test_expected_bits_and_their_gradient(thresholds, bits):
 @pytest.mark.parametrize("bits, hard", [(2, (0, 0)), (4, (1, 0)), (8, (1, 1))])
 def test_fixed_bits_end_the_search(bits, hard):
     gates = gates_at((1.5, 0.5))
-    assert float(gates.learn()) == 1
+    assert float(gates.learning()) == 1
     gates.freeze(bits)
     np.testing.assert_array_equal(gates.gates(), hard)
     assert gates.bits() == float(gates.expected_bits()) == bits
-    assert float(gates.learn()) == 0
+    assert float(gates.learning()) == 0
     gates.observe(ops.convert_to_tensor([7.0, 7.0]))
     np.testing.assert_array_equal(gates.errors, [1, 1])
     found = gradient(gates.expected_bits, gates.threshold.raw)
@@ -148,7 +148,7 @@ def test_a_single_candidate_is_a_choice_already_made(bits):
     assert gates.threshold is None and not gates.trainable_variables
     assert gates.gates().shape == gates.margins().shape == (0,)
     assert gates.bits() == float(gates.expected_bits()) == bits
-    assert float(gates.learn()) == 0
+    assert float(gates.learning()) == 0
     gates.freeze(bits)
     assert gates.bits() == bits
 

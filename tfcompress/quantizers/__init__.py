@@ -1,4 +1,4 @@
-"""How a tensor becomes few bits."""
+"""Quantizers of kernels and activations, 2 to 8 bits."""
 
 from tfcompress.quantizers.activation import ActivationQuantizer, UniformActivation
 from tfcompress.quantizers.bit_sharing import BitSharing, BitSharingActivation

@@ -1,6 +1,8 @@
-"""Quantized activations: one positive step per tensor, integer levels."""
+"""Quantizers of activations: integer levels times one step per tensor."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -8,13 +10,16 @@ from keras import ops
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.quantizers.quantizer import Quantizer
+from tfcompress.types import Tensor
 
-# Keeps x / step and its gradient finite should training drive a clip to zero.
+# Keeps x / step and its gradient finite where training moves a clip to zero.
 MIN_CLIP = 1e-8
 
 
-def activation_range(bits, signed):
-    """The levels of an activation: `(0, 2^bits - 1)`, or symmetric if `signed`.
+def activation_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Returns the smallest and the largest level of an activation.
+
+    They are `(0, 2^bits - 1)`, or symmetric around zero if `signed`.
 
     Raises:
         ValueError: if `bits` is not an integer from 2 to 8.
@@ -26,19 +31,25 @@ def activation_range(bits, signed):
     return 0, 2**bits - 1
 
 
-def quantize_activation(x, step, low, high, rounding=ops.round):
-    """`clip(round(x / step), low, high) * step`, half to even.
+def quantize_activation(
+    x: Tensor,
+    step: Tensor,
+    low: int,
+    high: int,
+    rounding: Callable[[Tensor], Tensor] = ops.round,
+) -> Tensor:
+    """Computes `clip(round(x / step), low, high) * step`, half to even.
 
-    It clips before it rounds, which is the same for integer bounds, and gives the
-    step the gradient of LSQ (Esser et al. 2020, equation 3) if `rounding` passes
-    the gradient straight through: `level - x / step` inside the range and
-    the edge's level outside. x has a gradient of one inside and none outside.
+    Clipping comes before rounding, which is the same for integer bounds. If
+    `rounding` is a straight-through estimator, the step has the gradient of LSQ
+    (Esser et al. 2020, equation 3): `level - x / step` inside the range, the bound
+    outside. The gradient of `x` is one inside the range and zero outside.
 
     Args:
         x: float32 tensor.
         step: positive float32 scalar.
-        low, high: integers, the smallest and largest level.
-        rounding: how to round; `functional.round_straight_through` to train.
+        low, high: int. The smallest and the largest level.
+        rounding: function of a tensor; `functional.round_straight_through` to train.
 
     Returns:
         float32 tensor of `x`'s shape.
@@ -47,61 +58,61 @@ def quantize_activation(x, step, low, high, rounding=ops.round):
 
 
 class ActivationQuantizer(Quantizer):
-    """Quantizes a layer's input to integer levels times one step; base class.
+    """Base class of quantizers of a layer's input.
 
-    In inference it computes exactly `clip(round(x / step), low, high) * step` in
-    float32, which is what `tfcompress.layers.QuantizeActivation` computes in a
-    finalized model. Levels run from 0 to 2^bits - 1, or are symmetric from
-    -(2^(bits-1) - 1) to 2^(bits-1) - 1 if `signed`.
+    Inference computes exactly `clip(round(x / step), low, high) * step` in float32,
+    as `tfcompress.layers.QuantizeActivation` does in a finalized model. Levels run
+    from 0 to 2^bits - 1, or from -(2^(bits-1) - 1) to 2^(bits-1) - 1 if `signed`.
 
-    Subclasses give `bits` (an integer, 2 to 8) and `step()`.
+    Subclasses define `bits` (int, 2 to 8) and `step()`.
 
     Args:
-        signed: whether the input has negative values.
+        signed: bool. Whether the input has negative values.
     """
 
-    def __init__(self, signed=False, **kwargs):
+    def __init__(self, signed: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.signed = bool(signed)
 
-    def step(self):
-        """The distance of two levels: a positive float32 scalar tensor."""
+    def step(self) -> Tensor:
+        """Returns the distance of two levels: a positive float32 scalar tensor."""
         raise NotImplementedError
 
-    def code_range(self):
-        """`(low, high)`, the smallest and largest level, integers."""
+    def code_range(self) -> tuple[int, int]:
+        """Returns `(low, high)`, the smallest and the largest level."""
         return activation_range(self.bits, self.signed)
 
-    def scale_value(self):
-        """`step()` as a Python float."""
+    def scale_value(self) -> float:
+        """Returns `step()` as a Python float."""
         return float(ops.convert_to_numpy(self.step()))
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return self.apply(x, self.step())
 
-    def apply(self, x, step):
-        """`x` on the levels of a given step, with gradients to both."""
+    def apply(self, x: Tensor, step: Tensor) -> Tensor:
+        """Quantizes `x` with a given step, with gradients to both."""
         low, high = self.code_range()
         return quantize_activation(x, step, low, high, F.round_straight_through)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "signed": self.signed}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class UniformActivation(ActivationQuantizer):
-    """Levels up to a learned clip.
+    """Quantizer of activations with a learned clip.
 
     The step is |clip| / (2^bits - 1), or 2 |clip| / (2^bits - 1) if `signed`.
-    The gradient of the clip is that of LSQ, with its gradient scale (Esser et al.
-    2020, "Learned Step Size Quantization", sections 2.1 and 2.2).
+    The clip has the gradient and the gradient scale of LSQ (Esser et al. 2020,
+    "Learned Step Size Quantization", sections 2.1 and 2.2).
 
     Args:
-        bits: 2 to 8.
-        signed: whether the input has negative values.
-        initial_clip: the clip before training, a positive finite number.
+        bits: int. Bits of a level, 2 to 8.
+        signed: bool. Whether the input has negative values.
+        initial_clip: positive finite float. The clip before training.
 
-    Variables: `clip`, a trainable scalar.
+    Variables:
+        clip: float32 scalar, trainable.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -112,9 +123,15 @@ class UniformActivation(ActivationQuantizer):
     ...             input_quantizer=UniformActivation(4, initial_clip=6.0))
     """
 
-    def __init__(self, bits=8, signed=False, initial_clip=1.0, **kwargs):
+    def __init__(
+        self,
+        bits: int = 8,
+        signed: bool = False,
+        initial_clip: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(signed=signed, **kwargs)
-        activation_range(bits, signed)  # checks them
+        activation_range(bits, signed)  # raises if `bits` is out of range
         if not 0 < initial_clip < float("inf"):
             raise ValueError(
                 "`initial_clip` is a positive finite number. Received: "
@@ -123,23 +140,23 @@ class UniformActivation(ActivationQuantizer):
         self.bits = int(bits)
         self.initial_clip = initial_clip
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.clip = self.add_weight(
             name="clip",
             shape=(),
             initializer=keras.initializers.Constant(self.initial_clip),
         )
 
-    def step(self):
+    def step(self) -> Tensor:
         size = ops.maximum(ops.abs(self.clip), MIN_CLIP)
         return (2.0 * size if self.signed else size) / (2.0**self.bits - 1.0)
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         step = self.step()
         scaled = step * gradient_scale(x, self.code_range()[1])
         return self.apply(x, F.straight_through(step, scaled))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "bits": self.bits,
@@ -147,16 +164,19 @@ class UniformActivation(ActivationQuantizer):
         }
 
 
-def gradient_scale(x, high):
-    """LSQ's factor on a step's gradient, 1 / sqrt(features * high), a scalar.
+def gradient_scale(x: Tensor, high: int) -> Tensor:
+    """Returns LSQ's factor on the gradient of a step, 1 / sqrt(features * high).
 
-    Features are the values of one sample: the loss is a mean over the batch. The
-    factor makes the step move about as fast, relatively, as a weight (Esser et
+    Features are the values of one sample, because the loss is a mean over the batch.
+    With the factor a step changes about as fast, relatively, as a weight (Esser et
     al. 2020, section 2.2).
 
     Args:
-        x: float tensor, batch axis first; its sizes may be open.
-        high: the largest level.
+        x: float tensor, batch axis first; axis sizes may be unknown.
+        high: int. The largest level.
+
+    Returns:
+        float32 scalar tensor.
     """
     features = math.prod(ops.shape(x)[1:])
     return ops.rsqrt(ops.cast(features, "float32") * high)

@@ -1,6 +1,8 @@
-"""Bit sharing: one tensor, every bit-width, and gates that choose."""
+"""Quantizers whose bit-widths share one kernel and are chosen by learned gates."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,36 +13,37 @@ from tfcompress.quantizers import nested
 from tfcompress.quantizers.activation import ActivationQuantizer, activation_range
 from tfcompress.quantizers.gates import BitGates
 from tfcompress.quantizers.quantizer import Quantizer
+from tfcompress.types import ArrayLike, Tensor
 
 GRIDS = ("symmetric", "paper")
-# Where the range may end, in units of the largest magnitude.
+# Candidate clips of the line search, as shares of the largest magnitude.
 CLIP_FACTORS = np.geomspace(0.02, 1.0, 40)
 CLIP_SAMPLES = 100_000
-# This part of a batch tells what the gates of activations want to know of it.
-ONE_OF = 8
+# Gates of activations learn from every n-th sample of a batch.
+SAMPLE_STRIDE = 8
 
 
-class GatedBits:
-    """Mixin before a quantizer: its `gates`, a `BitGates`, choose the bits.
+class GatedBits(Quantizer):
+    """Base class of quantizers whose bits are chosen by `gates`, a `BitGates`.
 
     Args:
-        bits: candidates, a subset of (2, 4, 8), or any one from 2 to 8.
+        bits: ints. Candidates, a subset of (2, 4, 8), or any one from 2 to 8.
     """
 
-    def __init__(self, bits, **kwargs):
+    def __init__(self, bits: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._candidates = check_candidates(bits)
         self.gates = BitGates(self._candidates, name="gates")
 
     @property
-    def candidates(self):
+    def candidates(self) -> tuple[int, ...]:
         return self._candidates
 
     @property
-    def bits(self):
+    def bits(self) -> int:
         return self.gates.bits()
 
-    def unfinished(self):
+    def unfinished(self) -> str | None:
         if ops.convert_to_numpy(self.gates.frozen_bits) > 0:
             return None
         return (
@@ -48,42 +51,48 @@ class GatedBits:
             f"{self.bits}. Train with `fit` to the end of the search."
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bits": self.candidates}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class BitSharing(GatedBits, Quantizer):
-    """Weights on nested grids of 2, 4 and 8 bits with one learned range.
+class BitSharing(GatedBits):
+    """Quantizer of weights on nested grids of 2, 4 and 8 bits with one learned range.
 
     Weights are divided by the root mean square of their filter, a constant for the
-    gradient, and rounded on a zero-centred grid over [-v, v], the learned `clip` v.
-    Gates choose the bits; see `BitGates`. "Single-path Bit Sharing" (Liu et al.,
-    TPAMI 2023, arXiv 2101.04935): its quantizer, bit sharing and gates.
+    gradient. They are rounded on a zero-centred grid over [-v, v], v the learned
+    `clip`. Gates choose the bits, see `BitGates`. Method: "Single-path Bit Sharing"
+    (Liu et al., TPAMI 2023, arXiv 2101.04935).
 
-    Differences from the paper: it normalises by mean and standard deviation over
-    the whole tensor, and its grid has no zero, so no integer kernel can hold it;
-    `grid="paper"` does that, for reproduction only.
+    The paper normalises by mean and standard deviation of the whole tensor. Its grid
+    has no zero, so no integer kernel can hold it. `grid="paper"` reproduces both.
 
     Args:
-        bits: candidates, a subset of (2, 4, 8), or any one from 2 to 8: plain
-            quantization with a learned range.
+        bits: ints. Candidates, a subset of (2, 4, 8), or any one from 2 to 8.
         grid: "symmetric" or "paper".
+
+    Variables:
+        clip: float32 scalar, trainable. Bound of the range; |clip| is used.
+
+    Raises:
+        ValueError: if `bits` are no such candidates, or `grid` is unknown.
     """
 
-    def __init__(self, bits=nested.BITS, grid="symmetric", **kwargs):
+    def __init__(
+        self, bits: Sequence[int] = nested.BITS, grid: str = "symmetric", **kwargs: Any
+    ) -> None:
         super().__init__(bits, **kwargs)
         if grid not in GRIDS:
             raise ValueError(f"`grid` is one of {GRIDS}. Received: grid={grid!r}.")
         self.grid = grid
 
-    def build(self, kernel_shape):
+    def build(self, kernel_shape: tuple[int, ...]) -> None:
         self.clip = self.add_weight(name="clip", initializer="ones")
         self.clip_gradient = 1.0 / math.sqrt(math.prod(kernel_shape))
         self.gates.build()
 
-    def _normalized(self, kernel):
-        """`(u, factor)` with kernel = u * factor, factor held constant."""
+    def _normalized(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """`(u, factor)` with kernel = u * factor; `factor` has no gradient."""
         if self.grid == "paper":
             mean = ops.stop_gradient(ops.mean(kernel))
             std = ops.stop_gradient(ops.std(kernel))
@@ -93,15 +102,15 @@ class BitSharing(GatedBits, Quantizer):
         factor = ops.stop_gradient(ops.sqrt(ops.maximum(square, F.TINY)))
         return kernel / factor, factor
 
-    def codes_and_scale(self, x):
+    def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.grid == "paper":
             raise ValueError(
-                "A grid with a zero is needed for integer codes. Received: "
-                "grid='paper', which has none. Use grid='symmetric'."
+                "Integer codes need a grid with a zero. Received: grid='paper', which "
+                "has none. Use grid='symmetric'."
             )
         return self._codes_and_scale(x, self.gates.gates())
 
-    def _codes_and_scale(self, x, gates):
+    def _codes_and_scale(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         unit, factor = self._normalized(x)
         clip = learned_clip(self.clip)
         steps = nested.open_levels(gates, self.candidates)
@@ -109,7 +118,7 @@ class BitSharing(GatedBits, Quantizer):
         scale = nested.step_size(clip, steps, signed=True) * factor
         return ops.stop_gradient(codes), ops.stop_gradient(scale)
 
-    def call(self, kernel, training=None):
+    def call(self, kernel: Tensor, training: bool | None = None) -> Tensor:
         unit, factor = self._normalized(kernel)
         clip = learned_clip(self.clip, self.clip_gradient)
         gates = self.gates.gates()
@@ -118,13 +127,13 @@ class BitSharing(GatedBits, Quantizer):
         if self.grid == "paper":
             return nested.paper_grid(unit, clip, gates, self.candidates)
         surrogate = nested.share_bits(
-            unit, clip, gates, self.candidates, True, self.gates.learn()
+            unit, clip, gates, self.candidates, True, self.gates.learning()
         )
         codes, scale = self._codes_and_scale(kernel, gates)
         return F.straight_through(codes * scale, surrogate * factor)
 
-    def calibrate(self, kernel):
-        """Starts the range where the bits are best: in a search, the middle ones.
+    def calibrate(self, kernel: ArrayLike) -> None:
+        """Sets the range to the best one for the bits; in a search, the middle ones.
 
         Args:
             kernel: float tensor or variable.
@@ -132,27 +141,35 @@ class BitSharing(GatedBits, Quantizer):
         unit, _ = self._normalized(ops.convert_to_tensor(kernel, "float32"))
         calibrate(self, ops.convert_to_numpy(unit), signed=True)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "grid": self.grid}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class BitSharingActivation(GatedBits, ActivationQuantizer):
-    """Activations on nested grids of 2, 4 and 8 bits with one learned range.
+    """Quantizer of activations on nested grids of 2, 4 and 8 bits.
 
-    The range is [0, v] after a ReLU and the zero-centred [-v, v] elsewhere
-    (`signed`); see `BitSharing`.
+    The range is learned: [0, v] after a ReLU, or [-v, v] if `signed`; see `BitSharing`.
 
     Args:
-        bits: candidates, a subset of (2, 4, 8), or any one from 2 to 8.
-        signed: whether values below zero occur.
+        bits: ints. Candidates, a subset of (2, 4, 8), or any one from 2 to 8.
+        signed: bool. Whether the input has negative values.
+
+    Variables:
+        clip: float32 scalar, trainable. Bound of the range; |clip| is used.
+        calibrated: float32 scalar, not trainable. 1 after `calibrate`, else 0.
+
+    Raises:
+        ValueError: if `bits` are no such candidates.
     """
 
-    def __init__(self, bits=nested.BITS, signed=False, **kwargs):
+    def __init__(
+        self, bits: Sequence[int] = nested.BITS, signed: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(bits, signed=signed, **kwargs)
-        self._recorded = None
+        self._recorded: list[np.ndarray] | None = None
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.clip = self.add_weight(name="clip", initializer="ones")
         self.calibrated = self.add_weight(
             name="calibrated",
@@ -164,12 +181,12 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         self.clip_gradient = 1.0 / math.sqrt(max(1, math.prod(features)))
         self.gates.build()
 
-    def step(self):
+    def step(self) -> Tensor:
         clip = learned_clip(self.clip)
         steps = nested.open_levels(self.gates.gates(), self.candidates)
         return nested.step_size(clip, steps, self.signed)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self._recorded is not None:
             self._recorded.append(_sample(ops.convert_to_numpy(inputs)))
             return inputs
@@ -182,39 +199,38 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
             self.gates.gates(),
             self.candidates,
             self.signed,
-            self.gates.learn(),
-            ONE_OF,
+            self.gates.learning(),
+            SAMPLE_STRIDE,
         )
 
-    def _observe(self, inputs, clip):
-        (part,) = nested.every_nth((inputs,), ONE_OF)
-        # A replica may be left without any sample of the last batch.
+    def _observe(self, inputs: Tensor, clip: Tensor) -> None:
+        (part,) = nested.every_nth((inputs,), SAMPLE_STRIDE)
+        # A replica may have no sample of the last batch.
         some = ops.convert_to_tensor(ops.shape(part)[0] > 0)
         errors = ops.cond(
-            ops.logical_and(self.gates.learn() > 0, some),
+            ops.logical_and(self.gates.learning() > 0, some),
             lambda: nested.mean_errors(part, clip, self.candidates, self.signed),
             lambda: ops.convert_to_tensor(self.gates.errors),
         )
         self.gates.observe(errors)
 
-    def record(self):
-        """Until `calibrate`, keeps a sample of its inputs and lets them pass as they
-        are; for eager calls."""
+    def record(self) -> None:
+        """Records samples of unchanged inputs until `calibrate`; for eager calls."""
         self._recorded = []
 
-    def calibrate(self):
-        """Starts the range where the bits of now are best for the recorded inputs."""
+    def calibrate(self) -> None:
+        """Sets the range to the best one for the recorded inputs and present bits."""
         values, self._recorded = self._recorded, None
         if values:
             calibrate(self, np.concatenate(values), self.signed)
             self.calibrated.assign(1.0)
 
 
-def learned_clip(variable, gradient_scale=None):
-    """|v| of the paper, never 0; its gradient times `gradient_scale`.
+def learned_clip(variable: Tensor, gradient_scale: float | None = None) -> Tensor:
+    """Returns |v| of the paper, at least 1e-6, with a scaled gradient.
 
-    Learned step size quantization (Esser et al. 2020, section 2.2) makes a range
-    learn about as fast as the weights: 1 / sqrt(number of values it bounds).
+    With 1 / sqrt(number of values in the range) as `gradient_scale`, a range learns
+    about as fast as the weights (Esser et al. 2020, section 2.2). None: no gradient.
     """
     clip = ops.maximum(ops.abs(ops.convert_to_tensor(variable)), 1e-6)
     if gradient_scale is None:
@@ -222,8 +238,8 @@ def learned_clip(variable, gradient_scale=None):
     return F.straight_through(clip, clip * gradient_scale)
 
 
-def check_candidates(bits):
-    """Increasing tuple of bit-widths.
+def check_candidates(bits: Sequence[int]) -> tuple[int, ...]:
+    """Returns candidate bit-widths as an increasing tuple.
 
     Raises:
         ValueError: unless they are some of 2, 4 and 8, or one from 2 to 8.
@@ -237,19 +253,21 @@ def check_candidates(bits):
     return tuple(sorted(set(bits)))
 
 
-def calibrate(quantizer, values, signed):
-    """Sets `clip` to what squared error is least with, and `errors` to match.
+def calibrate(
+    quantizer: BitSharing | BitSharingActivation, values: np.ndarray, signed: bool
+) -> None:
+    """Sets `clip` to the least squared error, and the gates' `errors` to match.
 
     Args:
-        quantizer: a `BitSharing` or `BitSharingActivation`.
+        quantizer: the quantizer to calibrate.
         values: float array, in the units of the clip.
-        signed: whether the range is centred on zero.
+        signed: bool. Whether the range is centred on zero.
     """
     values = _sample(values)
     gates = quantizer.gates
-    fixed = int(ops.convert_to_numpy(gates.frozen_bits))
-    # One range serves all candidates while the search goes on: the middle one's.
-    bits = fixed or gates.candidates[len(gates.candidates) // 2]
+    frozen = int(ops.convert_to_numpy(gates.frozen_bits))
+    # During a search one range serves all candidates: that of the middle one.
+    bits = frozen or gates.candidates[len(gates.candidates) // 2]
     clip = best_clip(values, bits, signed)
     quantizer.clip.assign(clip)
     if gates.threshold is not None:
@@ -258,20 +276,20 @@ def calibrate(quantizer, values, signed):
         gates.errors.assign(nested.mean_errors(tensor, clip, gates.candidates, signed))
 
 
-def best_clip(values, bits, signed):
-    """The end of the range with the least squared error, a float (line search).
+def best_clip(values: np.ndarray, bits: int, signed: bool) -> float:
+    """Returns the clip with the least squared error, by a line search.
 
     Args:
         values: float array of any shape.
-        bits: of the grid.
-        signed: whether the range is [-clip, clip] or [0, clip].
+        bits: int. Bits of the grid.
+        signed: bool. Whether the range is [-clip, clip] or [0, clip].
     """
     largest = float(np.abs(values).max()) if signed else float(values.max(initial=0.0))
     if largest <= 0:
         return 1.0
     low, high = activation_range(bits, signed)
 
-    def error(clip):
+    def error(clip: float) -> float:
         step = (2 if signed else 1) * clip / nested.levels(bits)
         rounded = np.clip(np.round(values / step), low, high) * step
         return float(np.square(values - rounded).mean())
@@ -279,9 +297,9 @@ def best_clip(values, bits, signed):
     return min((largest * factor for factor in CLIP_FACTORS), key=error)
 
 
-def _sample(values):
+def _sample(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float32).reshape(-1)
     if values.size <= CLIP_SAMPLES:
         return values
-    # At random: every n-th value may be of the same few channels.
+    # At random, because every n-th value may belong to the same few channels.
     return values[np.random.default_rng(0).integers(values.size, size=CLIP_SAMPLES)]

@@ -1,43 +1,45 @@
 """Codebooks for the non-zero weights of a tensor: k-means, and uniform with one step.
 
 Pure NumPy. In one dimension every cell of a codebook is a contiguous range of the
-sorted values, so that a round of k-means, or an attempt at a step, costs
-O(2^bits log N): ranges follow by binary search and their sums from prefix sums.
+sorted values. Binary search finds the ranges, prefix sums give their sums. A round of
+k-means, or an attempt at a step, therefore costs O(2^bits log N).
 """
 
 import heapq
+from collections.abc import Iterable
 
 import numpy as np
 
 from tfcompress.quantizers.packing import code_limit
+from tfcompress.types import ArrayLike
 
-# Steps that a line search tries at once, and how often it does, closer each time.
+# Steps per scan of a line search, and the number of scans, each narrower.
 _STEPS, _SCANS = 256, 3
 # Steps of the single scan that compares bit-widths.
 _FEW_STEPS = 128
-_SEARCHES = ("uniform", "kmeans")
-# The smallest step: what is below float32's normal range is zero to most devices.
+_KINDS = ("uniform", "kmeans")
+# The smallest step: most devices treat numbers below float32's normal range as zero.
 _TINY = np.finfo(np.float32).tiny
 
 
 class SortedNonZeros:
     """The non-zero values of an array, sorted, with prefix sums.
 
-    Takes 20 bytes per value. Sums start at zero and run outwards, so that a few huge
-    weights do not cost the many small ones their digits.
+    It takes 20 bytes per value. Sums start at zero and run outwards, so that a few
+    huge weights do not reduce the precision of the many small ones.
 
     Args:
         x: float array of any shape; computed in float32.
 
     Attributes:
-        values: float32 array (N,), ascending, without zeros.
-        distinct: how many different values there are.
+        values: float32 array (N,). Ascending, without zeros.
+        distinct: int. Number of different values.
 
     Raises:
         ValueError: if a value is not finite.
     """
 
-    def __init__(self, x):
+    def __init__(self, x: ArrayLike) -> None:
         x = np.asarray(x, np.float32).ravel()
         self.values = x[x != 0]
         self.values.sort()
@@ -55,19 +57,19 @@ class SortedNonZeros:
             np.multiply(self.values, self.values, dtype=np.float64), first_positive
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.values)
 
-    def mean_magnitude(self):
-        """Mean of |value|; there must be one."""
+    def mean_magnitude(self) -> float:
+        """Returns the mean of |value|; there must be at least one value."""
         return (self._sums[0] + self._sums[-1]) / len(self)
 
-    def bounds(self, cuts):
-        """Where `cuts` divide the values: cell k is values[bounds[k] : bounds[k + 1]].
+    def bounds(self, cuts: np.ndarray) -> np.ndarray:
+        """Divides the values into cells: cell k is values[bounds[k] : bounds[k + 1]].
 
         Args:
-            cuts: float32 array (..., K - 1), ascending; a value that equals one
-                belongs to the cell behind it.
+            cuts: float32 array (..., K - 1), ascending. A value equal to a cut belongs
+                to the cell after it.
 
         Returns:
             Integer array (..., K + 1), from 0 to N.
@@ -76,21 +78,21 @@ class SortedNonZeros:
         ends = [(0, 0)] * (inner.ndim - 1) + [(1, 1)]
         return np.pad(inner, ends, constant_values=(0, len(self)))
 
-    def means(self, bounds, empty):
-        """Mean of each cell, float64 array (..., K); `empty` if there is no value."""
+    def means(self, bounds: np.ndarray, empty: ArrayLike) -> np.ndarray:
+        """Returns each cell's mean, float64 (..., K); `empty` if it has no value."""
         counts = np.diff(bounds)
         sums = np.diff(self._sums[bounds])
         return np.where(counts > 0, sums / np.maximum(counts, 1), empty)
 
-    def distortion(self, bounds, centroids):
-        """Sum of squared errors when each cell becomes its centroid: float64 (...)."""
+    def distortion(self, bounds: np.ndarray, centroids: ArrayLike) -> np.ndarray:
+        """Returns the squared error of replacing cells by centroids, float64 (...)."""
         centroids = np.asarray(centroids, np.float64)
         errors = (
             np.diff(self._squares[bounds])
             - 2 * centroids * np.diff(self._sums[bounds])
             + centroids**2 * np.diff(bounds)
         )
-        return np.maximum(errors, 0).sum(axis=-1)  # the difference may round below 0
+        return np.maximum(errors, 0).sum(axis=-1)  # a difference may round below 0
 
 
 def _prefix_sums(x, start):
@@ -102,19 +104,19 @@ def _prefix_sums(x, start):
 
 
 def _float32_above(exact):
-    """The smallest float32 that is not below: no float32 lies between the two."""
+    """The smallest float32 that is not below `exact`."""
     rounded = exact.astype(np.float32)
     above = np.nextafter(rounded, np.float32(np.inf))
     return np.where(rounded < exact, above, rounded)
 
 
 def _cuts(centroids):
-    """The float32 values from which on the next centroid is the nearest, (K - 1,)."""
+    """The smallest float32 nearer to each next centroid, (K - 1,)."""
     return _float32_above((centroids[:-1].astype(np.float64) + centroids[1:]) / 2)
 
 
-def nearest(x, centroids):
-    """Each value's nearest centroid; half way between two, the larger one.
+def nearest(x: ArrayLike, centroids: np.ndarray) -> np.ndarray:
+    """Returns each value's nearest centroid; half way between two, the larger one.
 
     Args:
         x: float array of any shape.
@@ -127,27 +129,29 @@ def nearest(x, centroids):
     return centroids[cells]
 
 
-def kmeans(values, bits, rounds=100, tolerance=1e-3):
-    """One-dimensional k-means with 2^bits centroids and one more that stays at zero.
+def kmeans(
+    values: SortedNonZeros, bits: int, rounds: int = 100, tolerance: float = 1e-3
+) -> tuple[np.ndarray, float]:
+    """Fits 2^bits centroids by k-means, and one more centroid that stays at zero.
 
     arXiv 1910.05897, Section 3. Lloyd's rounds move each centroid to the mean of the
-    values nearest to it; zero stays, and so does a centroid without values.
+    values nearest to it. Zero stays, and so does a centroid without values.
 
-    The paper starts from linspace(min, max). Where weights are dense, most of its
-    centroids are too far apart, and a hundred rounds do not bring them there: with 8
-    bits its distortion is 3 times too high for a normal distribution, and 20 times
-    with heavy tails. So rounds also start from cells that were split in two, the one
-    with the largest distortion first, and the better result stays.
+    The paper starts from linspace(min, max). Too few of these centroids are where
+    weights are dense, and a hundred rounds do not correct that. With 8 bits the
+    distortion is 3 times too high for a normal distribution, and 20 times with heavy
+    tails. So rounds also start from cells split in two, those with the largest
+    distortion first, and the better result is returned.
 
     Args:
-        values: a `SortedNonZeros`.
-        bits: 1 to 8.
-        rounds: at most.
-        tolerance: rounds end when one lowers the distortion by less than this share.
+        values: the weights.
+        bits: int. Bits of an index into the codebook, 1 to 8.
+        rounds: int. Largest number of rounds.
+        tolerance: float. Rounds end when one lowers the distortion by a smaller share.
 
     Returns:
-        `(centroids, distortion)`: float32 array (at most 2^bits + 1,), ascending and
-        different, with zero among them; sum of squared errors as a float.
+        `(centroids, distortion)`: float32 array (at most 2^bits + 1,), strictly
+        ascending, with zero among them; sum of squared errors as a float.
 
     Raises:
         ValueError: if `bits` is not in 1..8.
@@ -169,7 +173,7 @@ def kmeans(values, bits, rounds=100, tolerance=1e-3):
 
 
 def _split(values, count):
-    """Means of `count` cells, from two, below and above zero, by splitting at means."""
+    """Means of `count` cells: those below and above zero, split at their means."""
     cells = []  # heap of (-distortion, first, end, mean)
 
     def push(bounds):
@@ -205,21 +209,23 @@ def _lloyd(values, start, rounds, tolerance):
     return np.unique(centroids[used]), float(distortion)
 
 
-def snapped(centroids, counts=None):
-    """The nearest codebook of integers in [-127, 127], times one step.
+def snapped(
+    centroids: ArrayLike, counts: ArrayLike | None = None
+) -> tuple[np.ndarray, np.float32]:
+    """Rounds centroids to the nearest codebook of integers times one step.
 
-    It makes a k-means codebook one that an 8-bit tensor with one scale stores exactly.
-    Steps that bring the largest centroid to between 64 and 127 are tried in turn (below
-    is half of one of these), each replaced by the best step for the levels it leads to.
+    An 8-bit tensor with one scale stores the result exactly. Candidate steps bring the
+    largest centroid to between 64 and 127, as smaller levels are half of such ones.
+    Each candidate is replaced by the best step for its levels.
 
     Args:
         centroids: float array (K,).
-        counts: weights of the squared errors, (K,), such as how many values each
-            centroid stands for; by default all the same.
+        counts: float array (K,) or None. Weights of the squared errors, such as the
+            number of values of each centroid. None weighs all alike.
 
     Returns:
-        `(levels, step)`: int8 array (at most K + 1,), ascending and different, with
-        zero among them; positive float32.
+        `(levels, step)`: int8 array (at most K + 1,) in [-127, 127], strictly
+        ascending, with zero among them; positive float32.
     """
     centroids = np.asarray(centroids, np.float64)
     largest = np.abs(centroids).max(initial=0.0)
@@ -238,18 +244,21 @@ def snapped(centroids, counts=None):
     return codes, np.float32(max(steps[best], _TINY))
 
 
-def uniform_step(values, bits, steps=_STEPS, scans=_SCANS):
-    """The step of the grid {-L..L} * step with the least squared error.
+def uniform_step(
+    values: SortedNonZeros, bits: int, steps: int = _STEPS, scans: int = _SCANS
+) -> tuple[np.float32, float]:
+    """Finds the step of the grid {-L..L} * step with the least squared error.
 
-    L = 2^(bits-1) - 1, as `tfcompress.quantizers.Uniform`; values round to the nearest
-    level, zero among them, and half to even as in `np.round`, where the error is the
-    same on both sides. The best step is sum(k |w|) / sum(k^2) for the codes k >= 0 of
-    |w|, so it lies between mean|w| / L and max|w|; a line search scans that range.
+    L = 2^(bits-1) - 1, as in `tfcompress.quantizers.Uniform`. Values round to the
+    nearest level, zero among them; the direction of ties does not change the error. The
+    best step is sum(k |w|) / sum(k^2) for the codes k >= 0 of |w|. It therefore lies
+    between mean|w| / L and max|w|, where a line search scans.
 
     Args:
-        values: a `SortedNonZeros`.
-        bits: 2 to 8.
-        steps, scans: how many steps are tried at once, and how often, closer each time.
+        values: the weights.
+        bits: int. Bits of a code, 2 to 8.
+        steps: int. Steps per scan.
+        scans: int. Number of scans, each around the best step of the one before.
 
     Returns:
         `(step, distortion)`: positive float32; sum of squared errors as a float.
@@ -286,24 +295,26 @@ def _uniform_distortions(values, steps, limit):
     return values.distortion(values.bounds(cuts), np.arange(-limit, limit + 1) * steps)
 
 
-def counts_and_distortions(values, bit_widths, codebook):
-    """What codebooks of each bit-width make of the values.
+def counts_and_distortions(
+    values: SortedNonZeros, bit_widths: Iterable[int], codebook: str
+) -> list[tuple[np.ndarray, float]]:
+    """Computes level counts and distortion of a codebook of each bit-width.
 
     Args:
-        values: a `SortedNonZeros`.
-        bit_widths: of 2 to 8, with "kmeans" from 1 on.
+        values: the weights.
+        bit_widths: ints from 2 to 8; with "kmeans" from 1 to 8.
         codebook: "uniform" or "kmeans".
 
     Returns:
-        List of `(counts, distortion)` for each bit-width: how many values take each
-        level other than zero, integer array (K,); sum of squared errors as a float.
+        `(counts, distortion)` for each bit-width: number of values at each level other
+        than zero, integer array (K,); sum of squared errors as a float.
 
     Raises:
         ValueError: if `codebook` or a bit-width is not one of these.
     """
-    if codebook not in _SEARCHES:
+    if codebook not in _KINDS:
         raise ValueError(
-            f"`codebook` is one of {', '.join(_SEARCHES)}. Received: {codebook!r}."
+            f"`codebook` is one of {', '.join(_KINDS)}. Received: {codebook!r}."
         )
     found = []
     for bits in bit_widths:

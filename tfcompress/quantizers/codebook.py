@@ -1,4 +1,4 @@
-"""Weights from a codebook that was fitted to them."""
+"""Quantizer of weights with a codebook that is fitted to them."""
 
 import keras
 import numpy as np
@@ -8,27 +8,32 @@ from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.clustering import nearest
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.quantizers.quantizer import Quantizer
+from tfcompress.types import ArrayLike, Tensor
 
 _LIMIT = code_limit(8)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class Codebook(Quantizer):
-    """Few different weights: integer levels times one step, zero among them.
+    """Quantizer of weights to a codebook: integer levels times one step, with zero.
 
-    Which levels there are, how long the step is and which weights may differ from zero
-    is set from outside, as `tfcompress.SizeConstrained` does (arXiv 1910.05897): a
-    codebook is no function of the moment's weights. Each weight takes the nearest
-    level. The gradient goes straight through, but not to weights held at zero.
+    `tfcompress.SizeConstrained` sets levels, step and keep mask (arXiv 1910.05897);
+    they are not computed from the present weights. Each weight takes the nearest
+    level. The gradient is straight-through, but zero for weights held at zero.
 
-    Variables (none is trainable): `level_of` (255,), the level nearest to each of
-    -127..127; `step`; `width`, bits of an index into the codebook; `mask` of the
-    kernel's shape, zero where a weight is held at zero; `quantizes`, 0 while the float
-    kernel is used as it is; `frozen`, 1 once mask and levels are decided; `anchor` and
-    `dual` of the kernel's shape, V - U and U of ADMM.
+    Variables (not trainable):
+        level_of: float32 (255,). The level nearest to each of -127..127.
+        step: float32 scalar. Positive distance of neighbouring integers.
+        width: float32 scalar. Bits of an index into the codebook.
+        mask: bool, of the kernel's shape. Keep mask: false holds a weight at zero.
+        quantizes: float32 scalar. 0 while the float kernel is used as it is, else 1.
+        frozen: float32 scalar. 1 once keep mask and levels are frozen.
+        anchor: float32, of the kernel's shape. V - U of ADMM, the auxiliary variable
+            less the scaled dual variable.
+        dual: float32, of the kernel's shape. U of ADMM, the scaled dual variable.
     """
 
-    def build(self, kernel_shape):
+    def build(self, kernel_shape: tuple[int, ...]) -> None:
         state = {"trainable": False, "aggregation": "only_first_replica"}
         self.level_of = self.add_weight(
             name="level_of", shape=(2 * _LIMIT + 1,), initializer="zeros", **state
@@ -49,23 +54,25 @@ class Codebook(Quantizer):
         )
 
     @property
-    def candidates(self):
+    def candidates(self) -> tuple[int, ...]:
         return tuple(range(2, 9))
 
     @property
-    def bits(self):
+    def bits(self) -> int:
         """Bits of the largest level, 2 to 8."""
         largest = np.abs(ops.convert_to_numpy(self.level_of)).max()
         return max(2, int(largest).bit_length() + 1)
 
-    def set_codebook(self, width, levels, step, mask):
-        """Decides what weights may become.
+    def set_codebook(
+        self, width: int, levels: ArrayLike, step: float, mask: ArrayLike
+    ) -> None:
+        """Sets the codebook and the keep mask.
 
         Args:
-            width: bits of an index into the codebook, 1 to 8.
-            levels: ascending integers in [-127, 127] with zero among them.
-            step: positive number.
-            mask: boolean array of the kernel's shape.
+            width: int. Bits of an index into the codebook, 1 to 8.
+            levels: ascending integers in [-127, 127], with zero among them.
+            step: positive float. Value of the level 1.
+            mask: bool array of the kernel's shape. False holds a weight at zero.
         """
         levels = np.asarray(levels, np.float32)
         self.level_of.assign(nearest(np.arange(-_LIMIT, _LIMIT + 1), levels))
@@ -73,7 +80,7 @@ class Codebook(Quantizer):
         self.width.assign(width)
         self.mask.assign(np.asarray(mask, bool))
 
-    def codes_and_scale(self, x):
+    def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         positions = ops.clip(ops.round(x / self.step), -_LIMIT, _LIMIT)
         codes = ops.take(self.level_of, ops.cast(positions, "int32") + _LIMIT)
         channels = {axis % len(x.shape) for axis in self.channel_axes}
@@ -81,7 +88,7 @@ class Codebook(Quantizer):
         scale = ops.broadcast_to(ops.convert_to_tensor(self.step), shape)
         return codes * ops.cast(self.mask, codes.dtype), scale
 
-    def call(self, kernel):
+    def call(self, kernel: Tensor) -> Tensor:
         kernel = ops.convert_to_tensor(kernel, "float32")
         codes, scale = self.codes_and_scale(kernel)
         passed = kernel * ops.cast(self.mask, kernel.dtype)
@@ -89,7 +96,7 @@ class Codebook(Quantizer):
         on = ops.convert_to_tensor(self.quantizes)
         return on * quantized + (1.0 - on) * kernel
 
-    def unfinished(self):
+    def unfinished(self) -> str | None:
         if float(ops.convert_to_numpy(self.frozen)):
             return None
         return (

@@ -1,41 +1,45 @@
 """Quantization as pure functions on `keras.ops`, with straight-through gradients.
 
-A kernel is seen as a matrix of filters, (weights per filter, output channels):
-the output channels are the trailing axes of every Keras kernel, two of them for
-a depthwise kernel and one for all others.
+A kernel is treated as a matrix of filters, (weights per filter, output channels).
+The output channels are the trailing axes of every Keras kernel: two axes for a
+depthwise kernel, one for all others.
 """
 
 import math
+from collections.abc import Iterable
 
 from keras import ops
 
-# Below any norm that float32 training produces; keeps 0 / 0 out of dead filters.
+from tfcompress.types import Tensor
+
+# Lower bound of a squared norm, below any in float32 training: no 0 / 0 for a filter
+# of zeros.
 TINY = 1e-24
 
 
-def straight_through(value, surrogate):
-    """`value` on the way forward, the gradient of `surrogate` on the way back.
+def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """Returns `value`, with the gradient of `surrogate`.
 
-    The forward result is `value` to the last bit, because `surrogate` only
-    enters as a difference with itself.
+    The result equals `value` exactly, because `surrogate` only enters as a difference
+    with itself.
     """
     return ops.stop_gradient(value) + (surrogate - ops.stop_gradient(surrogate))
 
 
-def round_straight_through(x):
+def round_straight_through(x: Tensor) -> Tensor:
     """Rounds to the nearest integer (half to even); the gradient is one."""
     return straight_through(ops.round(x), x)
 
 
-def filter_axes(kernel, channel_axes):
-    """The axes of one filter: all that are not output channels."""
+def filter_axes(kernel: Tensor, channel_axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes of one filter: all that are not output channels."""
     ndim = len(kernel.shape)
     channels = {axis % ndim for axis in channel_axes}
     return tuple(axis for axis in range(ndim) if axis not in channels)
 
 
-def l2_norm(kernel, channel_axes):
-    """||w|| of each filter, broadcastable to the kernel; never below 1e-12.
+def l2_norm(kernel: Tensor, channel_axes: tuple[int, ...]) -> Tensor:
+    """Returns ||w|| of each filter, broadcastable to the kernel, at least 1e-12.
 
     The gradient is that of the norm, and zero for an all-zero filter.
     """
@@ -44,27 +48,30 @@ def l2_norm(kernel, channel_axes):
     return ops.sqrt(ops.maximum(squares, TINY))
 
 
-def _as_rows(kernel, channel_axes):
-    """(output channels, weights per filter): sorting wants filters in rows."""
+def _as_rows(kernel: Tensor, channel_axes: tuple[int, ...]) -> Tensor:
+    """(output channels, weights per filter), so that a sort runs along rows."""
     shape = kernel.shape
     channels = math.prod(shape[axis] for axis in channel_axes)
     return ops.transpose(ops.reshape(kernel, (-1, channels)))
 
 
-def _broadcast_per_channel(values, kernel, channel_axes):
+def _broadcast_per_channel(
+    values: Tensor, kernel: Tensor, channel_axes: tuple[int, ...]
+) -> Tensor:
     ndim = len(kernel.shape)
     channels = {axis % ndim for axis in channel_axes}
     shape = [kernel.shape[i] if i in channels else 1 for i in range(ndim)]
     return ops.reshape(values, shape)
 
 
-def max_cosine_threshold(kernel, channel_axes=(-1,)):
-    """The smallest magnitude to keep for the best ternary direction per filter.
+def max_cosine_threshold(
+    kernel: Tensor, channel_axes: tuple[int, ...] = (-1,)
+) -> Tensor:
+    """Returns each filter's threshold with the best ternary direction.
 
-    Keeping the k largest magnitudes of a unit filter u gives the cosine
-    `sum_{i<=k} |u|_(i) / sqrt(k)` with its ternary version; the best k follows
-    from one sort. It is the exact optimum of ternary weight networks, of which
-    0.7 mean|w| is the usual approximation.
+    The cosine between a unit filter u and its ternary version with the k largest
+    magnitudes is `sum_{i<=k} |u|_(i) / sqrt(k)`. One sort gives the best k. This is
+    the exact optimum of ternary weight networks, which approximate it by 0.7 mean|w|.
 
     Returns:
         Magnitudes, broadcastable to `kernel`: weights with |w| >= threshold stay.
@@ -78,21 +85,23 @@ def max_cosine_threshold(kernel, channel_axes=(-1,)):
     return ops.stop_gradient(_broadcast_per_channel(threshold, kernel, channel_axes))
 
 
-def sparsity_threshold(kernel, sparsity, channel_axes=(-1,)):
-    """Magnitudes that split the kernel so that a share `sparsity` becomes zero.
+def sparsity_threshold(
+    kernel: Tensor, sparsity: Tensor, channel_axes: tuple[int, ...] = (-1,)
+) -> Tensor:
+    """Returns the threshold that sets a share `sparsity` of the kernel to zero.
 
-    Filters are compared on the unit sphere, so one quantile of |w| / ||w|| holds
-    for the whole kernel. It lies midway between the last weight that goes and the
-    first that stays, so that rounding does not decide about either. The largest
-    weight of each filter always stays: no output channel is emptied.
+    Filters are compared on the unit sphere, so one quantile of |w| / ||w|| holds for
+    the whole kernel. It lies midway between the largest weight that becomes zero and
+    the smallest that stays, so that rounding decides about neither. The largest weight
+    of each filter always stays: no output channel becomes empty.
 
     Args:
         kernel: float tensor.
-        sparsity: scalar in (0, 1), the share of zeros; may be a variable.
-        channel_axes: axes of the output channels.
+        sparsity: scalar in (0, 1), a number, tensor or variable. Share of zeros.
+        channel_axes: tuple of ints. Axes of the output channels.
 
     Returns:
-        Magnitudes of `kernel`'s scale, broadcastable to it.
+        Magnitudes in the units of `kernel`, broadcastable to it.
     """
     norm = l2_norm(kernel, channel_axes)
     magnitudes = ops.abs(kernel)
@@ -106,16 +115,18 @@ def sparsity_threshold(kernel, sparsity, channel_axes=(-1,)):
     return ops.stop_gradient(ops.minimum(quantile * norm, largest))
 
 
-def ternary_codes(kernel, keep):
-    """sign(w) where `keep` is true, zero elsewhere: values in {-1, 0, 1}."""
+def ternary_codes(kernel: Tensor, keep: Tensor) -> Tensor:
+    """Returns sign(w) where `keep` is true, else zero: values in {-1, 0, 1}."""
     return ops.stop_gradient(ops.sign(kernel) * ops.cast(keep, kernel.dtype))
 
 
-def ternary_scale(kernel, codes, channel_axes=(-1,)):
-    """Mean magnitude of the kept weights of each filter: the least-squares scale.
+def ternary_scale(
+    kernel: Tensor, codes: Tensor, channel_axes: tuple[int, ...] = (-1,)
+) -> Tensor:
+    """Returns the mean magnitude of each filter's kept weights.
 
-    It equals ||w|| cos / sqrt(nnz): the unit ternary filter, stretched to the
-    length of w's projection on it. Zero for a filter without any weight.
+    This is the least-squares scale. It equals ||w|| cos / sqrt(nnz): it gives the
+    ternary filter the length of w's projection on it. It is zero for an empty filter.
     """
     axes = filter_axes(kernel, channel_axes)
     total = ops.sum(kernel * codes, axis=axes, keepdims=True)
@@ -123,26 +134,30 @@ def ternary_scale(kernel, codes, channel_axes=(-1,)):
     return total / ops.maximum(count, 1.0)
 
 
-def cosine(kernel, codes, channel_axes=(-1,)):
-    """Cosine between each filter and its ternary version; 0 for an empty one."""
+def cosine(
+    kernel: Tensor, codes: Tensor, channel_axes: tuple[int, ...] = (-1,)
+) -> Tensor:
+    """Returns the cosine of each filter and its ternary version; 0 if it is empty."""
     axes = filter_axes(kernel, channel_axes)
     total = ops.sum(kernel * codes, axis=axes, keepdims=True)
     count = ops.sum(ops.abs(codes), axis=axes, keepdims=True)
     return total / (l2_norm(kernel, channel_axes) * ops.sqrt(ops.maximum(count, 1.0)))
 
 
-def ternarize(kernel, codes, scale, channel_axes=(-1,)):
-    """`codes * scale` forward; backward, ternarization on the unit sphere.
+def ternarize(
+    kernel: Tensor, codes: Tensor, scale: Tensor, channel_axes: tuple[int, ...] = (-1,)
+) -> Tensor:
+    """Returns `codes * scale`, with the gradient of ternarization on the unit sphere.
 
-    With u = w / ||w||, the ternary unit filter is replaced by u straight
-    through, and the derivative of the rest is exact:
+    With u = w / ||w||, a straight-through estimator replaces the unit ternary filter
+    u_hat by u; the rest of the derivative is exact:
 
         dL/dw = cos * ((I - u u^T) g + u (u_hat . g)),   g = dL/d(kernel)
 
-    The first term is the Jacobian of the normalisation, times the length ||w||
-    that the ternary filter is given back; the second trains that length, which
-    is the learned scale of a layer without batch normalization. With it,
-    u_hat . g is zero, and only the direction is trained.
+    The first term is the Jacobian of the normalisation times the filter's length
+    ||w||. The second term trains that length: the learned scale of a layer without
+    batch normalization. With batch normalization u_hat . g is zero, and only the
+    direction is trained.
     """
     norm = l2_norm(kernel, channel_axes)
     unit = kernel / norm
@@ -154,20 +169,25 @@ def ternarize(kernel, codes, scale, channel_axes=(-1,)):
     return straight_through(codes * scale, cos * norm * unit_ternary)
 
 
-def uniform_codes(kernel, scale, limit):
-    """round(w / scale), clipped to [-limit, limit]."""
+def uniform_codes(kernel: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """Returns round(w / scale), clipped to [-limit, limit], without a gradient."""
     return ops.stop_gradient(ops.clip(ops.round(kernel / scale), -limit, limit))
 
 
-def uniform_scale(kernel, limit, shrink_factors, channel_axes=(-1,)):
-    """Per-channel step of the symmetric grid with the least squared error.
+def uniform_scale(
+    kernel: Tensor,
+    limit: int,
+    shrink_factors: Iterable[float],
+    channel_axes: tuple[int, ...] = (-1,),
+) -> Tensor:
+    """Returns each channel's step of the symmetric grid with the least squared error.
 
     Args:
         kernel: float tensor.
-        limit: the largest code.
-        shrink_factors: candidate clips as shares of the channel's largest
-            magnitude; `(1.0,)` clips nothing.
-        channel_axes: axes of the output channels.
+        limit: int. The largest code.
+        shrink_factors: floats in (0, 1]. Candidate clips as shares of the channel's
+            largest magnitude; `(1.0,)` clips nothing.
+        channel_axes: tuple of ints. Axes of the output channels.
 
     Returns:
         Positive steps, broadcastable to `kernel`; 1 for an all-zero channel.

@@ -1,45 +1,54 @@
-"""Gates that learn a choice: hard on the way forward, a sigmoid on the way back."""
+"""Learned gates: hard in the forward pass, a sigmoid in the backward pass."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfcompress.quantizers import nested
 from tfcompress.quantizers.functional import straight_through
+from tfcompress.types import ArrayLike, Tensor
 
-# Importances lie around 1, below this; no gate is open above the largest threshold.
+# Importances are around 1 and below this bound. No gate is open at MAX_THRESHOLD.
 MAX_IMPORTANCE = 1.4
 MAX_THRESHOLD = 1.5
-# How soft the backward sigmoid is. The paper's 1, on errors of 0.01 to 0.1, makes
-# every threshold drift alike; relative to errors around 1 this tells them apart.
+# Temperature of the backward sigmoid. The paper uses 1 on errors of 0.01 to 0.1,
+# where all thresholds drift alike. On errors around 1 this value separates them.
 TEMPERATURE = 0.5
-# Of the running averages that gates compare with their thresholds, per step.
+# Momentum per step of the running averages of errors.
 MOMENTUM = 0.98
 
 
-def hard_gates(importances, thresholds):
-    """1 where the importance exceeds the threshold; backward the sigmoid's slope.
+def hard_gates(importances: Tensor, thresholds: Tensor) -> Tensor:
+    """Returns 1 where the importance exceeds the threshold, with a sigmoid's gradient.
 
-    The gradient goes to `thresholds` and `importances` alike, with opposite signs
-    (Single-path Bit Sharing, the gradient of its gates).
+    `importances` and `thresholds` have gradients of opposite signs ("Single-path Bit
+    Sharing", the gradient of its gates).
     """
     margins = importances - thresholds
     soft = ops.sigmoid(margins / TEMPERATURE)
     return straight_through(ops.cast(margins > 0, soft.dtype), soft)
 
 
-def importance_of(cost):
-    """From what closing a gate costs, relative to others', to its importance.
+def importance_of(cost: Tensor) -> Tensor:
+    """Maps the relative cost of closing a gate to the gate's importance.
 
-    Increasing, from 0 to below `MAX_IMPORTANCE`, with 1 at 1: costs range over orders
-    of magnitude, and a sigmoid has no slope far away from its threshold.
+    The map is increasing, from 0 to below `MAX_IMPORTANCE`, and 1 at 1. Costs range
+    over orders of magnitude, but a sigmoid has no slope far from its threshold.
+
+    Args:
+        cost: float tensor, 0 or more. Cost of closing a gate, relative to others'.
     """
     return MAX_IMPORTANCE * cost / (MAX_IMPORTANCE - 1.0 + cost)
 
 
-def margins_of(importances, thresholds):
-    """How far gates are open (positive) or closed, in units of what closing them costs.
+def margins_of(importances: Tensor, thresholds: Tensor) -> Tensor:
+    """Returns the margins of gates, in units of the cost of closing them.
 
-    All of that cost at a threshold of 0, none at one that equals the importance.
+    A margin is positive where the gate is open and negative where it is closed. It is
+    the whole cost at a threshold of 0, and 0 at a threshold equal to the importance.
     """
     bounded = ops.clip(importances, 1e-6, 0.95 * MAX_IMPORTANCE)
     costs = (MAX_IMPORTANCE - 1.0) * bounded / (MAX_IMPORTANCE - bounded)
@@ -47,27 +56,29 @@ def margins_of(importances, thresholds):
 
 
 class Threshold(keras.layers.Layer):
-    """A vector of learned thresholds in [0, `MAX_THRESHOLD`].
+    """Vector of learned thresholds in [0, `MAX_THRESHOLD`].
 
-    The optimizer sees `raw`; the threshold is `pace * raw`, with the gradient of
-    `raw` itself. A search sets `pace` to the inverse of the sum of its learning
-    rates, times a constant: thresholds then travel as far in a short search as in
-    a long one, with SGD as with Adam.
+    The optimizer trains `raw`; the threshold is `pace * raw`, with the gradient of
+    `raw` itself. A search sets `pace` to a constant over the sum of its learning
+    rates. Thresholds then move as far in a short search as in a long one, with SGD as
+    with Adam.
 
     Args:
-        size: number of thresholds.
+        size: int. Number of thresholds.
 
-    Variables: `raw`, float32 (size,), trainable; `pace` and `learns`, scalars that
-    are not: the latter is 1 where the gradient is to be used, else 0.
+    Variables:
+        raw: float32 (size,), trainable.
+        pace: float32 scalar. Factor from `raw` to the thresholds.
+        learns: float32 scalar. 1 where the thresholds have a gradient, else 0.
     """
 
-    def __init__(self, size, **kwargs):
+    def __init__(self, size: int, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
         self.size = size
 
-    def build(self):
+    def build(self) -> None:
         self._largest = MAX_THRESHOLD
-        # Read inside layers that compute in 16 bits; it stays float32 there.
+        # No autocast: layers that compute in 16 bits read these in float32.
         state = {"initializer": "ones", "trainable": False, "autocast": False}
         state["aggregation"] = "only_first_replica"
         self.pace = self.add_weight(name="pace", **state)
@@ -77,61 +88,63 @@ class Threshold(keras.layers.Layer):
             shape=(self.size,),
             initializer="zeros",
             autocast=False,
-            # Or it would wander off and take as long to come back.
-            # On some backends an optimizer's step can read no other variable.
+            # Without bounds a threshold drifts away and takes as long to return. The
+            # bound is a Python number: on some backends an optimizer's step can read
+            # no other variable.
             constraint=lambda raw: ops.clip(raw, 0.0, self._largest),
         )
 
-    def value(self):
-        """The thresholds, float32 (size,), with their gradient if they learn."""
+    def value(self) -> Tensor:
+        """Returns the thresholds, float32 (size,), with a gradient if they learn."""
         raw = ops.convert_to_tensor(self.raw)
         value = straight_through(raw * ops.convert_to_tensor(self.pace), raw)
         return ops.where(self.learns > 0, value, ops.stop_gradient(value))
 
-    def set_pace(self, pace):
-        """Changes `pace` and leaves the thresholds where they are.
+    def set_pace(self, pace: float) -> None:
+        """Changes `pace` and keeps the thresholds.
 
-        A training step that is compiled already has to be compiled anew.
+        A training step that is already compiled has to be compiled again.
         """
         value = ops.convert_to_numpy(self.raw) * float(ops.convert_to_numpy(self.pace))
         self.pace.assign(pace)
         self.raw.assign(value / pace)
         self.follow_pace()
 
-    def follow_pace(self):
-        """Bounds the thresholds by the `pace` of now, which may have been restored.
+    def follow_pace(self) -> None:
+        """Bounds the thresholds for the present `pace`, which may have been restored.
 
-        A training step that is compiled already has to be compiled anew.
+        A training step that is already compiled has to be compiled again.
         """
         self._largest = MAX_THRESHOLD / float(ops.convert_to_numpy(self.pace))
 
-    def get_build_config(self):
-        return None  # Built by the layer it belongs to.
+    def get_build_config(self) -> None:
+        return None  # The layer that owns it builds it.
 
 
 class BitGates(keras.layers.Layer):
-    """Chooses one of several nested bit-widths by learned gates.
+    """Learned gates that choose one of several nested bit-widths.
 
-    Gate j is open while its importance exceeds its threshold; the bits are those up
-    to the first closed gate. The importance is the running average of the error that
-    grid j leaves, times a sensitivity. The average makes the choice the same on every
-    replica, in training and inference.
+    Gate j is open while its importance exceeds its threshold. Each open gate up to the
+    first closed one selects the next bit-width. The importance is the running average
+    of grid j's error, times a sensitivity. Because of the average all replicas,
+    training and inference choose alike.
 
     Args:
-        bits: increasing bit-widths; a single one is a choice already made.
+        bits: ints. Increasing bit-widths; a single one is frozen from the start.
 
-    Variables that are not trainable: `errors`, float32 (len(bits) - 1,), the running
-    averages; `sensitivities`, of the same shape, 1 until they are measured;
-    `frozen_bits`, 0 while the gates choose.
+    Variables (not trainable):
+        frozen_bits: float32 scalar. The frozen bit-width; 0 while the gates choose.
+        errors: float32 (len(bits) - 1,). Running averages of the grids' errors.
+        sensitivities: float32 (len(bits) - 1,). 1 until they are measured.
     """
 
-    def __init__(self, bits, **kwargs):
+    def __init__(self, bits: Iterable[int], **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
         self.candidates = tuple(bits)
         count = len(self.candidates) - 1
         self.threshold = Threshold(count, name="threshold") if count else None
 
-    def build(self):
+    def build(self) -> None:
         count = len(self.candidates) - 1
         self.frozen_bits = self.add_weight(
             name="fixed_bits",
@@ -140,8 +153,8 @@ class BitGates(keras.layers.Layer):
             aggregation="only_first_replica",
             initializer=keras.initializers.Constant(0 if count else self.candidates[0]),
         )
-        if count:
-            # Before any data: the error of a variable that is spread evenly.
+        if self.threshold is not None:
+            # Initially the error of an evenly spread variable.
             state = {
                 "shape": (count,),
                 "initializer": "ones",
@@ -154,23 +167,26 @@ class BitGates(keras.layers.Layer):
             )
             self.threshold.build()
 
-    def gates(self):
-        """Zeros and ones, float32 (len(bits) - 1,), with the thresholds' gradient."""
+    def gates(self) -> Tensor:
+        """Returns zeros and ones, float32 (len(bits) - 1,).
+
+        Their gradient goes to the thresholds.
+        """
         upper = ops.convert_to_tensor(self.candidates[1:], "float32")
-        fixed = ops.cast(upper <= self.frozen_bits, "float32")
+        frozen = ops.cast(upper <= self.frozen_bits, "float32")
         if self.threshold is None:
-            return fixed
+            return frozen
         learned = hard_gates(
             ops.stop_gradient(self.importances()), self.threshold.value()
         )
-        return ops.where(self.frozen_bits > 0, fixed, learned)
+        return ops.where(self.frozen_bits > 0, frozen, learned)
 
-    def importances(self):
-        """What the gates compare with their thresholds, float32 (len(bits) - 1,)."""
+    def importances(self) -> Tensor:
+        """Returns the importances of the gates, float32 (len(bits) - 1,)."""
         return self.errors * ops.convert_to_tensor(self.sensitivities)
 
-    def set_costs(self, costs):
-        """Sets the sensitivities by what closing each gate costs now.
+    def set_costs(self, costs: ArrayLike) -> None:
+        """Sets the sensitivities from the present cost of closing each gate.
 
         Args:
             costs: float array (len(bits) - 1,), see `importance_of`.
@@ -179,43 +195,54 @@ class BitGates(keras.layers.Layer):
         importances = importance_of(ops.cast(costs, "float32"))
         self.sensitivities.assign(importances / errors)
 
-    def learn(self):
-        """Whether the gates' gradient is wanted now: scalar float tensor, 1 or 0."""
+    def learning(self) -> Tensor:
+        """Returns whether the gates have a gradient: scalar float tensor, 1 or 0."""
         if self.threshold is None:
             return ops.zeros(())
         searching = ops.cast(ops.equal(self.frozen_bits, 0.0), "float32")
         return searching * ops.convert_to_tensor(self.threshold.learns)
 
-    def observe(self, errors):
-        """Moves the running averages towards the errors of this step."""
+    def observe(self, errors: Tensor) -> None:
+        """Updates the running averages with the errors of one step.
+
+        Args:
+            errors: float tensor (len(bits) - 1,), see `nested.mean_errors`.
+        """
         old = ops.convert_to_tensor(self.errors)
         new = MOMENTUM * old + (1.0 - MOMENTUM) * errors
-        self.errors.assign(ops.where(self.learn() > 0, new, old))
+        self.errors.assign(ops.where(self.learning() > 0, new, old))
 
-    def expected_bits(self):
-        """The bits now, a float32 scalar, differentiable in the thresholds."""
+    def expected_bits(self) -> Tensor:
+        """Returns the bits, a float32 scalar, differentiable in the thresholds."""
         expected = nested.expected_bits(self.gates(), self.candidates)
-        fixed = ops.convert_to_tensor(self.frozen_bits)
-        return ops.where(fixed > 0, fixed, expected)
+        frozen = ops.convert_to_tensor(self.frozen_bits)
+        return ops.where(frozen > 0, frozen, expected)
 
-    def bits(self):
-        """The bits now, a Python int."""
+    def bits(self) -> int:
+        """Returns the bits as a Python int."""
         return int(ops.convert_to_numpy(self.expected_bits()))
 
-    def margins(self):
-        """How far each gate is open, see `margins_of`: NumPy (len(bits) - 1,)."""
+    def margins(self) -> np.ndarray:
+        """Returns each gate's margin, float32 (len(bits) - 1,); see `margins_of`."""
         if self.threshold is None:
             return ops.convert_to_numpy(ops.zeros((0,)))
         margins = margins_of(self.importances(), self.threshold.value())
         return ops.convert_to_numpy(margins)
 
-    def freeze(self, bits):
-        """Ends the search with one of the candidates."""
+    def freeze(self, bits: int) -> None:
+        """Freezes the bits, which ends the search.
+
+        Args:
+            bits: int. One of the candidates.
+
+        Raises:
+            ValueError: if `bits` is not a candidate.
+        """
         if bits not in self.candidates:
             raise ValueError(
                 f"`bits` is one of {self.candidates}. Received: bits={bits}."
             )
         self.frozen_bits.assign(float(bits))
 
-    def get_build_config(self):
-        return None  # Built by the quantizer it belongs to.
+    def get_build_config(self) -> None:
+        return None  # The quantizer that owns it builds it.

@@ -1,44 +1,50 @@
-"""What every quantizer can do."""
+"""Base class of all quantizers."""
+
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.types import ArrayLike, Tensor
+
 
 class Quantizer(keras.layers.Layer):
-    """Turns a float tensor into few bits; base class.
+    """Base class of quantizers, which map a float tensor to a few bits.
 
-    A quantizer is a Keras layer, so that what it learns or keeps is tracked,
-    saved and restored with the layer it belongs to. One object serves one
-    layer, which tells it which axes are output channels before it is built.
-    It always computes in float32: under a mixed precision policy the codes that
-    train are then the codes that ship.
+    A quantizer is a Keras layer, so that its variables are tracked, saved and
+    restored with the layer that owns it. One object serves one layer, which sets
+    `channel_axes` before it builds the quantizer. A quantizer computes in float32
+    under every dtype policy, so that the codes in training are those of the file.
 
-    Subclasses give `bits` (an integer, 2 to 8) and `codes_and_scale(x)`.
+    Subclasses define `bits` (int, 2 to 8) and `codes_and_scale(x)`.
+
+    Attributes:
+        channel_axes: tuple of negative ints. Axes of the output channels.
     """
 
-    def __init__(self, dtype="float32", **kwargs):
+    def __init__(self, dtype: Any = "float32", **kwargs: Any) -> None:
         super().__init__(dtype=dtype, **kwargs)
-        self.channel_axes = (-1,)
+        self.channel_axes: tuple[int, ...] = (-1,)
 
     @property
-    def candidates(self):
-        """The bit-widths that training may choose from: a tuple, mostly of one."""
+    def candidates(self) -> tuple[int, ...]:
+        """Bit-widths that training may choose from, increasing."""
         return (self.bits,)
 
-    def codes_and_scale(self, x):
-        """`(codes, scale)` as float32 tensors, `codes` integral; scale > 0."""
+    def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `(codes, scale)` as float32 tensors: integral codes, scale > 0."""
         raise NotImplementedError
 
-    def encode(self, x):
-        """Exact integer form of what `call(x)` returns.
+    def encode(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Computes the integer form of `call(x)`.
 
         Args:
             x: float tensor or variable.
 
         Returns:
-            `(codes, scale)`: int8 array of `x`'s shape and positive float32
-            array that broadcasts to it, with `codes * scale` equal to `self(x)`.
+            `(codes, scale)`: int8 array of `x`'s shape, and positive float32 array
+            that broadcasts to it. `codes * scale` equals `self(x)` exactly.
         """
         codes, scale = self.codes_and_scale(ops.convert_to_tensor(x, "float32"))
         return (
@@ -46,19 +52,21 @@ class Quantizer(keras.layers.Layer):
             np.asarray(ops.convert_to_numpy(scale)).astype(np.float32),
         )
 
-    def unfinished(self):
-        """What training has not reached yet, as a sentence; None when all is done."""
+    def unfinished(self) -> str | None:
+        """Returns a sentence on a goal that training has not reached, or None."""
         return None
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_build_config(self):
-        return None  # Built by the layer it belongs to, also when that is loaded.
+    def get_build_config(self) -> None:
+        return None  # The layer that owns a quantizer builds it, also on loading.
 
 
-def copy_quantizer(quantizer):
-    """A fresh, unbuilt quantizer of the same configuration; None stays None."""
+def copy_quantizer(quantizer: Quantizer | None) -> Quantizer | None:
+    """Returns an unbuilt quantizer of the same configuration; None for None."""
     if quantizer is None:
         return None
     return type(quantizer).from_config(quantizer.get_config())

@@ -1,31 +1,38 @@
 """Ternary weights by L2 normalisation and pruning."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.quantizer import Quantizer
+from tfcompress.types import ArrayLike, Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class Ternary(Quantizer):
-    """Weights {-a, 0, a} with one scale a per output channel.
+    """Quantizer of weights to {-a, 0, a} with one scale a per output channel.
 
-    Each filter is normalised to the unit sphere, pruned by magnitude, and the
-    survivors keep only their sign (pruned ternary quantization, arXiv
-    2107.10998; its full text is not public, the method is reconstructed from
-    the abstracts). Without a `sparsity` the cut per filter is the one with the
-    largest cosine between float and ternary weights; with it, the kernel's
-    quantile of normalised magnitudes. See `functional.ternarize` for the
-    gradient.
+    Each filter is normalised to the unit sphere and pruned by magnitude; the weights
+    that stay keep only their sign (pruned ternary quantization, arXiv 2107.10998,
+    reconstructed from the abstracts, as the full text is not public). With `sparsity`
+    the threshold is that quantile of the kernel's normalised magnitudes. Without it,
+    each filter's threshold has the largest cosine between float and ternary weights.
+    `functional.ternarize` has the gradient.
 
     Args:
-        sparsity: share of zeros in the kernel, in (0, 1), or None.
-        discrepancy: weight of the loss `mean(1 - cos)` that pulls filters
-            towards their ternary version; 0 for none.
+        sparsity: float in (0, 1), or None. Share of zeros in the kernel.
+        discrepancy: float, 0 or more. Weight of the loss `mean(1 - cos)`, which draws
+            filters towards their ternary version.
 
-    Variables (not trainable): `current_sparsity`, which a schedule may ramp up
-    to `sparsity`; `mask` and `frozen`, see `freeze`.
+    Variables (not trainable):
+        current_sparsity: float32 scalar. A schedule may ramp it up to `sparsity`.
+        frozen: float32 scalar. 1 while `mask` decides, see `freeze`.
+        mask: bool, of the kernel's shape. Keep mask: true where a weight stays.
+
+    Raises:
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -34,7 +41,9 @@ class Ternary(Quantizer):
 
     bits = 2
 
-    def __init__(self, sparsity=None, discrepancy=0.0, **kwargs):
+    def __init__(
+        self, sparsity: float | None = None, discrepancy: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_sparsity(sparsity)
         if not 0 <= discrepancy < float("inf"):
@@ -45,7 +54,7 @@ class Ternary(Quantizer):
         self.sparsity = sparsity
         self.discrepancy = discrepancy
 
-    def build(self, kernel_shape):
+    def build(self, kernel_shape: tuple[int, ...]) -> None:
         state = {"trainable": False, "aggregation": "only_first_replica"}
         self.current_sparsity = self.add_weight(
             name="current_sparsity",
@@ -57,8 +66,8 @@ class Ternary(Quantizer):
             name="mask", shape=kernel_shape, dtype="bool", initializer="zeros", **state
         )
 
-    def keep(self, kernel):
-        """Boolean tensor: the weights that stay, by the threshold alone."""
+    def keep(self, kernel: Tensor) -> Tensor:
+        """Returns the keep mask of the threshold alone: bool, of the kernel's shape."""
         if self.sparsity is None:
             threshold = F.max_cosine_threshold(kernel, self.channel_axes)
         else:
@@ -67,7 +76,7 @@ class Ternary(Quantizer):
             )
         return ops.abs(kernel) >= threshold
 
-    def _codes(self, kernel):
+    def _codes(self, kernel: Tensor) -> Tensor:
         keep = ops.cond(
             self.frozen > 0,
             lambda: ops.convert_to_tensor(self.mask),
@@ -75,40 +84,39 @@ class Ternary(Quantizer):
         )
         return F.ternary_codes(kernel, keep)
 
-    def codes_and_scale(self, x):
+    def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         codes = self._codes(x)
         scale = F.ternary_scale(x, codes, self.channel_axes)
         return codes, ops.where(scale > 0, scale, ops.ones_like(scale))
 
-    def call(self, kernel, training=None):
+    def call(self, kernel: Tensor, training: bool | None = None) -> Tensor:
         codes, scale = self.codes_and_scale(kernel)
         if training and self.discrepancy:
             cosines = F.cosine(kernel, codes, self.channel_axes)
             self.add_loss(self.discrepancy * ops.mean(1.0 - cosines))
         return F.ternarize(kernel, codes, scale, self.channel_axes)
 
-    def freeze(self, kernel):
-        """From now on exactly the weights kept now stay; signs may still change.
+    def freeze(self, kernel: Tensor) -> None:
+        """Freezes the keep mask at the weights kept now; signs may still change.
 
-        Near the end of a training this stops weights from flickering between
-        zero and not, and makes the codes independent of the order in which a
-        device sums.
+        Near the end of training this prevents weights from flickering between zero
+        and non-zero. Codes no longer depend on the order in which a device sums.
         """
         self.mask.assign(self._codes(kernel) != 0)
         self.frozen.assign(1.0)
 
-    def unfreeze(self):
+    def unfreeze(self) -> None:
         """Undoes `freeze`: the threshold decides again."""
         self.frozen.assign(0.0)
 
-    def natural_sparsity(self, kernel):
-        """Share of zeros (float) that the max-cosine cut would give."""
+    def natural_sparsity(self, kernel: ArrayLike) -> float:
+        """Returns the share of zeros that the max-cosine threshold would give."""
         kernel = ops.convert_to_tensor(kernel, "float32")
         threshold = F.max_cosine_threshold(kernel, self.channel_axes)
         zero = ops.abs(kernel) < threshold
         return float(ops.mean(ops.cast(zero, "float32")))
 
-    def unfinished(self):
+    def unfinished(self) -> str | None:
         current = float(ops.convert_to_numpy(self.current_sparsity))
         if self.sparsity is None or abs(current - self.sparsity) < 1e-6:
             return None
@@ -117,7 +125,7 @@ class Ternary(Quantizer):
             "with `fit` to the end of the schedule."
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "sparsity": self.sparsity,
@@ -125,7 +133,7 @@ class Ternary(Quantizer):
         }
 
 
-def check_sparsity(sparsity):
+def check_sparsity(sparsity: float | None) -> None:
     """Raises ValueError unless `sparsity` is None or a number in (0, 1)."""
     if sparsity is not None and not 0 < sparsity < 1:
         raise ValueError(

@@ -1,4 +1,6 @@
-"""Uniform symmetric quantization on a zero-centred grid."""
+"""Uniform symmetric quantization of weights."""
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -6,26 +8,30 @@ import numpy as np
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.quantizers.quantizer import Quantizer
+from tfcompress.types import Tensor
 
-# A bell-shaped channel of a few hundred weights is best clipped at 0.4 of its
-# maximum with 2 bits, at 0.8 with 4 and nearly not at all with 8.
+# The best clip of a bell-shaped channel of a few hundred weights is 0.4 of its
+# maximum at 2 bits, 0.8 at 4 bits and nearly 1 at 8 bits.
 SHRINK_FACTORS = tuple(np.linspace(0.3, 1.0, 15).tolist())
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class Uniform(Quantizer):
-    """Integer codes in [-(2^(bits-1) - 1), 2^(bits-1) - 1], one step per channel.
+    """Quantizer of weights with one step per output channel.
 
-    The grid is symmetric with a level at zero, as LiteRT's integer kernels want
-    it. The step follows the weights: the channel's maximum at 8 bits, the clip
-    with the least squared error (line search) below. The gradient is passed
-    straight through.
+    Codes are integers in [-(2^(bits-1) - 1), 2^(bits-1) - 1]: a symmetric grid with a
+    level at zero, which LiteRT's integer kernels need. The step is computed from the
+    weights. At 8 bits it covers the channel's maximum; at fewer bits a line search
+    finds the clip with the least squared error. The gradient is straight-through.
 
     Args:
-        bits: 2 to 8.
+        bits: int. Bits of a code, 2 to 8.
+
+    Raises:
+        ValueError: if `bits` is not an integer from 2 to 8.
     """
 
-    def __init__(self, bits=8, **kwargs):
+    def __init__(self, bits: int = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if bits not in range(2, 9):
             raise ValueError(
@@ -33,15 +39,15 @@ class Uniform(Quantizer):
             )
         self.bits = int(bits)
 
-    def codes_and_scale(self, x):
+    def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         limit = code_limit(self.bits)
         factors = (1.0,) if self.bits == 8 else SHRINK_FACTORS
         scale = F.uniform_scale(x, limit, factors, self.channel_axes)
         return F.uniform_codes(x, scale, limit), scale
 
-    def call(self, kernel):
+    def call(self, kernel: Tensor) -> Tensor:
         codes, scale = self.codes_and_scale(kernel)
         return F.straight_through(codes * scale, kernel)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bits": self.bits}
