@@ -16,19 +16,19 @@ def build(quantizer):
 
 
 def values(size=20_000, spread=2.0):
-    """Float32 (100, size / 100), inside and outside of a clip of 1."""
+    """float32 (100, size / 100), inside and outside of a clip of 1."""
     x = np.random.default_rng(0).normal(scale=spread, size=(100, size // 100))
     return x.astype("float32")
 
 
 def reference(x, step, low, high):
-    """The definition, in float32."""
+    """The definition of quantized activations, in float32."""
     step = np.float32(step)
     return np.clip(np.round(x / step), low, high).astype("float32") * step
 
 
 @pytest.mark.parametrize("bits, signed", GRIDS)
-def test_values_are_integer_levels_times_one_step(bits, signed):
+def test_activations_are_integer_levels_times_one_step(bits, signed):
     quantizer = build(UniformActivation(bits, signed, initial_clip=0.7))
     low, high = quantizer.code_range()
     limit = 2 ** (bits - 1) - 1
@@ -44,8 +44,8 @@ def test_values_are_integer_levels_times_one_step(bits, signed):
 
 
 @pytest.mark.parametrize("bits, signed", GRIDS)
-def test_ties_go_to_the_even_level(bits, signed):
-    """Exact in float32: the step is a power of two."""
+def test_activations_round_ties_to_the_even_level(bits, signed):
+    """With a step that is a power of two, ties are exact in float32."""
     quantizer = build(
         UniformActivation(bits, signed, (2**bits - 1) / (2 if signed else 1) / 8)
     )
@@ -58,8 +58,8 @@ def test_ties_go_to_the_even_level(bits, signed):
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("finer, coarser", [(8, 4), (4, 2), (8, 2)])
-def test_rounding_twice_is_rounding_once(finer, coarser, signed):
-    """The finer grid holds the coarser: 255 = 17 x 15, 15 = 5 x 3. Ties included."""
+def test_rounding_to_nested_grids_in_turn_equals_rounding_once(finer, coarser, signed):
+    """The finer grid contains the coarser: 255 = 17 x 15, 15 = 5 x 3. Ties included."""
     clip = (2**finer - 1) / (2 if signed else 1) / 256
     fine, coarse = (
         build(UniformActivation(bits, signed, clip)) for bits in (finer, coarser)
@@ -81,7 +81,7 @@ def gradients(quantizer, x, weights):
 
 @pytest.mark.parametrize("bits, signed", GRIDS)
 @pytest.mark.parametrize("clip", [0.7, -0.7])
-def test_gradient_is_that_of_lsq(bits, signed, clip):
+def test_uniform_activation_has_the_gradients_of_lsq(bits, signed, clip):
     quantizer = build(UniformActivation(bits, signed))
     quantizer.clip.assign(clip)
     low, high = quantizer.code_range()
@@ -98,7 +98,7 @@ def test_gradient_is_that_of_lsq(bits, signed, clip):
     assert to_clip == pytest.approx(expected, rel=1e-4)
 
 
-def test_gradient_scale_follows_open_sizes():
+def test_gradient_scale_uses_sizes_that_are_unknown_before_the_call():
     @tf.function(input_signature=[tf.TensorSpec((None, None, 3))])
     def scale(x):
         return gradient_scale(x, 15)
@@ -106,7 +106,7 @@ def test_gradient_scale_follows_open_sizes():
     assert float(scale(tf.ones((8, 5, 3)))) == pytest.approx((5 * 3 * 15) ** -0.5)
 
 
-def test_a_clip_of_zero_stays_finite():
+def test_uniform_activation_with_a_clip_of_zero_is_finite():
     quantizer = build(UniformActivation(4))
     quantizer.clip.assign(0.0)
     x = values()
@@ -131,7 +131,7 @@ def student(**config):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_clips_train_and_reload(jit_compile, tmp_path):
+def test_clips_of_activations_train_and_reload(jit_compile, tmp_path):
     model = student()
     x = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
     model.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=jit_compile)
@@ -147,7 +147,7 @@ def test_clips_train_and_reload(jit_compile, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_mixed_precision_rounds_in_float32_and_multiplies_in_16_bits(dtype):
+def test_activations_are_rounded_in_float32_under_mixed_precision(dtype):
     model = student(dtype=f"mixed_{dtype}")
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     assert model(x).dtype == dtype
@@ -157,7 +157,7 @@ def test_mixed_precision_rounds_in_float32_and_multiplies_in_16_bits(dtype):
     np.testing.assert_array_equal(quantizer(x), expected)
 
 
-def test_base_class_needs_bits_and_a_step_alone():
+def test_activation_quantizer_needs_only_bits_and_a_step():
     class Halves(ActivationQuantizer):
         bits = 3
 
@@ -171,7 +171,7 @@ def test_base_class_needs_bits_and_a_step_alone():
     assert quantizer.scale_value() == 0.5
 
 
-def test_config_round_trip():
+def test_uniform_activation_config_round_trip():
     quantizer = UniformActivation(3, signed=True, initial_clip=2.5)
     restored = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(quantizer)
@@ -181,12 +181,12 @@ def test_config_round_trip():
 
 
 @pytest.mark.parametrize("bits", [1, 9, 4.5])
-def test_bad_bits(bits):
+def test_uniform_activation_refuses_bits_out_of_range(bits):
     with pytest.raises(ValueError, match="from 2 to 8"):
         UniformActivation(bits)
 
 
 @pytest.mark.parametrize("clip", [0, -1, float("inf"), float("nan")])
-def test_bad_clip(clip):
+def test_uniform_activation_refuses_a_clip_out_of_range(clip):
     with pytest.raises(ValueError, match="positive finite number"):
         UniformActivation(initial_clip=clip)

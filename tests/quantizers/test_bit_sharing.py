@@ -1,4 +1,4 @@
-"""Weights on nested grids: exact codes, gradients, ranges and what gates learn."""
+"""Quantizers of weights on nested grids: codes, gradients, ranges and gates."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ SHAPES = {
     "dense": ((20, 6), (-1,)),
 }
 shapes = pytest.mark.parametrize("shape, axes", SHAPES.values(), ids=SHAPES)
-# Thresholds on errors of 1, and the bits that they leave.
+# Thresholds on errors of 1, and the bits that they select.
 OPEN = [((0.5, 0.5), 8), ((0.5, 1.5), 4), ((1.5, 0.5), 2)]
 
 
@@ -30,7 +30,7 @@ def built(shape, axes=(-1,), **config):
 
 
 def kernel(shape, seed=0):
-    """Normal, with filters of different lengths."""
+    """Normal weights, with filters of different lengths."""
     w = np.random.default_rng(seed).normal(size=shape)
     return (w * np.geomspace(0.01, 10, shape[-1])).astype("float32")
 
@@ -46,12 +46,14 @@ def set_bits(quantizer, bits):
 @pytest.mark.parametrize("candidates, bits", [
     ((2, 4, 8), 2), ((2, 4, 8), 4), ((2, 4, 8), 8), *(((b,), b) for b in range(2, 9)),
 ])  # fmt: skip
-def test_encode_is_exactly_what_call_returns(shape, axes, candidates, bits):
+def test_bit_sharing_codes_times_scale_equal_the_quantized_kernel(
+    shape, axes, candidates, bits
+):
     quantizer = built(shape, axes, bits=candidates)
     set_bits(quantizer, bits)
     w = kernel(shape)
     quantizer.calibrate(w)
-    quantizer.clip.assign(-0.8 * quantizer.clip)  # it is used as |v|
+    quantizer.clip.assign(-0.8 * quantizer.clip)  # |clip| is used
     codes, scale = quantizer.encode(w)
     limit = 2 ** (bits - 1) - 1
     assert codes.dtype == np.int8 and codes.shape == shape
@@ -63,7 +65,7 @@ def test_encode_is_exactly_what_call_returns(shape, axes, candidates, bits):
 
 
 @shapes
-def test_each_channel_has_the_scale_of_its_root_mean_square(shape, axes):
+def test_scale_is_proportional_to_the_root_mean_square_of_a_channel(shape, axes):
     quantizer = built(shape, axes, bits=(4,))
     quantizer.clip.assign(2.5)
     w = kernel(shape)
@@ -71,14 +73,14 @@ def test_each_channel_has_the_scale_of_its_root_mean_square(shape, axes):
     others = tuple(i for i in range(len(shape)) if i - len(shape) not in axes)
     rms = np.sqrt(np.mean(w.astype("float64") ** 2, axis=others, keepdims=True))
     np.testing.assert_allclose(scale, 2 * 2.5 / 15 * rms, rtol=1e-5)
-    # So the length of a filter does not change its codes (a power of 2: exactly).
+    # The length of a filter does not change its codes; a power of 2 is exact.
     codes, _ = quantizer.encode(w)
     np.testing.assert_array_equal(quantizer.encode(4 * w)[0], codes)
 
 
 @pytest.mark.parametrize("zero", ["channel", "kernel"])
 @pytest.mark.parametrize("grid", ["symmetric", "paper"])
-def test_zeros_stay_finite(zero, grid):
+def test_kernels_with_zero_channels_give_finite_values_and_gradients(zero, grid):
     w = kernel((6, 3))
     w[:, 1 if zero == "channel" else slice(None)] = 0
     quantizer = built(w.shape, grid=grid)
@@ -96,7 +98,7 @@ def test_zeros_stay_finite(zero, grid):
 
 
 @pytest.mark.parametrize("thresholds, bits", OPEN)
-def test_the_papers_grid(thresholds, bits):
+def test_bit_sharing_with_the_paper_grid_has_no_codes(thresholds, bits):
     quantizer = built((40, 6), grid="paper")
     quantizer.gates.threshold.raw.assign(thresholds)
     quantizer.clip.assign(1.5)
@@ -111,7 +113,7 @@ def test_the_papers_grid(thresholds, bits):
 
 @shapes
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_gradients_of_kernel_and_clip(shape, axes, bits):
+def test_gradients_of_kernel_and_clip_match_numpy(shape, axes, bits):
     quantizer = built(shape, axes)
     set_bits(quantizer, bits)
     clip = 1.3
@@ -129,22 +131,22 @@ def test_gradients_of_kernel_and_clip(shape, axes, bits):
     inside = np.abs(w / rms) < clip
     assert 0.5 < inside.mean() < 0.95
     np.testing.assert_allclose(to_kernel, g * inside, rtol=1e-5)
-    # The value is proportional to the clip, but where rounding follows the weight.
+    # The slope of LSQ: (value - w) / clip inside the range, value / clip outside.
     slope = np.where(inside, value - w, value) / clip
     expected = np.sum(g * slope) / np.sqrt(np.prod(shape))
     np.testing.assert_allclose(to_clip, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_gradient_of_the_thresholds_is_the_slope_times_the_offsets():
+def test_threshold_gradient_is_the_slope_times_the_offsets():
     w = kernel((30, 5))
     quantizer = built(w.shape)
     quantizer.clip.assign(1.3)
     quantizer.gates.threshold.raw.assign([0.5, 0.5])
     values = {}
     for bits in nested.BITS:
-        fixed = built(w.shape, bits=(bits,))
-        fixed.clip.assign(1.3)
-        values[bits] = np.asarray(fixed(w))
+        single = built(w.shape, bits=(bits,))
+        single.clip.assign(1.3)
+        values[bits] = np.asarray(single(w))
     g = np.random.default_rng(1).normal(size=w.shape).astype("float32")
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(g * quantizer(w))
@@ -158,7 +160,7 @@ def test_gradient_of_the_thresholds_is_the_slope_times_the_offsets():
     np.testing.assert_allclose(found, slope * np.array(to_gates), rtol=1e-3)
 
 
-def test_training_observes_the_errors_of_the_grids():
+def test_training_steps_update_the_averages_of_grid_errors():
     w = kernel((3, 3, 5, 7))
     quantizer = built(w.shape)
     quantizer.calibrate(w)
@@ -193,21 +195,21 @@ def test_best_clip_has_the_least_squared_error(bits, signed):
     found = best_clip(values, bits, signed)
     errors = [error(largest * f) for f in CLIP_FACTORS]
     assert found == pytest.approx(largest * CLIP_FACTORS[np.argmin(errors)])
-    # Nor does a search that is ten times as fine find anything much better.
+    # A line search that is ten times as fine finds nothing much better.
     finest = min(error(clip) for clip in largest * np.geomspace(0.02, 1, 400))
     assert error(found) <= 1.06 * finest
 
 
 @pytest.mark.parametrize("values", [np.zeros(9), -np.ones(9), np.zeros(0)])
-def test_best_clip_of_values_without_a_range(values):
+def test_best_clip_is_1_for_values_without_a_range(values):
     assert best_clip(values, 4, signed=False) == 1.0
 
 
-def test_calibrate_serves_the_bits_in_use():
+def test_calibrate_sets_the_best_clip_for_the_present_bits():
     w = kernel((60, 8))
     unit = w / np.sqrt(np.mean(np.square(w), axis=0, keepdims=True))
     quantizer = built(w.shape)
-    for bits in (4, 2, 8):  # the middle ones while the search goes on
+    for bits in (4, 2, 8):  # 4, the middle ones, during the search
         quantizer.calibrate(w)
         expected = best_clip(unit, bits, signed=True)
         assert float(quantizer.clip) == pytest.approx(expected, rel=1e-5)
@@ -217,7 +219,7 @@ def test_calibrate_serves_the_bits_in_use():
 def test_calibration_of_large_tensors_sees_every_channel():
     channels = 64
     w = np.ones((CLIP_SAMPLES, channels), "float32")
-    w[:, 0] = 0  # every n-th value would be of this channel
+    w[:, 0] = 0  # every n-th value belongs to this channel
     w[:, 1::2] = 3
     assert best_clip(w.reshape(-1), 8, True) == pytest.approx(3, rel=0.05)
     quantizer = built(w.shape, axes=(-2, -1), bits=(8,))
@@ -225,7 +227,7 @@ def test_calibration_of_large_tensors_sees_every_channel():
     assert float(quantizer.clip) == pytest.approx(1, rel=0.05)
 
 
-def test_save_and_load_restore_gates_range_and_codes(tmp_path):
+def test_saved_models_restore_gates_range_and_codes(tmp_path):
     inputs = keras.Input((9, 9, 4))
     x = QuantConv2D(3, 3, name="conv", kernel_quantizer=BitSharing())(inputs)
     x = QuantDepthwiseConv2D(3, kernel_quantizer=BitSharing((4, 8)))(x)
@@ -249,27 +251,27 @@ def test_save_and_load_restore_gates_range_and_codes(tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_decides_codes_in_float32(policy):
+def test_bit_sharing_computes_codes_in_float32_under_mixed_precision(policy):
     layer = QuantDense(8, kernel_quantizer=BitSharing(), dtype=policy)
     layer.build((None, 64))
     quantizer = layer.kernel_quantizer
-    quantizer.calibrate(layer._kernel)
-    codes, scale = quantizer.encode(layer._kernel)
+    quantizer.calibrate(layer.latent_kernel)
+    codes, scale = quantizer.encode(layer.latent_kernel)
     x = np.eye(64, dtype="float32")
     expected = tf.cast(codes * scale, layer.compute_dtype)
     np.testing.assert_array_equal(layer(x, training=True), expected)
     assert quantizer.clip.dtype == quantizer.gates.errors.dtype == "float32"
 
 
-def test_depthwise_layers_have_a_scale_per_channel_and_multiplier():
+def test_depthwise_kernels_have_a_scale_per_channel_and_multiplier():
     layer = QuantDepthwiseConv2D(3, depth_multiplier=2, kernel_quantizer=BitSharing())
     layer.build((None, 8, 8, 5))
-    _, scale = layer.kernel_quantizer.encode(layer._kernel)
+    _, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
     assert scale.shape == (1, 1, 5, 2)
 
 
 @pytest.mark.parametrize("penalty, bits", [(0.0, 8), (1e4, 2)])
-def test_a_cost_closes_gates_and_none_leaves_them_open(penalty, bits):
+def test_a_bops_penalty_closes_gates_and_no_penalty_keeps_them_open(penalty, bits):
     inputs = keras.Input((6, 6, 2))
     x = inputs
     for name in ("first", "conv", "last"):
@@ -291,11 +293,11 @@ def test_a_cost_closes_gates_and_none_leaves_them_open(penalty, bits):
 
 
 @pytest.mark.parametrize("bits", [(), (3, 4), (2, 16), (1,), (9,), (2, 3, 4)])
-def test_bad_candidates(bits):
+def test_bit_sharing_refuses_candidates_that_do_not_nest(bits):
     with pytest.raises(ValueError, match="whose grids are nested.*Received"):
         BitSharing(bits)
 
 
-def test_bad_grid():
+def test_bit_sharing_refuses_an_unknown_grid():
     with pytest.raises(ValueError, match="'symmetric', 'paper'.*grid='round'"):
         BitSharing(grid="round")

@@ -1,4 +1,4 @@
-"""Activations on nested grids: values, batches of any size, and calibration."""
+"""Quantizers of activations on nested grids: values, batches and calibration."""
 
 import keras
 import numpy as np
@@ -27,7 +27,9 @@ def values(samples=50):
 @pytest.mark.parametrize("thresholds, bits", [
     ((0.5, 0.5), 8), ((0.5, 1.5), 4), ((1.5, 0.5), 2),
 ])  # fmt: skip
-def test_values_are_integer_levels_times_one_step(samples, thresholds, bits, signed):
+def test_gated_activations_are_integer_levels_times_one_step(
+    samples, thresholds, bits, signed
+):
     quantizer = built(signed=signed)
     quantizer.gates.threshold.raw.assign(thresholds)
     quantizer.clip.assign(1.3)
@@ -37,13 +39,13 @@ def test_values_are_integer_levels_times_one_step(samples, thresholds, bits, sig
     assert step == pytest.approx((2.6 if signed else 1.3) / (2**bits - 1))
     x, step = values(samples), np.float32(step)
     expected = np.clip(np.round(x / step), low, high).astype("float32") * step
-    # The averages move by 2 % at most, which changes no gate here.
+    # Averages change by 2 % at most, which closes no gate here.
     for training in (False, True):
         np.testing.assert_array_equal(quantizer(x, training=training), expected)
 
 
 @SIGNS
-def test_calibration_on_recorded_inputs(signed):
+def test_calibrate_uses_the_recorded_inputs(signed):
     quantizer = built(signed=signed)
     quantizer.record()
     parts = values()[:30], values()[30:]
@@ -57,7 +59,7 @@ def test_calibration_on_recorded_inputs(signed):
     assert (np.array(quantizer(values())) != values()).any()
 
 
-def test_calibration_without_inputs_changes_nothing():
+def test_calibrate_without_recorded_inputs_changes_nothing():
     quantizer = built()
     quantizer.record()
     quantizer.calibrate()
@@ -67,7 +69,7 @@ def test_calibration_without_inputs_changes_nothing():
 @pytest.mark.parametrize("jit_compile, policy", [
     (False, "mixed_float16"), (False, "mixed_bfloat16"), (True, "float32"),
 ])  # fmt: skip
-def test_a_training_step_with_any_batch_size(jit_compile, policy):
+def test_activation_clip_and_errors_train_with_any_batch_size(jit_compile, policy):
     inputs = keras.Input((20,))
     layer = QuantDense(2, input_quantizer=BitSharingActivation(), dtype=policy)
     model = keras.Model(inputs, layer(inputs))

@@ -1,4 +1,4 @@
-"""Codebooks, against optimal clusterings, dense scans and quantizing value by value."""
+"""Codebooks against optimal clusterings, dense scans and rounding value by value."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def squared_error(x, quantized):
 
 
 def optimal_distortion(x, count):
-    """The least of every contiguous clustering with `count` means and one zero.
+    """The least distortion of contiguous clusterings with `count` means and one zero.
 
     Dynamic programming over the sorted values: `best[z, k, i]` is the least error of
     the first i values in k cells with a mean and z at zero.
@@ -59,7 +59,7 @@ def optimal_distortion(x, count):
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 3, 4, 5)])
-def test_ranges_of_sorted_non_zeros(shape):
+def test_sorted_non_zeros_match_numpy_cell_by_cell(shape):
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape).astype("float32") * (rng.random(shape) > 0.3)
     values = SortedNonZeros(x)
@@ -85,7 +85,7 @@ def test_ranges_of_sorted_non_zeros(shape):
         assert values.mean_magnitude() == pytest.approx(np.abs(expected).mean())
 
 
-def test_sums_of_small_values_survive_large_ones():
+def test_large_values_do_not_reduce_the_precision_of_small_ones():
     small = np.random.default_rng(0).normal(size=1000).astype("float32")
     values = SortedNonZeros(np.append(small, np.float32([-1e12, 1e12])))
     bounds = values.bounds(np.float32([-100, 100]))
@@ -102,12 +102,12 @@ def test_distortion_is_never_negative():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused(bad):
+def test_sorted_non_zeros_refuses_values_that_are_not_finite(bad):
     with pytest.raises(ValueError, match=r"finite.*Received: .*(nan|inf)"):
         SortedNonZeros([1.0, bad, 0.0, -2.0])
 
 
-def test_nearest_agrees_with_every_distance():
+def test_nearest_has_the_least_of_all_distances():
     rng = np.random.default_rng(0)
     centroids = np.sort(rng.normal(size=17)).astype("float32")
     x = rng.normal(size=(50, 40)).astype("float32")
@@ -119,14 +119,14 @@ def test_nearest_agrees_with_every_distance():
     np.testing.assert_array_equal(
         nearest(half_way, np.float32([-1, 0, 1, 2])), [0, 1, 2]
     )
-    # What is half way between neighbouring floats rounds to one of them.
+    # The middle of neighbouring floats rounds to one of them.
     neighbours = np.float32([1, 1 + 2**-23, 1 + 2**-22])
     np.testing.assert_array_equal(nearest(neighbours, neighbours), neighbours)
 
 
 @EVERY_DRAW
 @pytest.mark.parametrize("bits", [1, 3, 8])
-def test_kmeans_reports_the_error_of_its_codebook(draw, bits):
+def test_kmeans_returns_the_distortion_of_its_codebook(draw, bits):
     x = weights(draw, 3000).reshape(30, 100)
     centroids, distortion = kmeans(SortedNonZeros(x), bits)
     assert centroids.dtype == np.float32 and centroids.size <= 2**bits + 1
@@ -139,7 +139,7 @@ def test_kmeans_reports_the_error_of_its_codebook(draw, bits):
 
 @EVERY_DRAW
 @pytest.mark.parametrize("bits", [1, 2, 4, 6])
-def test_kmeans_ends_at_a_fixed_point_with_zero_pinned(draw, bits):
+def test_kmeans_converges_to_a_fixed_point_with_zero_pinned(draw, bits):
     x = weights(draw, 2000)
     x = x[x != 0].astype(np.float64)
     centroids, _ = kmeans(SortedNonZeros(x), bits, rounds=10_000, tolerance=0)
@@ -153,7 +153,7 @@ def test_kmeans_ends_at_a_fixed_point_with_zero_pinned(draw, bits):
 @EVERY_DRAW
 @pytest.mark.parametrize("bits", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_kmeans_comes_near_to_the_best_clustering(draw, bits, seed):
+def test_kmeans_is_near_the_optimal_clustering(draw, bits, seed):
     x = weights(draw, 45, seed)
     x = x[x != 0]
     _, distortion = kmeans(SortedNonZeros(x), bits)
@@ -163,15 +163,15 @@ def test_kmeans_comes_near_to_the_best_clustering(draw, bits, seed):
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
-def test_kmeans_reaches_what_theory_says_of_many_normal_weights(bits):
-    """Panter and Dite: sqrt(3) pi / 2 / levels^2 of the variance, at best."""
+def test_kmeans_reaches_the_distortion_bound_for_normal_weights(bits):
+    """The bound of Panter and Dite: sqrt(3) pi / 2 / levels^2 of the variance."""
     size, levels = 100_000, 2**bits + 1
     _, distortion = kmeans(SortedNonZeros(weights("normal", size)), bits)
     expected = size * np.sqrt(3) * np.pi / 2 / levels**2
     assert 0.9 * expected < distortion < 1.1 * expected
 
 
-def test_kmeans_stops_when_little_is_left_to_gain():
+def test_kmeans_stops_when_rounds_gain_little():
     values = SortedNonZeros(weights("normal", 20_000))
     _, stopped = kmeans(values, 5)
     _, converged = kmeans(values, 5, rounds=2000, tolerance=0)
@@ -183,28 +183,28 @@ def test_kmeans_stops_when_little_is_left_to_gain():
     ([1, 0, -3, 1, 1], 1, [-3, 0, 1]), ([-1, -2, -3, -4, -3], 2, [-4, -3, -2, -1, 0]),
     (np.arange(-127, 128), 8, np.arange(-127, 128)),
 ])  # fmt: skip
-def test_kmeans_is_exact_when_there_are_enough_centroids(x, bits, expected):
+def test_kmeans_is_exact_with_a_centroid_for_each_value(x, bits, expected):
     centroids, distortion = kmeans(SortedNonZeros(x), bits)
     assert centroids.dtype == np.float32 and distortion == 0.0
     np.testing.assert_array_equal(centroids, expected)
 
 
-def test_kmeans_gives_zero_what_is_nearest_to_it():
+def test_kmeans_assigns_values_near_zero_to_zero():
     x = np.repeat([-1.0, 0.01, 0.02, 1.0], [50, 3, 2, 50])
     centroids, distortion = kmeans(SortedNonZeros(x), 1)
     np.testing.assert_array_equal(centroids, [-1, 0, 1])
     np.testing.assert_allclose(distortion, 3 * 0.01**2 + 2 * 0.02**2, rtol=1e-6)
 
 
-def test_kmeans_leaves_centroids_without_values_out():
-    """Of linspace(-9, 9), 3 has no values, because 1 is nearer to zero."""
+def test_kmeans_removes_centroids_without_values():
+    """3, a centroid of linspace(-9, 9), has no values, because 1 is nearer to zero."""
     centroids, distortion = kmeans(SortedNonZeros([-9, -6, -1, 1, 9]), 2)
     np.testing.assert_array_equal(centroids, [-9, -6, 0, 9])
     assert distortion == 2
 
 
-def test_kmeans_splits_where_linspace_has_no_centroids():
-    """Nearly all centroids of the paper's start are between 1 and 10 000."""
+def test_kmeans_splits_cells_where_linspace_has_no_centroids():
+    """Nearly all centroids of the paper's start lie between 1 and 10 000."""
     rng = np.random.default_rng(0)
     x = np.append(rng.uniform(-1, 1, 5000), [-10_000, 10_000])
     _, distortion = kmeans(SortedNonZeros(x), 6)
@@ -215,7 +215,7 @@ def test_kmeans_splits_where_linspace_has_no_centroids():
 @EVERY_DRAW
 @pytest.mark.parametrize("size", [20, 2000])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_uniform_step_against_a_dense_scan(draw, size, bits):
+def test_uniform_step_is_the_best_of_a_dense_scan(draw, size, bits):
     x = weights(draw, size).astype(np.float64)
     limit = code_limit(bits)
 
@@ -227,7 +227,7 @@ def test_uniform_step_against_a_dense_scan(draw, size, bits):
     np.testing.assert_allclose(distortion, error(np.float64(step)), rtol=1e-6)
     largest = np.abs(x).max()
     scan = np.geomspace(0.01 * largest / limit, 2 * largest, 3000)
-    # With 8 bits for 20 weights, some step happens to meet most of them.
+    # With 8 bits and 20 weights, some step happens to fit most weights.
     tolerance = 1.3 if bits == 8 else 1.001
     assert distortion <= tolerance * min(error(step) for step in scan)
 
@@ -235,13 +235,13 @@ def test_uniform_step_against_a_dense_scan(draw, size, bits):
 @pytest.mark.parametrize("x, bits, expected", [
     ([3, -3, 3, 0], 2, 3), ([-0.5], 2, 0.5), ([1, 2, 3], 3, 1), ([4, -8, 4, 8], 3, 4),
 ])  # fmt: skip
-def test_uniform_step_of_values_on_a_grid(x, bits, expected):
+def test_uniform_step_is_that_of_values_on_a_grid(x, bits, expected):
     step, distortion = uniform_step(SortedNonZeros(x), bits)
     assert step == pytest.approx(expected, rel=1e-5)
     assert distortion == pytest.approx(0, abs=1e-9)
 
 
-def test_uniform_values_may_round_to_zero():
+def test_uniform_step_lets_small_values_round_to_zero():
     x = np.repeat([1.0, -1.0, 0.1, -0.2], [30, 40, 2, 3])
     step, distortion = uniform_step(SortedNonZeros(x), 2)
     assert step == pytest.approx(1, rel=1e-5)
@@ -249,7 +249,7 @@ def test_uniform_values_may_round_to_zero():
 
 
 @pytest.mark.parametrize("x", [[], [0.0, 0.0], [1e-45, -1e-45]])
-def test_uniform_step_is_positive_without_weights_too(x):
+def test_uniform_step_is_positive_without_weights(x):
     step, distortion = uniform_step(SortedNonZeros(x), 8)
     assert step.dtype == np.float32 and step > 0 and distortion < 1e-80
 
@@ -258,7 +258,7 @@ def test_uniform_step_is_positive_without_weights_too(x):
     (kmeans, 0, "1 to 8"), (kmeans, 9, "1 to 8"), (kmeans, 2.5, "1 to 8"),
     (uniform_step, 1, "no level beside zero.*"), (uniform_step, 9, "2 to 8"),
 ])  # fmt: skip
-def test_other_bit_widths_are_refused(search, bits, bounds):
+def test_codebook_searches_refuse_bits_out_of_range(search, bits, bounds):
     with pytest.raises(ValueError, match=rf"{bounds}.*Received: bits={bits}"):
         search(SortedNonZeros([1.0, 2.0]), bits)
 
@@ -266,7 +266,7 @@ def test_other_bit_widths_are_refused(search, bits, bounds):
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("size", [2, 5, 17])
-def test_snapped_codebook_is_no_worse_than_any_step(size, seed, counted):
+def test_snapped_codebook_is_as_good_as_the_best_step(size, seed, counted):
     rng = np.random.default_rng(seed)
     centroids = np.append(rng.normal(size=size - 1), 0).astype("float32")
     counts = rng.integers(1, 100, size) if counted else np.ones(size)
@@ -285,14 +285,14 @@ def test_snapped_codebook_is_no_worse_than_any_step(size, seed, counted):
     assert received <= 1.05 * least + 1e-12
 
 
-def test_snapped_keeps_what_is_on_a_grid():
+def test_snapped_keeps_centroids_that_are_on_a_grid():
     centroids = np.float32(0.3) * np.float32([-127, -3, 0, 8, 100])
     levels, step = snapped(centroids)
     np.testing.assert_array_equal(levels, [-127, -3, 0, 8, 100])
     assert step == pytest.approx(0.3)
     levels, step = snapped([-0.5, 0.0])
     np.testing.assert_allclose(levels * step, [-0.5, 0], rtol=1e-6)
-    # Levels that coincide are one; zero is always there.
+    # Equal levels are merged, and zero is always a level.
     assert len(snapped([1.0, 1.0001, 1e-6])[0]) == 2
     assert 0 in snapped([1.0, -2.0])[0]
     for nothing in ([], [0.0]):
@@ -310,7 +310,7 @@ def test_counts_and_distortions_are_those_of_a_codebook(draw, codebook, first, s
     for bits, (counts, distortion) in zip(widths, found, strict=True):
         if codebook == "uniform":
             step, best = uniform_step(values, bits)
-            if size == 500:  # for few weights a good step is a matter of luck
+            if size == 500:  # for few weights the best step is a coincidence
                 assert distortion == pytest.approx(best, rel=0.3)
             assert len(counts) == 2 * code_limit(bits)
         else:
@@ -323,11 +323,14 @@ def test_counts_and_distortions_are_those_of_a_codebook(draw, codebook, first, s
         assert counts.sum() <= len(values)
 
 
-def test_counts_and_distortions_of_what_is_not_there():
+def test_counts_and_distortions_refuses_an_unknown_codebook():
     with pytest.raises(ValueError, match="uniform, kmeans. Received: 'lloyd'"):
         counts_and_distortions(SortedNonZeros([1.0]), (2, 4), "lloyd")
-    for codebook in ("uniform", "kmeans"):
-        for counts, distortion in counts_and_distortions(
-            SortedNonZeros([]), (2, 8), codebook
-        ):
-            assert not counts.any() and distortion == 0
+
+
+@pytest.mark.parametrize("codebook", ["uniform", "kmeans"])
+def test_counts_and_distortions_without_values_are_zero(codebook):
+    found = counts_and_distortions(SortedNonZeros([]), (2, 8), codebook)
+    assert len(found) == 2
+    for counts, distortion in found:
+        assert not counts.any() and distortion == 0

@@ -1,4 +1,4 @@
-"""Weights from a codebook that was set from outside: exact codes, zeros, gradients."""
+"""Quantizers of weights with a given codebook: codes, zeros and gradients."""
 
 import keras
 import numpy as np
@@ -50,7 +50,9 @@ def gradient(quantizer, w, upstream):
 
 @shapes
 @codebooks
-def test_encode_is_exactly_what_call_returns(shape, axes, width, levels, bits):
+def test_codebook_codes_times_scale_equal_the_quantized_kernel(
+    shape, axes, width, levels, bits
+):
     quantizer = built(shape, axes)
     w = kernel(shape)
     mask = np.abs(w) > 0.5
@@ -66,9 +68,7 @@ def test_encode_is_exactly_what_call_returns(shape, axes, width, levels, bits):
 
 
 @codebooks
-def test_a_weight_takes_the_level_nearest_to_its_multiple_of_the_step(
-    width, levels, bits
-):
+def test_codebook_rounds_weights_to_the_nearest_level(width, levels, bits):
     quantizer = built((8, 80))
     w = np.linspace(-6, 6, 640, dtype="float32").reshape(8, 80)
     quantizer.set_codebook(width, levels, STEP, np.ones(w.shape))
@@ -81,7 +81,7 @@ def test_a_weight_takes_the_level_nearest_to_its_multiple_of_the_step(
 
 
 @codebooks
-def test_the_gradient_goes_straight_through_but_not_to_masked_weights(
+def test_codebook_gradient_is_zero_for_masked_weights_and_else_straight_through(
     width, levels, bits
 ):
     w, upstream = kernel((20, 6)), kernel((20, 6), seed=1)
@@ -91,18 +91,18 @@ def test_the_gradient_goes_straight_through_but_not_to_masked_weights(
     np.testing.assert_array_equal(gradient(quantizer, w, upstream), upstream * mask)
 
 
-def test_a_float_kernel_passes_bit_for_bit_with_its_whole_gradient():
+def test_codebook_passes_a_float_kernel_unchanged_while_it_does_not_quantize():
     w, upstream = kernel((20, 6)), kernel((20, 6), seed=1)
     quantizer = built(w.shape)
     quantizer.set_codebook(2, [-1, 0, 1], STEP, np.abs(w) > 0.5)
     quantizer.quantizes.assign(0.0)
     np.testing.assert_array_equal(quantizer(w), w)
     np.testing.assert_array_equal(gradient(quantizer, w, upstream), upstream)
-    # What would be stored does not depend on it.
+    # The codes are the same while the float kernel is used.
     assert set(np.unique(quantizer.encode(w)[0])) == {-1, 0, 1}
 
 
-def test_a_new_codebook_is_the_finest_grid_and_is_not_finished():
+def test_new_codebook_is_the_8_bit_grid_and_unfinished():
     quantizer = built((4, 3))
     assert (quantizer.bits, int(quantizer.width)) == (8, 8)
     w = np.array([[-200.0, -3.2, 0.4]] * 4, "float32")
@@ -113,19 +113,19 @@ def test_a_new_codebook_is_the_finest_grid_and_is_not_finished():
     assert not quantizer.trainable_variables
 
 
-def test_what_it_may_become_is_known_before_it_is_built():
+def test_codebook_candidates_are_known_before_build():
     assert Codebook().candidates == (2, 3, 4, 5, 6, 7, 8)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_decides_codes_in_float32(policy):
+def test_codebook_computes_codes_in_float32_under_mixed_precision(policy):
     layer = QuantDense(8, kernel_quantizer=Codebook(), dtype=policy)
     layer.build((None, 64))
     w = kernel((64, 8))
-    layer._kernel.assign(w)
-    step = np.float32(1 / 127.3)  # 16-bit floats have no such number
+    layer.latent_kernel.assign(w)
+    step = np.float32(1 / 127.3)  # not a 16-bit float
     layer.kernel_quantizer.set_codebook(8, range(-127, 128), step, np.abs(w) > 0.5)
-    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+    codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
     np.testing.assert_array_equal(scale, step)
     expected = tf.cast(codes * scale, layer.compute_dtype)
     x = np.eye(64, dtype="float32")
@@ -137,12 +137,12 @@ def test_mixed_precision_decides_codes_in_float32(policy):
     (QuantDepthwiseConv2D(3, depth_multiplier=2, kernel_quantizer=Codebook()),
      (None, 8, 8, 5), (1, 1, 5, 2)),
 ])  # fmt: skip
-def test_scales_lie_along_the_layers_channels(layer, shape, scale):
+def test_codebook_scales_have_the_shape_of_the_layers_channels(layer, shape, scale):
     layer.build(shape)
-    assert layer.kernel_quantizer.encode(layer._kernel)[1].shape == scale
+    assert layer.kernel_quantizer.encode(layer.latent_kernel)[1].shape == scale
 
 
-def test_a_saved_layer_has_its_codebook_zeros_and_anchors(tmp_path):
+def test_saved_layers_restore_codebook_mask_and_admm_variables(tmp_path):
     inputs = keras.Input((20,))
     layer = QuantDense(6, kernel_quantizer=Codebook())
     model = keras.Model(inputs, layer(inputs))

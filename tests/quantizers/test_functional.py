@@ -12,7 +12,7 @@ def kernel(shape, seed=0):
 
 
 def filters(w, channel_axes=(-1,)):
-    """(channels, weights per filter) in float64, written independently."""
+    """(channels, weights per filter) in float64, independent of the library."""
     channels = int(np.prod([w.shape[axis] for axis in channel_axes]))
     return np.asarray(w, np.float64).reshape(-1, channels).T
 
@@ -25,7 +25,7 @@ def gradient(function, x):
     return tape.gradient(y, x).numpy()
 
 
-def test_straight_through_is_exact_forward_and_takes_the_surrogates_gradient():
+def test_straight_through_returns_the_value_with_the_surrogates_gradient():
     x = kernel((1000,)) * 1e3
     value = np.float32(0.1) * np.round(x)
     result = F.straight_through(tf.constant(value), tf.constant(x))
@@ -34,7 +34,7 @@ def test_straight_through_is_exact_forward_and_takes_the_surrogates_gradient():
     np.testing.assert_allclose(slope, 2 * x)
 
 
-def test_round_straight_through():
+def test_round_straight_through_rounds_half_to_even_with_gradient_one():
     np.testing.assert_array_equal(
         F.round_straight_through(tf.constant([0.5, 1.5, -2.7])), [0.0, 2.0, -3.0]
     )
@@ -46,19 +46,19 @@ def test_round_straight_through():
 @pytest.mark.parametrize(
     "shape, axes", [(CONV, (-1,)), (DEPTHWISE, (-2, -1)), (DENSE, (-1,))]
 )
-def test_max_cosine_threshold_matches_trying_every_cut(shape, axes):
+def test_max_cosine_threshold_is_the_best_of_all_thresholds(shape, axes):
     w = kernel(shape)
     threshold = F.max_cosine_threshold(tf.constant(w), axes).numpy()
-    for row, cut in zip(filters(w, axes), threshold.ravel(), strict=True):
+    for row, least in zip(filters(w, axes), threshold.ravel(), strict=True):
         magnitudes = np.sort(np.abs(row))[::-1]
         cosines = [
             magnitudes[:k].sum() / np.sqrt(k) / np.linalg.norm(row)
             for k in range(1, len(row) + 1)
         ]
-        assert (np.abs(row) >= cut).sum() == np.argmax(cosines) + 1
+        assert (np.abs(row) >= least).sum() == np.argmax(cosines) + 1
 
 
-def test_max_cosine_cut_is_the_least_squares_ternary_filter():
+def test_max_cosine_threshold_gives_the_least_squares_ternary_filter():
     row = kernel((9,), seed=3)
     errors = {}
     for pattern in np.ndindex(*(3,) * 9):
@@ -72,8 +72,8 @@ def test_max_cosine_cut_is_the_least_squares_ternary_filter():
     assert abs(np.sum(best * codes[:, 0])) == np.sum(best != 0)  # equal up to sign
 
 
-def test_best_cosine_of_gaussian_weights():
-    # papers: the best cosine is 0.900 at 46 % zeros; at 88 % zeros it is 0.69
+def test_max_cosine_of_gaussian_weights_is_that_of_the_papers():
+    # In the papers the best cosine is 0.900, at 46 % zeros. At 88 % it is 0.69.
     w = tf.constant(kernel((100_000, 2)))
     keep = tf.abs(w) >= F.max_cosine_threshold(w)
     codes = F.ternary_codes(w, keep)
@@ -87,7 +87,7 @@ def test_best_cosine_of_gaussian_weights():
 @pytest.mark.parametrize(
     "shape, axes", [((3, 3, 16, 32), (-1,)), ((5, 5, 32, 1), (-2, -1)), (DENSE, (-1,))]
 )
-def test_sparsity_threshold_reaches_the_share_and_empties_no_filter(
+def test_sparsity_threshold_reaches_the_sparsity_and_empties_no_filter(
     shape, axes, sparsity
 ):
     w = tf.constant(kernel(shape) * np.geomspace(0.01, 100, shape[-1]))
@@ -96,18 +96,20 @@ def test_sparsity_threshold_reaches_the_share_and_empties_no_filter(
     per_filter = np.abs(filters(codes.numpy(), axes)).sum(axis=1)
     assert per_filter.min() >= 1
     zeros = np.sum(codes == 0)
-    saved = np.sum(per_filter == 1)  # filters that the guarantee may have kept alive
-    assert abs(zeros - sparsity * np.size(codes)) <= 1 + saved
+    single = np.sum(
+        per_filter == 1
+    )  # weights that may only stay as the last of a filter
+    assert abs(zeros - sparsity * np.size(codes)) <= 1 + single
 
 
-def test_rounding_does_not_decide_what_the_share_keeps():
+def test_sparsity_threshold_is_exact_at_every_sparsity():
     w = kernel((3, 3, 16, 32))
     for sparsity in np.linspace(0.1, 0.8, 300):
         kept = tf.abs(w) >= F.sparsity_threshold(tf.constant(w), sparsity)
         assert np.sum(~kept.numpy()) == round(float(np.float32(sparsity)) * w.size)
 
 
-def test_scale_is_the_mean_kept_magnitude_and_the_projection():
+def test_ternary_scale_is_the_mean_kept_magnitude_and_the_projection():
     w = kernel(CONV)
     codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)
     scale = F.ternary_scale(tf.constant(w), codes).numpy().ravel()
@@ -119,7 +121,7 @@ def test_scale_is_the_mean_kept_magnitude_and_the_projection():
         np.testing.assert_allclose(scale[i], projection, rtol=1e-6)
 
 
-def test_ternarize_gradient_against_the_formula():
+def test_ternarize_gradient_matches_the_formula():
     w, upstream = kernel(CONV), kernel(CONV, seed=1)
     codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)
     scale = F.ternary_scale(tf.constant(w), codes)
@@ -143,7 +145,7 @@ def test_ternarize_gradient_against_the_formula():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_normalisation_jacobian_against_finite_differences():
+def test_gradient_of_l2_normalisation_matches_finite_differences():
     w, g = kernel((7, 1)).astype(np.float64), kernel((7, 1), seed=1)
 
     def projected(v):
@@ -160,9 +162,9 @@ def test_normalisation_jacobian_against_finite_differences():
     np.testing.assert_allclose(found.ravel(), numeric, rtol=1e-4, atol=1e-6)
 
 
-def test_batch_normalised_loss_leaves_the_length_of_the_filter_alone():
-    # With a loss that does not depend on the kernel's scale, g . u_hat = 0 and
-    # the gradient is orthogonal to the weights: only the direction is trained.
+def test_ternarize_does_not_train_the_length_under_a_scale_invariant_loss():
+    # If the loss does not depend on the kernel's scale, g . u_hat = 0 and the gradient
+    # is orthogonal to the weights: only the direction is trained.
     w = kernel((50, 1))
     target = kernel((50, 1), seed=1)
     codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)
@@ -176,7 +178,7 @@ def test_batch_normalised_loss_leaves_the_length_of_the_filter_alone():
     assert abs(np.sum(slope * w)) < 1e-4 * np.linalg.norm(slope) * np.linalg.norm(w)
 
 
-def test_an_all_zero_filter_gives_zeros_and_no_nan():
+def test_ternarize_of_an_all_zero_filter_is_zero_and_finite():
     w = kernel(CONV)
     w[..., 2] = 0
 
@@ -193,7 +195,7 @@ def test_an_all_zero_filter_gives_zeros_and_no_nan():
 
 
 @pytest.mark.parametrize("limit", [1, 7, 127])
-def test_uniform_scale_is_the_best_candidate(limit):
+def test_uniform_scale_has_the_least_error_of_its_candidates(limit):
     w = kernel(DENSE)
     factors = (0.3, 0.5, 0.8, 1.0)
     found = F.uniform_scale(tf.constant(w), limit, factors).numpy().ravel()

@@ -1,4 +1,4 @@
-"""Gates: hard forward, a sigmoid's slope backward, and the thresholds they learn."""
+"""Learned gates: values, gradients, thresholds and running averages."""
 
 import keras
 import numpy as np
@@ -37,12 +37,12 @@ def gradient(function, variable):
 
 
 def slope(margins):
-    """Of the backward sigmoid."""
+    """Slope of the backward sigmoid."""
     soft = 1 / (1 + np.exp(-np.asarray(margins) / TEMPERATURE))
     return soft * (1 - soft) / TEMPERATURE
 
 
-def test_hard_gates_are_steps_with_the_slope_of_a_sigmoid():
+def test_hard_gates_are_steps_with_the_gradient_of_a_sigmoid():
     importances = tf.constant([0.0, 0.5, 1.0, 1.0, 3.0])
     thresholds = tf.constant([0.0, 0.6, 0.4, 1.0, 0.5])
     weights = np.array([1.0, -2.0, 3.0, 0.5, 4.0], "float32")
@@ -51,14 +51,14 @@ def test_hard_gates_are_steps_with_the_slope_of_a_sigmoid():
         gates = hard_gates(importances, thresholds)
         loss = tf.reduce_sum(weights * gates)
     to_importances, to_thresholds = tape.gradient(loss, (importances, thresholds))
-    # Equal is closed: a threshold at an importance takes the gate with it.
+    # A gate whose importance equals its threshold is closed.
     np.testing.assert_array_equal(gates, [0, 0, 1, 0, 1])
     expected = weights * slope(importances - thresholds)
     np.testing.assert_allclose(to_importances, expected, rtol=1e-5)
     np.testing.assert_allclose(to_thresholds, -expected, rtol=1e-5)
 
 
-def test_a_new_pace_leaves_the_thresholds_where_they_are():
+def test_set_pace_keeps_the_thresholds():
     threshold = built(Threshold(2))
     threshold.raw.assign([0.5, 1.5])
     for pace in (20.0, 0.1):
@@ -67,7 +67,7 @@ def test_a_new_pace_leaves_the_thresholds_where_they_are():
         np.testing.assert_allclose(threshold.raw, np.array([0.5, 1.5]) / pace)
 
 
-def test_the_pace_multiplies_steps_and_not_gradients():
+def test_pace_multiplies_threshold_steps_and_not_gradients():
     threshold = built(Threshold(1))
     threshold.set_pace(5.0)
     found = gradient(lambda: ops.sum(3.0 * threshold.value()), threshold.raw)
@@ -94,12 +94,12 @@ def test_thresholds_that_do_not_learn_get_no_gradient():
     np.testing.assert_array_equal(found, [0, 0])
 
 
-# Errors are 1; a gate is open below.
+# Errors are 1, so a gate with a threshold below 1 is open.
 CHOICES = [((0.5, 0.5), 8), ((0.5, 1.5), 4), ((1.5, 0.5), 2), ((1.5, 1.5), 2)]
 
 
 @pytest.mark.parametrize("thresholds, bits", CHOICES)
-def test_expected_bits_and_their_gradient(thresholds, bits):
+def test_expected_bits_and_their_gradient_follow_the_thresholds(thresholds, bits):
     gates = gates_at(thresholds)
     g4, g8 = np.float32(1.0) > thresholds
     assert float(gates.expected_bits()) == 2 + 2 * g4 + 4 * g4 * g8 == bits
@@ -112,7 +112,7 @@ def test_expected_bits_and_their_gradient(thresholds, bits):
 
 
 @pytest.mark.parametrize("bits, hard", [(2, (0, 0)), (4, (1, 0)), (8, (1, 1))])
-def test_fixed_bits_end_the_search(bits, hard):
+def test_freeze_sets_the_bits_and_ends_learning(bits, hard):
     gates = gates_at((1.5, 0.5))
     assert float(gates.learning()) == 1
     gates.freeze(bits)
@@ -126,13 +126,13 @@ def test_fixed_bits_end_the_search(bits, hard):
 
 
 @pytest.mark.parametrize("bits", [0, 3, 16])
-def test_a_choice_outside_of_the_candidates_is_refused(bits):
+def test_freeze_refuses_bits_that_are_no_candidate(bits):
     gates = built(BitGates((2, 4, 8)))
     with pytest.raises(ValueError, match=rf"one of \(2, 4, 8\).*bits={bits}"):
         gates.freeze(bits)
 
 
-def test_running_averages_move_only_while_gates_learn():
+def test_running_averages_change_only_while_gates_learn():
     gates = gates_at((0.0, 0.0), errors=(1.0, 0.4))
     gates.observe(ops.convert_to_tensor([2.0, 0.0]))
     moved = MOMENTUM * np.array([1.0, 0.4]) + (1 - MOMENTUM) * np.array([2.0, 0.0])
@@ -143,7 +143,7 @@ def test_running_averages_move_only_while_gates_learn():
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
-def test_a_single_candidate_is_a_choice_already_made(bits):
+def test_gates_of_a_single_candidate_are_frozen_from_the_start(bits):
     gates = built(BitGates((bits,)))
     assert gates.threshold is None and not gates.trainable_variables
     assert gates.gates().shape == gates.margins().shape == (0,)
@@ -154,7 +154,7 @@ def test_a_single_candidate_is_a_choice_already_made(bits):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_gates_compute_in_float32_inside_layers_of_16_bits(dtype):
+def test_gates_compute_in_float32_inside_16_bit_layers(dtype):
     gates = gates_at((0.5, 1.5))
     layer = keras.layers.Lambda(
         lambda x: (gates.gates(), gates.expected_bits(), gates.threshold.value()),
@@ -164,8 +164,8 @@ def test_gates_compute_in_float32_inside_layers_of_16_bits(dtype):
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.3, 1.0, 3.0])
-def test_margins_are_what_closing_a_gate_costs(cost):
-    """All of it where the threshold is zero, none where the gate is about to close."""
+def test_margins_are_shares_of_the_cost_of_closing_a_gate(cost):
+    """The whole cost at a threshold of zero, none where the gate is about to close."""
     gates = gates_at((0.0, 0.0), errors=(0.7, 0.2))
     gates.set_costs([cost, 2 * cost])
     importances = np.array(gates.importances())
@@ -175,6 +175,6 @@ def test_margins_are_what_closing_a_gate_costs(cost):
     np.testing.assert_allclose(gates.margins(), [cost / 2, cost], rtol=1e-4)
     gates.threshold.raw.assign(importances)
     np.testing.assert_allclose(gates.margins(), 0, atol=1e-5)
-    # As the errors fall, so do the importances.
+    # Importances are proportional to errors.
     gates.errors.assign([0.35, 0.2])
     assert float(gates.importances()[0]) == pytest.approx(importances[0] / 2)

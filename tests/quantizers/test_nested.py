@@ -1,4 +1,4 @@
-"""The nested grids against an independent NumPy version of the paper's recursion."""
+"""Nested grids against an independent NumPy version of the paper's recursion."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tfcompress.quantizers.activation import activation_range
 
 
 def recursion(x, clip, signed):
-    """z_2, z_4, z_8 by the paper's residual rounding, in float64."""
+    """z_2, z_4 and z_8 by the paper's residual rounding, in float64."""
     z = np.clip(x.astype(np.float64), -clip * (1 - 1e-7) if signed else 0, clip)
     if signed:
         z = np.minimum(z, clip * (1 - 1e-7))
@@ -24,7 +24,7 @@ def recursion(x, clip, signed):
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_nested_recursion_equals_direct_rounding_to_the_bit(signed):
+def test_rounding_once_equals_the_papers_recursion(signed):
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1.5, 400_000).astype("float32")
     clip = np.float32(1.7)
@@ -33,7 +33,7 @@ def test_nested_recursion_equals_direct_rounding_to_the_bit(signed):
         codes = ops.convert_to_numpy(nested.nested_codes(x, clip, steps, signed))
         step = (2 if signed else 1) * 1.7 / steps
         wrong = codes != np.round(expected / step)
-        # float32 division may fall on the other side of a tie: nothing else may.
+        # Only float32 division may differ, on the other side of a tie.
         distance = np.abs(x[wrong] / step - np.round(x[wrong] / step))
         assert wrong.sum() < 10 and (distance > 0.49999).all()
         low, high = activation_range(bits, signed)
@@ -41,7 +41,7 @@ def test_nested_recursion_equals_direct_rounding_to_the_bit(signed):
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_rounding_in_stages_equals_rounding_once(signed):
+def test_rounding_to_8_4_and_2_bits_in_turn_equals_rounding_once(signed):
     x = np.random.default_rng(1).normal(0, 1, 100_000).astype("float32")
     clip = np.float32(1.3)
 
@@ -82,7 +82,7 @@ def gradients(function, *arrays):
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("hard", [(0, 0), (1, 0), (1, 1)])
-def test_gradients_of_share_bits(signed, hard):
+def test_share_bits_gradients_match_the_papers_recursion(signed, hard):
     rng = np.random.default_rng(3)
     x = rng.normal(0, 1, (40, 30)).astype("float32")
     g = rng.normal(0, 1, x.shape).astype("float32")
@@ -106,13 +106,13 @@ def test_gradients_of_share_bits(signed, hard):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 9, 16])
-def test_the_estimate_from_a_part_of_a_batch_of_equal_samples_is_exact(batch):
+def test_strided_gate_gradient_is_exact_for_equal_samples(batch):
     x, g = np.random.default_rng(4).normal(0, 1, (2, 1, 200)).astype("float32")
     x, g = np.tile(x, (batch, 1)), np.tile(g, (batch, 1))
 
-    def loss(gates, one_of):
+    def loss(gates, stride):
         value = nested.share_bits(
-            x, ops.ones(()), gates, nested.BITS, True, ops.ones(()), one_of
+            x, ops.ones(()), gates, nested.BITS, True, ops.ones(()), stride
         )
         return ops.sum(value * g)
 
@@ -121,7 +121,7 @@ def test_the_estimate_from_a_part_of_a_batch_of_equal_samples_is_exact(batch):
     np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_gates_that_do_not_learn_get_no_gradient():
+def test_share_bits_has_no_gate_gradient_while_gates_do_not_learn():
     x = np.random.default_rng(3).normal(0, 1, (40, 30)).astype("float32")
 
     def loss(gates):
@@ -134,7 +134,7 @@ def test_gates_that_do_not_learn_get_no_gradient():
     np.testing.assert_array_equal(to_gates, [0, 0])
 
 
-def test_paper_grid_has_the_papers_values():
+def test_paper_grid_has_the_papers_values_and_no_zero():
     x = np.linspace(-2, 2, 1001).astype("float32")
     for gates, bits in (((0, 0), 2), ((1, 0), 4), ((1, 1), 8)):
         value = nested.paper_grid(
@@ -147,7 +147,7 @@ def test_paper_grid_has_the_papers_values():
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_errors_are_one_for_values_that_are_spread_evenly(signed):
+def test_mean_errors_are_one_for_evenly_spread_values(signed):
     x = np.random.default_rng(0).uniform(-1 if signed else 0, 1, 200_000)
     errors = nested.mean_errors(x.astype("float32"), ops.ones(()), nested.BITS, signed)
     np.testing.assert_allclose(errors, [1, 1], rtol=0.02)

@@ -23,7 +23,7 @@ def build(quantizer, shape, channel_axes=(-1,)):
 @pytest.mark.parametrize(
     "shape, axes", [((3, 3, 5, 7), (-1,)), ((3, 3, 5, 2), (-2, -1))]
 )
-def test_encode_is_exactly_what_call_returns(quantizer, shape, axes):
+def test_codes_times_scale_equal_the_quantized_kernel(quantizer, shape, axes):
     quantizer = build(quantizer, shape, axes)
     w = np.random.default_rng(0).normal(size=shape).astype("float32")
     codes, scale = quantizer.encode(w)
@@ -37,7 +37,7 @@ def test_encode_is_exactly_what_call_returns(quantizer, shape, axes):
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.name}{q.bits}")
-def test_zero_channel_has_zero_codes_and_a_positive_scale(quantizer):
+def test_zero_channels_have_zero_codes_and_a_scale_of_1(quantizer):
     quantizer = build(quantizer, (6, 3))
     w = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
     w[:, 1] = 0
@@ -47,7 +47,7 @@ def test_zero_channel_has_zero_codes_and_a_positive_scale(quantizer):
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.name}{q.bits}")
-def test_config_round_trip(quantizer):
+def test_quantizer_config_round_trip(quantizer):
     restored = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(quantizer)
     )
@@ -62,7 +62,7 @@ def test_uniform_8_bit_error_is_at_most_half_a_step():
     assert (np.abs(quantizer(w) - w) <= scale / 2 * 1.00001).all()
 
 
-def test_ternary_follows_its_current_sparsity():
+def test_ternary_kernel_has_its_current_sparsity():
     w = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
     quantizer = build(Ternary(sparsity=0.9), w.shape)
     assert np.mean(quantizer.encode(w)[0] == 0) == pytest.approx(0.9, abs=1e-3)
@@ -72,7 +72,7 @@ def test_ternary_follows_its_current_sparsity():
     assert "is 0.500 and has not reached 0.9" in quantizer.unfinished()
 
 
-def test_frozen_zeros_stay_while_signs_change():
+def test_frozen_ternary_zeros_stay_while_signs_change():
     w = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
     quantizer = build(Ternary(), w.shape)
     before, _ = quantizer.encode(w)
@@ -84,7 +84,7 @@ def test_frozen_zeros_stay_while_signs_change():
     assert (quantizer.encode(moved)[0] != frozen).any()
 
 
-def test_discrepancy_is_a_loss_of_one_minus_the_mean_cosine():
+def test_ternary_discrepancy_is_a_loss_of_one_minus_the_mean_cosine():
     w = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
     quantizer = build(Ternary(discrepancy=0.5), w.shape)
     quantizer(w, training=True)
@@ -95,18 +95,18 @@ def test_discrepancy_is_a_loss_of_one_minus_the_mean_cosine():
 
 
 @pytest.mark.parametrize("sparsity", [0, 1, -0.5, 1.5, float("nan")])
-def test_bad_sparsity(sparsity):
+def test_ternary_refuses_a_sparsity_out_of_range(sparsity):
     with pytest.raises(ValueError, match=r"number in \(0, 1\).*Received"):
         Ternary(sparsity=sparsity)
 
 
 @pytest.mark.parametrize("discrepancy", [-1, float("nan"), float("inf")])
-def test_bad_discrepancy(discrepancy):
+def test_ternary_refuses_a_discrepancy_out_of_range(discrepancy):
     with pytest.raises(ValueError, match="finite number >= 0"):
         Ternary(discrepancy=discrepancy)
 
 
 @pytest.mark.parametrize("bits", [1, 9, 4.5])
-def test_bad_bits(bits):
+def test_uniform_refuses_bits_out_of_range(bits):
     with pytest.raises(ValueError, match="from 2 to 8"):
         Uniform(bits)
