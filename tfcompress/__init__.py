@@ -18,6 +18,12 @@ from tfcompress.schemes import (
     SizeConstrained,
     Uniform,
 )
+from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
+from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
+
+# Layers of one system that are public among those of all.
+for _layer in (BopsBudget, FilterGate):
+    setattr(layers, _layer.__name__, _layer)
 
 __all__ = [
     "BitSharing",

@@ -6,7 +6,7 @@ from keras import ops
 
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.remove import remove_classes
+from tfcompress.graph.remove import remove_groups
 from tfcompress.schemes.decomposition.factorize import Factorize
 from tfcompress.schemes.decomposition.search_space import removable_classes
 from tfcompress.schemes.decomposition.selection import Scores, choose_cut
@@ -57,4 +57,4 @@ def _pruned(model, channels, scores, macs):
     groups = [g.classes for g in channels.groups if removable[g.classes].all()]
     scores = Scores(np.where(removable, scores, np.inf), groups, ranks={})
     cut = choose_cut(WidthModel(model, channels, "macs", (), 1.0), scores, macs)
-    return remove_classes(model, channels, ~cut.alive)
+    return remove_groups(model, channels, ~cut.alive)

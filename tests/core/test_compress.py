@@ -37,7 +37,9 @@ def test_the_model_is_left_untouched(trained):
     before = [np.array(weight) for weight in trained.get_weights()]
     nodes = [len(layer._outbound_nodes) for layer in trained.layers]
     student = tfc.compress(trained, tfc.PrunedTernary())
-    student.get_layer("conv1")._kernel.assign(student.get_layer("conv1")._kernel * 0)
+    student.get_layer("conv1").latent_kernel.assign(
+        student.get_layer("conv1").latent_kernel * 0
+    )
     assert [type(layer) for layer in trained.layers][1] is layers.Conv2D
     assert [len(layer._outbound_nodes) for layer in trained.layers] == nodes
     for old, new in zip(before, trained.get_weights(), strict=True):
@@ -50,7 +52,7 @@ def test_the_student_starts_from_the_models_weights(trained):
     for old, new in zip(trained.layers[1:], student.layers[1:], strict=True):
         assert old.name == new.name
         if isinstance(new, QuantizedKernel):
-            np.testing.assert_array_equal(old.kernel, new._kernel)
+            np.testing.assert_array_equal(old.kernel, new.latent_kernel)
         else:
             for a, b in zip(old.get_weights(), new.get_weights(), strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -75,7 +77,9 @@ def test_weight_decay_is_half_the_squared_norm_and_keeps_own_regularizers():
     x = layers.Dense(4, kernel_regularizer=own, name="own")(inputs)
     model = keras.Model(inputs, layers.Dense(2, name="none")(x))
     student = tfc.compress(model, tfc.PrunedTernary(weight_decay=0.2))
-    kernels = {layer.name: np.asarray(layer._kernel) for layer in student.layers[1:]}
+    kernels = {
+        layer.name: np.asarray(layer.latent_kernel) for layer in student.layers[1:]
+    }
     expected = [
         0.5 * np.abs(kernels["own"]).sum(),
         0.2 / 2 * np.square(kernels["none"]).sum(),

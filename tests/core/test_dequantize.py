@@ -56,7 +56,7 @@ def test_a_student_in_16_bits_becomes_a_float32_model(model):
     plain = tfc.dequantize(student)
     assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
     codes, scale = student.get_layer("conv").kernel_quantizer.encode(
-        student.get_layer("conv")._kernel
+        student.get_layer("conv").latent_kernel
     )
     np.testing.assert_array_equal(plain.get_layer("conv").kernel, codes * scale)
 

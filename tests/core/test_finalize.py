@@ -139,7 +139,7 @@ def test_codes_are_those_that_were_trained_up_to_the_sign_of_gamma():
     student = keras.Model(inputs, layers.BatchNormalization()(conv()(inputs)))
     randomize(student)
     layer, norm = student.layers[1:]
-    codes, _ = layer.kernel_quantizer.encode(layer._kernel)
+    codes, _ = layer.kernel_quantizer.encode(layer.latent_kernel)
     tiny = tfc.finalize(student)
     np.testing.assert_array_equal(tiny.layers[1].codes, codes * np.sign(norm.gamma))
 
@@ -161,9 +161,9 @@ def test_a_channel_without_weights_survives():
     inputs = keras.Input((8, 8, 3))
     student = keras.Model(inputs, layers.BatchNormalization()(conv()(inputs)))
     randomize(student)
-    kernel = np.asarray(student.layers[1]._kernel).copy()
+    kernel = np.asarray(student.layers[1].latent_kernel).copy()
     kernel[..., 2] = 0
-    student.layers[1]._kernel.assign(kernel)
+    student.layers[1].latent_kernel.assign(kernel)
     x = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype("float32")
     found = np.asarray(tfc.finalize(student)(x))
     assert np.isfinite(found).all()

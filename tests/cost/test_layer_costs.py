@@ -34,7 +34,7 @@ def test_quantized_convolution():
     )
     (cost,) = layer_costs(one_layer(layer, 8, 6, 3))
     weights = 3 * 3 * 3 * 5
-    codes, _ = layer.kernel_quantizer.encode(layer._kernel)
+    codes, _ = layer.kernel_quantizer.encode(layer.latent_kernel)
     nonzeros = np.count_nonzero(codes)
     assert (cost.name, cost.type) == ("conv", "QuantConv2D")
     assert cost.kernel_shape == (3, 3, 3, 5)
@@ -84,7 +84,7 @@ def test_packed_layer_costs_what_its_student_costs():
     student = QuantConv2D(4, 3, groups=2, kernel_quantizer=Uniform(3), name="c")
     packed = PackedConv2D(4, 3, groups=2, kernel_bits=3, name="c")
     models = [one_layer(layer, 8, 6, 4) for layer in (student, packed)]
-    packed.set_kernel(*student.kernel_quantizer.encode(student._kernel))
+    packed.set_kernel(*student.kernel_quantizer.encode(student.latent_kernel))
     expected, cost = (vars(layer_costs(model)[0]) for model in models)
     assert {**cost, "type": ""} == {**expected, "type": ""}
 

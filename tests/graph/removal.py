@@ -7,7 +7,7 @@ from keras import layers, ops
 
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.remove import remove_classes
+from tfcompress.graph.remove import remove_groups
 from tfcompress.layers import PackedKernel
 
 
@@ -102,7 +102,7 @@ def remove_some(model, rng, share=0.3):
     """
     channels = Channels(Graph(model))
     dropped = some_classes(channels, rng, share)
-    smaller = remove_classes(model, channels, dropped)
+    smaller = remove_groups(model, channels, dropped)
     mask_reads(model, channels, dropped)
     call = call_on_random(model, rng)
     return smaller, channels, dropped, difference(call(model), call(smaller))

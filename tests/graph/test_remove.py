@@ -30,7 +30,7 @@ from tests.graph.removal import (
 from tests.litert.packed_models import make_packed
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.remove import remove_channels, remove_classes
+from tfcompress.graph.remove import remove_channels, remove_groups
 from tfcompress.layers import PackedKernel, QuantDense
 from tfcompress.quantizers import Ternary
 
@@ -111,7 +111,7 @@ def test_what_is_read_is_missed(rng):
     dropped = some_classes(channels, rng)
     call = call_on_random(model, rng)
     expected = call(model)
-    smaller = remove_classes(model, channels, dropped)
+    smaller = remove_groups(model, channels, dropped)
     assert difference(expected, call(smaller)) > 1e-3
     mask_reads(model, channels, dropped)
     assert difference(call(model), call(smaller)) < 1e-5
@@ -235,11 +235,11 @@ def test_wrong_classes(rng):
     with pytest.raises(
         ValueError, match="one for each class.*Received: shape \\(2,\\)"
     ):
-        remove_classes(model, channels, [True, False])
+        remove_groups(model, channels, [True, False])
     dropped = np.zeros(len(channels.frozen), bool)
     dropped[next(iter(channels.written.values()))[:4]] = True
     with pytest.raises(ValueError, match="At least one.*what 'split' makes.*none"):
-        remove_classes(model, channels, dropped)
+        remove_groups(model, channels, dropped)
 
 
 def test_models_in_training_are_refused():

@@ -59,7 +59,7 @@ def test_an_identity_start_keeps_the_kernel_as_the_basis():
     for layer in (plain, factorized):
         layer.build((None, 4))
     factorized.set_kernel(keras.ops.convert_to_numpy(plain.kernel), "identity")
-    np.testing.assert_array_equal(factorized._kernel, plain.kernel)
+    np.testing.assert_array_equal(factorized.kernel_variable, plain.kernel)
     np.testing.assert_array_equal(factorized.coefficients, np.eye(6))
 
 

@@ -55,8 +55,8 @@ def test_predicts_with_its_codes_and_reloads_to_the_bit(
 def test_the_variable_itself_is_small(bits, container):
     _, layer, codes, _ = packed_model(layers.PackedDense, {"units": 5}, (7,), bits)
     assert layer.container_bits == container
-    assert layer._kernel.dtype == "uint8"
-    assert layer._kernel.shape == (-(-7 * 5 * container // 8),)
+    assert layer.kernel_variable.dtype == "uint8"
+    assert layer.kernel_variable.shape == (-(-7 * 5 * container // 8),)
 
 
 def test_nothing_in_it_trains():

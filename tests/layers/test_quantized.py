@@ -47,7 +47,7 @@ def test_computes_what_keras_computes_with_the_quantized_kernel(
     model = model_of(layer, shape)
     plain = cls.__bases__[1](**config)
     reference = model_of(plain, shape)
-    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+    codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
     plain.set_weights([codes * scale, *([layer.bias] if layer.use_bias else [])])
     x = data(shape)
     np.testing.assert_array_equal(
@@ -73,7 +73,7 @@ def test_trains_and_reloads_to_the_bit(cls, config, shape, tmp_path):
 def test_without_quantizers_it_is_the_keras_layer():
     layer = layers.QuantDense(3)
     model = model_of(layer, (4,))
-    np.testing.assert_array_equal(layer.kernel, layer._kernel)
+    np.testing.assert_array_equal(layer.kernel, layer.latent_kernel)
     assert model.count_params() == 4 * 3 + 3
 
 
@@ -89,7 +89,7 @@ def test_input_quantizer_is_applied():
 def test_mixed_precision_decides_codes_in_float32():
     layer = layers.QuantDense(8, kernel_quantizer=Ternary(), dtype="mixed_bfloat16")
     model = model_of(layer, (64,))
-    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+    codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
     assert layer.kernel.dtype == "bfloat16"
     np.testing.assert_array_equal(np.sign(layer.kernel), codes)
     x = data((64,))

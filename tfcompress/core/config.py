@@ -6,7 +6,7 @@ import keras
 
 from tfcompress import layers
 from tfcompress.layers.kernel import value_of
-from tfcompress.layers.quantized import QUANTIZED
+from tfcompress.layers.registry import FORMS, forms_of
 from tfcompress.quantizers import Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
 
@@ -39,7 +39,7 @@ class QuantizeConfig:
     @staticmethod
     def why_not(layer):
         """Why a layer cannot be quantized, or None if it can."""
-        return why_not_compressed(layer, QUANTIZED)
+        return why_not_compressed(layer, [forms.plain for forms in FORMS])
 
     def __str__(self):
         text = _describe(self.kernel_quantizer)
@@ -54,7 +54,7 @@ class QuantizeConfig:
 
     def student_layer(self, layer, weight_decay, norm=None):
         """The `Quant*` layer, not built, that takes the place of `layer`."""
-        return QUANTIZED[type(layer)].from_config(
+        return forms_of(layer).quantized.from_config(
             {
                 **config_with_decay(layer, weight_decay),
                 "kernel_quantizer": copy_quantizer(self.kernel_quantizer),
@@ -65,7 +65,7 @@ class QuantizeConfig:
     @staticmethod
     def copy_weights(old, new, norm=None):
         """Gives a built student layer the weights of the layer it replaces."""
-        new._kernel.assign(value_of(old.kernel))
+        new.latent_kernel.assign(value_of(old.kernel))
         if old.use_bias:
             new.bias.assign(value_of(old.bias))
 

@@ -5,9 +5,6 @@ from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.packed import inference_config
-from tfcompress.layers.quantized import QUANTIZED
-
-PLAIN = {quantized: plain for plain, quantized in QUANTIZED.items()}
 
 
 def dequantize(student):
@@ -46,17 +43,17 @@ def dequantize(student):
             )
 
     def replace(layer):
-        if type(layer) not in PLAIN:
+        if not isinstance(layer, layers.QuantizedKernel):
             if layer.compute_dtype in ("float16", "bfloat16"):
                 return clone_layer(layer, dtype="float32")
             return clone_layer(layer)
         config = {**inference_config(layer.get_config()), "dtype": "float32"}
         del config["kernel_quantizer"], config["input_quantizer"]
-        return PLAIN[type(layer)].from_config(config)
+        return layer.forms.plain.from_config(config)
 
     plain, pairs = rebuild(student, replace)
     for old, new in pairs:
-        if type(old) in PLAIN:
+        if isinstance(old, layers.QuantizedKernel):
             new.kernel.assign(_quantized_kernel(old))
             if old.use_bias:
                 new.bias.assign(value_of(old.bias))
@@ -68,6 +65,6 @@ def dequantize(student):
 def _quantized_kernel(layer):
     """In float32, whatever the student computes in."""
     if layer.kernel_quantizer is None:
-        return value_of(layer._kernel)
-    codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+        return value_of(layer.latent_kernel)
+    codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
     return codes * scale

@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from tfcompress.layers.kernel import channel_axis
+
 _CONVOLUTIONS = (
     layers.Conv1D,
     layers.Conv2D,
@@ -96,14 +98,6 @@ def leaves_products_out(operation):
     known = type(operation).__module__.partition(".")[0] in ("keras", "tfcompress")
     matrices = any(len(weight.shape) > 1 for weight in operation.weights)
     return matrices or not known or isinstance(operation, _PRODUCT_LAYERS)
-
-
-def channel_axis(layer):
-    """The axis of a layer's output that holds its channels."""
-    if getattr(layer, "data_format", None) == "channels_first":
-        return 1
-    axis = getattr(layer, "axis", -1)
-    return axis if isinstance(axis, int) else -1
 
 
 def _spatial(layer, shape):

@@ -9,13 +9,13 @@ from keras import ops
 
 from tfcompress.cost import arithmetic
 from tfcompress.cost.formulas import (
-    channel_axis,
     kernel_names,
     leaves_products_out,
     output_positions,
 )
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
+from tfcompress.layers.kernel import channel_axis
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
 
@@ -246,9 +246,9 @@ def _stored_kernel(layer, names):
         scales = math.prod(layer.kernel_scale.shape)
         return _stored_codes(layer.codes, scales, layer.kernel_bits)
     if isinstance(layer, QuantizedKernel):
-        kernels = [layer._kernel]
+        kernels = [layer.latent_kernel]
         if layer.kernel_quantizer is not None:
-            codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+            codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
             return _stored_codes(codes, scale.size, layer.kernel_quantizer.bits)
     else:
         kernels = [getattr(layer, name) for name in names]

@@ -4,6 +4,8 @@ import dataclasses
 
 import keras
 
+from tfcompress.compat import keras_private
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -73,9 +75,7 @@ class Graph:
             for layer in model.layers:
                 x = recorder(layer)(x)
             return x
-        # The walk behind `Function.call`. Keras has no public one that leaves
-        # the layers' own record of their calls alone.
-        return model._run_through_graph(inputs, operation_fn=recorder)
+        return keras_private.run_through_graph(model, inputs, recorder)
 
     def layers(self):
         """`{name: layer}` of every layer that is called; shared ones once."""

@@ -4,6 +4,7 @@ import functools
 
 import keras
 
+from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
 
 
@@ -72,9 +73,7 @@ def rebuild(model, replace, replace_operation=None, model_class=keras.Model):
             for layer in model.layers:
                 outputs = replacement(layer)(outputs)
         else:
-            # The walk behind `Function.call`; cloning by Keras would need a loss
-            # that it can clone, and inputs of the old shape.
-            outputs = model._run_through_graph(inputs, operation_fn=replacement)
+            outputs = keras_private.run_through_graph(model, inputs, replacement)
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 
     new_model = build(model, model.inputs, model_class)

@@ -44,10 +44,10 @@ def remove_channels(model, keep):
         dropped[np.delete(channels.written[name], indices)] = True
     for name, indices in kept.items():
         _check_not_tied(name, indices, channels.written[name], dropped)
-    return remove_classes(model, channels, dropped)
+    return remove_groups(model, channels, dropped)
 
 
-def remove_classes(model, channels, dropped):
+def remove_groups(model, channels, dropped):
     """The same model without whole classes of tied channels.
 
     Args:

@@ -1,7 +1,6 @@
 """Layers that train towards something smaller, and packed ones for inference."""
 
 from tfcompress.layers.activation import QuantizeActivation
-from tfcompress.layers.bops_budget import BopsBudget
 from tfcompress.layers.factorized import (
     FactorizedConv1D,
     FactorizedConv2D,
@@ -14,7 +13,6 @@ from tfcompress.layers.factorized_norm import (
     FactorizedNormConv2D,
     FactorizedNormDense,
 )
-from tfcompress.layers.filter_gate import FilterGate
 from tfcompress.layers.packed import (
     PackedConv1D,
     PackedConv2D,
@@ -29,13 +27,9 @@ from tfcompress.layers.quantized import (
     QuantDepthwiseConv2D,
     QuantizedKernel,
 )
-
-# Layers that `tfcompress.finalize` replaces.
-IN_TRAINING = (FactorizedKernel, QuantizedKernel)
+from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
-    "IN_TRAINING",
-    "BopsBudget",
     "FactorizedConv1D",
     "FactorizedConv2D",
     "FactorizedDense",
@@ -44,7 +38,6 @@ __all__ = [
     "FactorizedNormConv1D",
     "FactorizedNormConv2D",
     "FactorizedNormDense",
-    "FilterGate",
     "PackedConv1D",
     "PackedConv2D",
     "PackedDense",
@@ -56,4 +49,5 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "QuantizeActivation",
     "QuantizedKernel",
+    "TrainingForm",
 ]

@@ -1,12 +1,15 @@
 """Kernels that are the product of a basis and coefficients."""
 
+import inspect
 import math
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.layers.kernel import ComputedKernel
+from tfcompress.compat import keras_private
+from tfcompress.layers.kernel import ComputedKernel, channel_axis
+from tfcompress.layers.training_form import TrainingForm
 
 STARTS = ("svd", "identity")
 # Of the mean squared norm of the coefficients' rows: below it the basis does not
@@ -14,7 +17,7 @@ STARTS = ("svd", "identity")
 LEAST_NORM = 0.01
 
 
-class FactorizedKernel(ComputedKernel):
+class FactorizedKernel(ComputedKernel, TrainingForm):
     """Mixin before a Keras layer: its kernel is a basis times coefficients.
 
     W = B C, in EDP's block a convolution with `kernel_rank` filters B (the basis) and a
@@ -62,7 +65,7 @@ class FactorizedKernel(ComputedKernel):
         self.observer = None
 
     def add_weight(self, *args, name=None, shape=None, **kwargs):
-        if name == "kernel":
+        if name == keras_private.KERNEL_NAME:
             *others, outputs = shape
             self.full_rank = min(math.prod(others), outputs)
             shape = (*others, self.kernel_rank or self.full_rank)
@@ -71,7 +74,7 @@ class FactorizedKernel(ComputedKernel):
 
     def build(self, input_shape):
         super().build(input_shape)
-        *_, inputs, rank = self._kernel.shape
+        *_, inputs, rank = self.kernel_variable.shape
         outputs = self.filters if hasattr(self, "filters") else self.units
         self.coefficients = self.add_weight(
             name="coefficients",
@@ -106,7 +109,7 @@ class FactorizedKernel(ComputedKernel):
             return ops.matmul(inputs, kernel)
         padding = self.padding
         if padding == "causal":
-            inputs = ops.pad(inputs, self._compute_causal_padding())
+            inputs = ops.pad(inputs, keras_private.causal_padding(self))
             padding = "valid"
         return ops.conv(
             inputs,
@@ -119,12 +122,11 @@ class FactorizedKernel(ComputedKernel):
 
     @property
     def channel_axis(self):
-        last = getattr(self, "data_format", "channels_last") == "channels_last"
-        return -1 if last else 1
+        return channel_axis(self)
 
     def compute_kernel(self):
         """B C without what is masked, in the layer's compute dtype."""
-        *others, rank = self._kernel.shape
+        *others, rank = self.kernel_variable.shape
         basis, coefficients = self.masked_factors()
         basis = ops.reshape(basis, (-1, rank))
         # Each factor moves the product, hence the halves.
@@ -136,7 +138,9 @@ class FactorizedKernel(ComputedKernel):
     def masked_factors(self):
         """B and C without what is masked, float32 tensors."""
         inputs, ranks = map(ops.convert_to_tensor, (self.input_mask, self.rank_mask))
-        basis = ops.convert_to_tensor(self._kernel) * ops.expand_dims(inputs, -1)
+        basis = ops.convert_to_tensor(self.kernel_variable) * ops.expand_dims(
+            inputs, -1
+        )
         return basis, self.coefficients * ops.expand_dims(ranks, -1)
 
     def set_kernel(self, kernel, start="svd"):
@@ -174,18 +178,38 @@ class FactorizedKernel(ComputedKernel):
             basis: float array (inputs of one output, rank), or of the basis's shape.
             coefficients: float array (rank, output channels).
         """
-        self._kernel.assign(basis.reshape(self._kernel.shape))
+        self.kernel_variable.assign(basis.reshape(self.kernel_variable.shape))
         self.coefficients.assign(coefficients)
         norms = np.square(coefficients).sum(axis=1)
         norms = norms + LEAST_NORM * norms.mean()
         self.pace.assign(1.0 / np.where(norms > 0, norms, 1.0))  # a kernel of zeros
 
     def unfinished(self):
-        """What training has left undone, or None: a scheme shrinks, but has not cut."""
         shrinks = self.coefficients.constraint is not None
         if shrinks and not float(ops.convert_to_numpy(self.cut)):
-            return "channels and ranks are not cut yet. Train with `fit` to its end."
-        return None
+            return ["channels and ranks are not cut yet. Train with `fit` to its end."]
+        return []
+
+    def inference_layers(self, norm, names):
+        if self.is_decomposed():
+            return list(decomposed_layers(self, self.factors()[0].shape[-1]))
+        return [plain_layer(self)]
+
+    def copy_to_inference(self, layers, norm):
+        basis, coefficients, bias = self.factors()
+        last = layers[-1]
+        if len(layers) == 2:
+            layers[0].kernel.assign(basis)
+            last.kernel.assign(coefficients.reshape(last.kernel.shape))
+        else:
+            last.kernel.assign(ops.matmul(basis, coefficients))
+        if bias is not None:
+            last.bias.assign(bias)
+
+    def channel_mask(self, channels, name):
+        if name not in channels.read:
+            return None
+        return channels.read[name], ops.convert_to_numpy(self.input_mask) > 0
 
     def is_decomposed(self):
         """Whether ranks were cut, so that two layers are to be made of this one."""
@@ -198,7 +222,7 @@ class FactorizedKernel(ComputedKernel):
         has none.
         """
         ranks = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
-        basis = ops.convert_to_numpy(self._kernel)[..., ranks]
+        basis = ops.convert_to_numpy(self.kernel_variable)[..., ranks]
         inputs = ops.convert_to_numpy(self.input_mask)[:, None]
         coefficients = ops.convert_to_numpy(self.coefficients)[ranks]
         bias = ops.convert_to_numpy(self.bias) if self.use_bias else None
@@ -206,6 +230,41 @@ class FactorizedKernel(ComputedKernel):
 
     def get_config(self):
         return {**super().get_config(), "kernel_rank": self.kernel_rank}
+
+
+def plain_layer(layer, **changes):
+    """The plain layer, not built, of a factorized one, with changed arguments."""
+    kind = layer.forms.plain
+    known = inspect.signature(kind).parameters.keys() | {"name", "trainable"}
+    config = {k: value for k, value in layer.get_config().items() if k in known}
+    return kind.from_config({**config, "dtype": "float32", **changes})
+
+
+def decomposed_layers(layer, rank, **changes):
+    """The basis and the coefficients of a factorized layer as plain layers, not built.
+
+    Args:
+        layer: a `FactorizedKernel`.
+        rank: filters of the basis.
+        changes: arguments of the second layer that change.
+    """
+    basis = plain_layer(
+        layer,
+        name=f"{layer.name}_basis",
+        use_bias=False,
+        activation=None,
+        activity_regularizer=None,
+        **{width_argument(layer): rank},
+    )
+    if not isinstance(layer, keras.layers.Dense):
+        pointwise = {"kernel_size": 1, "strides": 1, "dilation_rate": 1}
+        changes = {**pointwise, "padding": "valid", **changes}
+    return basis, plain_layer(layer, **changes)
+
+
+def width_argument(layer):
+    """The argument of a convolution or dense layer that sets its output channels."""
+    return "units" if isinstance(layer, keras.layers.Dense) else "filters"
 
 
 @ops.custom_gradient

@@ -39,7 +39,7 @@ class FactorizedNorm(FactorizedKernel):
     def build(self, input_shape):
         super().build(input_shape)
         shape = list(self.compute_output_shape(input_shape))
-        shape[self.channel_axis] = self._kernel.shape[-1]
+        shape[self.channel_axis] = self.kernel_variable.shape[-1]
         self.normalization.build(shape)
 
     def call(self, inputs, training=None):

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.layers.kernel import DEPTHWISE, ComputedKernel
+from tfcompress.compat.keras_private import KERNEL_NAME
+from tfcompress.layers.kernel import ComputedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
 
 # Arguments that only shape training; a packed layer does not train.
@@ -32,7 +33,7 @@ class PackedKernel(ComputedKernel):
 
     def add_weight(self, shape=None, initializer=None, *args, name=None, **kwargs):
         """Makes packed codes and scales where Keras would make a float kernel."""
-        if name != "kernel":
+        if name != KERNEL_NAME:
             return super().add_weight(shape, initializer, *args, name=name, **kwargs)
         self.kernel_shape = tuple(shape)
         channels = {axis % len(shape) for axis in self.channel_axes}
@@ -69,20 +70,20 @@ class PackedKernel(ComputedKernel):
                 f"The scales of layer '{self.name}' must be positive and finite. "
                 f"Received: values in [{scale.min()}, {scale.max()}]."
             )
-        self._kernel.assign(pack(codes, self.container_bits))
+        self.kernel_variable.assign(pack(codes, self.container_bits))
         self.kernel_scale.assign(scale)
 
     @property
     def codes(self):
         """int8 array of the kernel's shape."""
-        packed = ops.convert_to_numpy(self._kernel)
+        packed = ops.convert_to_numpy(self.kernel_variable)
         size = math.prod(self.kernel_shape)
         return unpack(packed, self.container_bits, size).reshape(self.kernel_shape)
 
     def compute_kernel(self):
         """The decoded kernel, `codes * kernel_scale`, in float32."""
         bits, size = self.container_bits, math.prod(self.kernel_shape)
-        packed = ops.cast(self._kernel, "int32")[:, None]
+        packed = ops.cast(self.kernel_variable, "int32")[:, None]
         shifts = ops.arange(0, 8, bits, dtype="int32")
         fields = ops.bitwise_and(ops.right_shift(packed, shifts), 2**bits - 1)
         codes = ops.where(fields >= 2 ** (bits - 1), fields - 2**bits, fields)
@@ -119,8 +120,6 @@ class PackedConv2D(PackedKernel, keras.layers.Conv2D):
 @keras.saving.register_keras_serializable(package="tfcompress")
 class PackedDepthwiseConv2D(PackedKernel, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` on packed codes."""
-
-    channel_axes = DEPTHWISE
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

@@ -1,24 +1,46 @@
 """Keras's own layers with a quantizer on the kernel and on the input."""
 
+from typing import Any
+
 import keras
+import numpy as np
 from keras import ops
 
-from tfcompress.layers.kernel import DEPTHWISE, ComputedKernel
-from tfcompress.quantizers import Quantizer
+from tfcompress.compat.keras_private import KERNEL_NAME
+from tfcompress.layers.activation import QuantizeActivation
+from tfcompress.layers.batch_norm import fold
+from tfcompress.layers.kernel import ComputedKernel
+from tfcompress.layers.packed import inference_config
+from tfcompress.layers.training_form import TrainingForm
+from tfcompress.quantizers import ActivationQuantizer, Quantizer
+from tfcompress.types import Tensor
 
 
-class QuantizedKernel(ComputedKernel):
+class QuantizedKernel(ComputedKernel, TrainingForm):
     """Mixin before a Keras layer: quantizes its kernel and input as it runs.
 
-    The latent float kernel is the variable `_kernel`, which the optimizer
-    trains; the layer computes with `kernel`, its quantized value.
+    The optimizer trains the latent float kernel; the layer computes with `kernel`, its
+    quantized value. The inference form is the `Packed*` layer with the same codes and
+    scales, after a `QuantizeActivation` if the input is quantized.
 
     Args:
         kernel_quantizer: a `tfcompress.quantizers.Quantizer`, or None for float.
         input_quantizer: the same for the layer's input.
+
+    Raises:
+        TypeError: if one of them is something else.
+        ValueError: if the layer has a `lora_rank`, or a quantizer serves another layer.
     """
 
-    def __init__(self, *args, kernel_quantizer=None, input_quantizer=None, **kwargs):
+    folds_batch_norm = True
+
+    def __init__(
+        self,
+        *args: Any,
+        kernel_quantizer: Quantizer | None = None,
+        input_quantizer: Quantizer | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if getattr(self, "lora_rank", None):
             raise ValueError(
@@ -28,36 +50,93 @@ class QuantizedKernel(ComputedKernel):
         self.kernel_quantizer = _as_quantizer(kernel_quantizer, "kernel_quantizer")
         self.input_quantizer = _as_quantizer(input_quantizer, "input_quantizer")
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         super().build(input_shape)
         if self.kernel_quantizer is not None:
             _check_unused(self.kernel_quantizer, self.name)
             self.kernel_quantizer.channel_axes = self.channel_axes
-            self.kernel_quantizer.build(self._kernel.shape)
+            self.kernel_quantizer.build(self.latent_kernel.shape)
         if self.input_quantizer is not None:
             _check_unused(self.input_quantizer, self.name)
             self.input_quantizer.build(input_shape)
 
-    def add_weight(self, *args, name=None, **kwargs):
-        if name == "kernel":
+    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
+        if name == KERNEL_NAME:
             # Thresholds and codes are decided on the float32 weights; the
             # quantized kernel is cast to the compute dtype afterwards.
             kwargs["autocast"] = False
         return super().add_weight(*args, name=name, **kwargs)
 
-    def compute_kernel(self):
+    @property
+    def latent_kernel(self) -> Any:
+        """The float32 variable that is trained and quantized."""
+        return self.kernel_variable
+
+    def compute_kernel(self) -> Tensor:
         """The quantized kernel in the layer's compute dtype."""
-        kernel = self._kernel
+        kernel = self.latent_kernel
         if self.kernel_quantizer is not None:
             kernel = self.kernel_quantizer(kernel)
         return ops.cast(kernel, self.compute_dtype)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             inputs = ops.cast(self.input_quantizer(inputs), self.compute_dtype)
         return super().call(inputs)
 
-    def get_config(self):
+    def check_inference_form(self) -> None:
+        if self.kernel_quantizer is None or not isinstance(
+            self.input_quantizer, (ActivationQuantizer, type(None))
+        ):
+            raise ValueError(
+                f"Layer '{self.name}' cannot be packed: a packed layer has a quantized "
+                "kernel, and a float input or one of an ActivationQuantizer. Received: "
+                f"kernel_quantizer={self.kernel_quantizer}, "
+                f"input_quantizer={self.input_quantizer}."
+            )
+
+    def unfinished(self) -> list[str]:
+        quantizers = (self.kernel_quantizer, self.input_quantizer)
+        texts = [quantizer and quantizer.unfinished() for quantizer in quantizers]
+        return [text for text in texts if text]
+
+    def inference_layers(
+        self, norm: keras.layers.BatchNormalization | None, names: set[str]
+    ) -> list[keras.layers.Layer]:
+        config = inference_config(self.get_config())
+        del config["kernel_quantizer"], config["input_quantizer"]
+        config["dtype"] = "float32"
+        config["use_bias"] = self.use_bias or norm is not None
+        config["kernel_bits"] = self.kernel_quantizer.bits
+        packed = self.forms.packed.from_config(config)
+        if self.input_quantizer is None:
+            return [packed]
+        name = f"{self.name}_input"
+        # Sequential models of Keras 2 call their own inputs like that.
+        if name in names:
+            name += "_levels"
+        bits, signed = self.input_quantizer.bits, self.input_quantizer.signed
+        return [QuantizeActivation(bits, signed, name=name), packed]
+
+    def copy_to_inference(
+        self,
+        layers: list[keras.layers.Layer],
+        norm: keras.layers.BatchNormalization | None,
+    ) -> None:
+        *inputs, packed = layers
+        for levels in inputs:
+            levels.set_scale(self.input_quantizer.scale_value())
+        codes, scale = self.kernel_quantizer.encode(self.latent_kernel)
+        bias = ops.convert_to_numpy(self.bias) if self.use_bias else None
+        if norm is not None:
+            codes, scale, bias = fold(
+                codes, scale, np.float64(0) if bias is None else bias, norm
+            )
+        packed.set_kernel(codes, scale)
+        if bias is not None:
+            packed.bias.assign(bias)
+
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "kernel_quantizer": keras.saving.serialize_keras_object(
@@ -107,18 +186,7 @@ class QuantConv2D(QuantizedKernel, keras.layers.Conv2D):
 class QuantDepthwiseConv2D(QuantizedKernel, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` with `kernel_quantizer`, `input_quantizer`."""
 
-    channel_axes = DEPTHWISE
-
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class QuantDense(QuantizedKernel, keras.layers.Dense):
     """`keras.layers.Dense` with `kernel_quantizer` and `input_quantizer`."""
-
-
-# What takes the place of Keras's own layers.
-QUANTIZED = {
-    keras.layers.Conv1D: QuantConv1D,
-    keras.layers.Conv2D: QuantConv2D,
-    keras.layers.Dense: QuantDense,
-    keras.layers.DepthwiseConv2D: QuantDepthwiseConv2D,
-}

@@ -12,13 +12,6 @@ from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert.signature import functional
 
-FLOAT = {
-    layers.PackedConv1D: keras.layers.Conv1D,
-    layers.PackedConv2D: keras.layers.Conv2D,
-    layers.PackedDense: keras.layers.Dense,
-    layers.PackedDepthwiseConv2D: keras.layers.DepthwiseConv2D,
-}
-
 
 def float_tflite(model):
     """Converts a model to `.tflite` with float32 kernels, as TensorFlow does it.
@@ -55,7 +48,7 @@ def _decode(model):
             return clone_layer(layer)
         config = layer.get_config()
         del config["kernel_bits"]
-        return FLOAT[type(layer)].from_config(config)
+        return layer.forms.plain.from_config(config)
 
     decoded, pairs = rebuild(model, replace)
     for old, new in pairs:

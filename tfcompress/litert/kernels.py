@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.graph.graph import Graph
-from tfcompress.layers import IN_TRAINING, PackedKernel
+from tfcompress.layers import PackedKernel, TrainingForm
 
 # Operators that read the kernels of packed layers, as their second input, and the
 # containers that they read themselves, right and no slower than INT8, the fewest bits
@@ -73,7 +73,7 @@ def packed_kernels(model):
         ValueError: if the model has layers that are still in training, or has no graph.
     """
     layers = Graph(model).layers()
-    training = [n for n, layer in layers.items() if isinstance(layer, IN_TRAINING)]
+    training = [n for n, layer in layers.items() if isinstance(layer, TrainingForm)]
     if training:
         raise ValueError(
             "A model of packed or plain layers is expected, as `tfcompress.finalize` "

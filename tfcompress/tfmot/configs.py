@@ -6,16 +6,11 @@ from tensorflow_model_optimization.quantization import keras as tfmot
 
 from tfcompress import quantizers
 from tfcompress.graph.signs import NON_NEGATIVE_ACTIVATIONS
-from tfcompress.layers.kernel import CONV_OR_DENSE, DEPTHWISE
+from tfcompress.layers.registry import FORMS
 from tfcompress.tfmot.quantizer import PricedQuantizer, Quantizer
 
-# Layers that are quantized: where they keep their kernel, and its channel axes.
-_KERNELS = {
-    tf_keras.layers.Conv1D: ("kernel", CONV_OR_DENSE),
-    tf_keras.layers.Conv2D: ("kernel", CONV_OR_DENSE),
-    tf_keras.layers.Dense: ("kernel", CONV_OR_DENSE),
-    tf_keras.layers.DepthwiseConv2D: ("depthwise_kernel", DEPTHWISE),
-}
+# `{class of tf_keras: Forms}` of the layers that are quantized.
+_KERNELS = {getattr(tf_keras.layers, x.plain.__name__): x for x in FORMS}
 
 
 class Config(tfmot.QuantizeConfig):
@@ -42,9 +37,9 @@ class Config(tfmot.QuantizeConfig):
         if type(layer) not in _KERNELS:
             self._check_without_kernel(layer)
             return []
-        attribute, channel_axes = _KERNELS[type(layer)]
-        kernel = getattr(layer, attribute)
-        return [(kernel, self.serve(kernel, channel_axes))]
+        forms = _KERNELS[type(layer)]
+        kernel = getattr(layer, forms.legacy_kernel)
+        return [(kernel, self.serve(kernel, forms.channel_axes))]
 
     def serve(self, kernel, channel_axes):
         """The `Quantizer` of a layer's kernel."""
@@ -52,7 +47,7 @@ class Config(tfmot.QuantizeConfig):
 
     def set_quantize_weights(self, layer, quantize_weights):
         for kernel in quantize_weights:
-            attribute, _ = _KERNELS[type(layer)]
+            attribute = _KERNELS[type(layer)].legacy_kernel
             setattr(layer, attribute, tf.cast(kernel, layer.compute_dtype))
 
     def get_activations_and_quantizers(self, layer):

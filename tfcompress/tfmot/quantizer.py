@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow_model_optimization.quantization import keras as tfmot
 
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops, kernel_macs
-from tfcompress.layers.kernel import CONV_OR_DENSE
+from tfcompress.layers.registry import LAST_AXIS
 from tfcompress.quantizers.quantizer import copy_quantizer
 
 _AGGREGATIONS = {
@@ -27,7 +27,7 @@ class Quantizer(tfmot.quantizers.Quantizer):
         channel_axes: the tensor's axes of output channels.
     """
 
-    def __init__(self, quantizer, channel_axes=CONV_OR_DENSE):
+    def __init__(self, quantizer, channel_axes=LAST_AXIS):
         self.quantizer = copy_quantizer(quantizer)
         self.quantizer.channel_axes = channel_axes
         self.knows_training = "training" in signature(self.quantizer.call).parameters

@@ -55,7 +55,7 @@ def test_margins_are_the_change_of_the_outputs(measured):
 def test_the_least_important_filters_are_the_cheapest(measured):
     student, space, images = measured
     for name, gate in space.filter_gates.items():
-        kernel = np.abs(space.layers[name]._kernel.numpy())
+        kernel = np.abs(space.layers[name].latent_kernel.numpy())
         magnitudes = kernel.reshape(-1, kernel.shape[-1]).mean(axis=0)
         groups = magnitudes.reshape(-1, 2).mean(axis=1)
         margins = gate.margins()

@@ -48,7 +48,7 @@ class WhatValidationSees(keras.callbacks.Callback):
         self.searching.append(not space.is_fixed())
         self.quantized.append(True)
         for layer in space.layers.values():
-            codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+            codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
             self.quantized[-1] &= np.array_equal(layer.kernel, codes * scale)
         self.size.append(space.budget.size_of(space.codes()) / space.budget.total)
 

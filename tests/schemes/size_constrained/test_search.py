@@ -30,7 +30,7 @@ def test_weights_are_taken_until_the_budget_is_met(started_sparse):  # noqa: F81
         before, held = space.kernels(), space.masks()
         space.tighten(factor)
         for name, mask in space.masks().items():
-            kernel = np.array(space.layers[name]._kernel)
+            kernel = np.array(space.layers[name].latent_kernel)
             np.testing.assert_array_equal(kernel, before[name] * mask)
             assert not (mask & ~held[name]).any()
             if mask.sum() > space.floors()[name]:

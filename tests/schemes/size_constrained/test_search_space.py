@@ -45,7 +45,7 @@ def network():
     model = keras.Model(inputs, x)
     rng = np.random.default_rng(0)
     for scale, name in zip((1.0, 0.5, 0.05, 0.2, 3.0), SIZES, strict=True):
-        kernel = model.get_layer(name)._kernel
+        kernel = model.get_layer(name).latent_kernel
         kernel.assign(scale * rng.laplace(size=kernel.shape))
     return model
 
@@ -96,13 +96,13 @@ def move(space, seed=1, size=0.3):
     """Each kernel as training leaves it: dense, and somewhere else."""
     rng = np.random.default_rng(seed)
     for layer in space.layers.values():
-        w = np.array(layer._kernel)
-        layer._kernel.assign(w + size * w.std() * rng.normal(size=w.shape))
+        w = np.array(layer.latent_kernel)
+        layer.latent_kernel.assign(w + size * w.std() * rng.normal(size=w.shape))
 
 
 def scale_kernels(space, factors):
     for name, factor in factors.items():
-        kernel = space.layers[name]._kernel
+        kernel = space.layers[name].latent_kernel
         kernel.assign(factor * np.array(kernel))
 
 
@@ -119,7 +119,7 @@ def state(space):
     return {
         name: [
             np.array(x, "float64")
-            for x in (layer._kernel, layer.kernel_quantizer.anchor,
+            for x in (layer.latent_kernel, layer.kernel_quantizer.anchor,
                       layer.kernel_quantizer.dual)
         ]
         for name, layer in space.layers.items()
@@ -254,7 +254,7 @@ def test_rounds_of_admm_bring_w_and_v_together(start_once):
         space.project()
         residuals.append(space.residual)
         for layer, anchor in zip(space.layers.values(), space.anchors(), strict=True):
-            layer._kernel.assign(anchor)
+            layer.latent_kernel.assign(anchor)
     assert residuals[-1] < 0.5 * residuals[0]
 
 
@@ -346,7 +346,7 @@ def test_no_layer_is_emptied_whatever_the_others_are_like(name):
 def test_constant_weights(name, value):
     space, budget = space_and_budget(name)
     for layer in space.layers.values():
-        layer._kernel.assign(np.full(layer._kernel.shape, value))
+        layer.latent_kernel.assign(np.full(layer.latent_kernel.shape, value))
     space.start()
     for _ in range(2):
         space.project()
@@ -354,7 +354,7 @@ def test_constant_weights(name, value):
     space.tighten()
     assert budget.size_of(space.codes()) <= budget.total
     for layer in space.layers.values():
-        codes, scale = layer.kernel_quantizer.encode(layer._kernel)
+        codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
         expected = value * np.array(layer.kernel_quantizer.mask)
         np.testing.assert_allclose(codes * scale, expected * (codes != 0), rtol=1e-3)
         assert codes.any() == (value != 0)
@@ -391,6 +391,6 @@ def test_the_student_computes_with_codebooks_or_in_float(started):
     for on in (False, True):
         space.set_quantizing(on)
         for layer in space.layers.values():
-            codes, scale = layer.kernel_quantizer.encode(layer._kernel)
-            expected = codes * scale if on else np.array(layer._kernel)
+            codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
+            expected = codes * scale if on else np.array(layer.latent_kernel)
             np.testing.assert_array_equal(layer.kernel, expected)

@@ -21,7 +21,7 @@ def calibrate_weights(model):
     """Starts the range of every `BitSharing` kernel from its weights."""
     for layer in quantized_layers(model).values():
         if isinstance(layer.kernel_quantizer, BitSharing):
-            layer.kernel_quantizer.calibrate(layer._kernel)
+            layer.kernel_quantizer.calibrate(layer.latent_kernel)
 
 
 def calibrate_activations(model, batches):

@@ -3,6 +3,8 @@
 import numpy as np
 from keras import ops
 
+from tfcompress.compat import keras_private
+
 
 def inner_optimizer(model):
     """A compiled model's optimizer, without the wrapper that scales losses."""
@@ -20,19 +22,20 @@ def rate_of_step(optimizer):
     every = optimizer.gradient_accumulation_steps
     if not every:
         return rate
-    # `iterations` counts updates; which of the steps this is only `_iterations` says.
-    updates = (ops.convert_to_tensor(optimizer._iterations) + 1) % every == 0
+    # Of several steps one updates; the public `iterations` does not count the others.
+    steps = ops.convert_to_tensor(keras_private.step_count(optimizer)) + 1
+    updates = steps % every == 0
     return rate * ops.cast(updates, "float32")
 
 
 def sum_of_learning_rates(optimizer, steps):
     """Over the updates in the steps to come, as planned; a float above 0."""
     updates = steps / (optimizer.gradient_accumulation_steps or 1)
-    schedule = getattr(optimizer, "_learning_rate", None)
+    schedule = keras_private.learning_rate_schedule(optimizer)
     if not callable(schedule):
         rate = float(ops.convert_to_numpy(optimizer.learning_rate))
         return updates * max(rate, 1e-12)
-    done = int(ops.convert_to_numpy(optimizer._iterations))
+    done = int(ops.convert_to_numpy(keras_private.step_count(optimizer)))
     points = done + np.linspace(0, steps, 50)
     rates = [float(ops.convert_to_numpy(schedule(int(step)))) for step in points]
     return updates * max(float(np.mean(rates)), 1e-12)

@@ -2,6 +2,8 @@
 
 import keras
 
+from tfcompress.compat import keras_private
+
 
 class ProgressCallback(keras.callbacks.Callback):
     """Calls `on_progress(share)` as a training goes from 0 to 1.
@@ -31,5 +33,4 @@ class ProgressCallback(keras.callbacks.Callback):
 
     def sync(self):
         """Brings the variables up to date, to be read and set here."""
-        if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()
+        keras_private.sync_variables(self.model)

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.graph.rules.weights import channel_axis
 from tfcompress.graph.trace import Space
+from tfcompress.layers.kernel import channel_axis
 
 
 def flatten(trace, call):

@@ -5,9 +5,9 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.rules import elementwise, layout, weights
-from tfcompress.graph.rules.weights import channel_axis
 from tfcompress.graph.trace import Space, described
-from tfcompress.layers import BopsBudget, FilterGate, QuantizeActivation
+from tfcompress.layers import QuantizeActivation, TrainingForm
+from tfcompress.layers.kernel import channel_axis
 
 
 def rule_of(call):
@@ -17,6 +17,8 @@ def rule_of(call):
     of this package, which change weights and not channels.
     """
     operation, kind = call.operation, type(call.operation)
+    if isinstance(operation, TrainingForm) and operation.passes_channels:
+        return passing
     origin = kind.__module__.partition(".")[0]
     if isinstance(operation, layers.Layer):
         kinds = kind.__mro__ if origin == "tfcompress" else (kind,)
@@ -129,7 +131,7 @@ def recurs(trace, call):
 _PASSING = (
     layers.ActivityRegularization, layers.GaussianNoise, layers.Identity,
     layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
-    BopsBudget, FilterGate, QuantizeActivation,
+    QuantizeActivation,
 )  # fmt: skip
 _DROPOUT = (layers.AlphaDropout, layers.Dropout, layers.GaussianDropout)
 _ELEMENTWISE = (layers.ELU, layers.LeakyReLU, layers.ReLU)

@@ -5,11 +5,7 @@ from keras import layers
 
 from tfcompress.graph.rules.elementwise import why_mixed
 from tfcompress.graph.trace import Space
-
-
-def channel_axis(layer):
-    """The axis of a layer's channels, by its `data_format`."""
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+from tfcompress.layers.kernel import channel_axis
 
 
 def dense(trace, call):

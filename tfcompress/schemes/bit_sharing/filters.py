@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from tfcompress.graph.channels import Channels
-from tfcompress.graph.rules.weights import channel_axis
+from tfcompress.layers.kernel import channel_axis
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ from tfcompress.core.budget import parse_budget
 from tfcompress.core.scheme import SearchingScheme
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
 from tfcompress.graph.graph import Graph
-from tfcompress.layers import BopsBudget, FilterGate
 from tfcompress.quantizers import nested
+from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
+from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.filters import Filters
 from tfcompress.schemes.bit_sharing.search import BitSearch
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace, candidates

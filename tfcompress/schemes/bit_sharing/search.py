@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.compat import keras_private
 from tfcompress.core.budget import parse_budget
 from tfcompress.core.training.calibration import (
     calibrate_activations,
@@ -61,7 +62,7 @@ class BitSearch(Search):
             vars(self.steering).update({name: float(x) for name, x in state.items()})
         for threshold in self.space.thresholds():
             threshold.follow_pace()
-        self.model.make_train_function(force=True)
+        keras_private.rebuild_train_function(self.model)
 
     def _set_pace(self):
         # With momentum, a step goes on to have an effect.
@@ -69,7 +70,7 @@ class BitSearch(Search):
         pace = TRAVEL * (1.0 - momentum) / self.sum_of_learning_rates()
         for threshold in self.space.thresholds():
             threshold.set_pace(pace)
-        self.model.make_train_function(force=True)
+        keras_private.rebuild_train_function(self.model)
 
     def advance(self, share):
         if share > DESCENT:

@@ -5,10 +5,11 @@ import numpy as np
 from tfcompress.core.training.calibration import quantized_layers
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.graph.graph import Graph
-from tfcompress.layers import BopsBudget, FilterGate
 from tfcompress.quantizers import BitSharing, BitSharingActivation
 from tfcompress.schemes.bit_sharing.bit_allocation import Gated, choose, fill
+from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
+from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 
 
 class SearchSpace:

@@ -4,18 +4,12 @@ import dataclasses
 
 import keras
 
-from tfcompress import layers
 from tfcompress.core.config import config_with_decay, why_not_compressed
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.layers.factorized import STARTS
 from tfcompress.layers.kernel import value_of
+from tfcompress.layers.registry import FORMS, forms_of
 
-# For each plain layer, what takes its place alone and with a batch normalization.
-FACTORIZED = {
-    keras.layers.Conv1D: (layers.FactorizedConv1D, layers.FactorizedNormConv1D),
-    keras.layers.Conv2D: (layers.FactorizedConv2D, layers.FactorizedNormConv2D),
-    keras.layers.Dense: (layers.FactorizedDense, layers.FactorizedNormDense),
-}
 NORM_PLACES = ("behind", "between")
 
 
@@ -57,7 +51,8 @@ class Factorize:
     @staticmethod
     def why_not(layer):
         """Why a layer cannot be factorized, or None if it can."""
-        reason = why_not_compressed(layer, FACTORIZED)
+        kinds = [forms.plain for forms in FORMS if forms.factorized]
+        reason = why_not_compressed(layer, kinds)
         if reason is None and getattr(layer, "groups", 1) > 1:
             return f"has {layer.groups} groups"
         return reason
@@ -84,11 +79,11 @@ class Factorize:
         config = config_with_decay(layer, weight_decay)
         if self.start == "identity":
             config["kernel_rank"] = config.get("filters") or config["units"]
-        plain, normalized = FACTORIZED[type(layer)]
+        forms = forms_of(layer)
         if norm is None:
-            return plain.from_config(config)
+            return forms.factorized.from_config(config)
         config.update(use_bias=True, momentum=norm.momentum, epsilon=norm.epsilon)
-        return normalized.from_config(config)
+        return forms.factorized_norm.from_config(config)
 
     def copy_weights(self, old, new, norm):
         """Gives a built student layer the weights of what it replaces."""

@@ -2,7 +2,11 @@
 
 import keras
 
-from tfcompress.graph.merge import one_layer, two_layers, width_argument
+from tfcompress.layers.factorized import (
+    decomposed_layers,
+    plain_layer,
+    width_argument,
+)
 
 RUNS = 30
 
@@ -37,13 +41,13 @@ def _pays(space, cut, name, rank):
     layer, term = space.layers[name], space.width_model.terms[name]
     width = {width_argument(layer): max(1, int(cut.alive[term.writes].sum()))}
     _, *sizes = space.input_shape(name)
-    axis = 0 if getattr(layer, "data_format", "") == "channels_first" else -1
+    axis = 0 if layer.channel_axis == 1 else -1
     if term.reads.size:
         sizes[axis] = max(1, int(cut.alive[term.reads].sum()))
     inputs = keras.Input(sizes, batch_size=1)
-    basis, coefficients = two_layers(layer, rank, **width)
+    basis, coefficients = decomposed_layers(layer, rank, **width)
     models = (
-        keras.Model(inputs, one_layer(layer, **width)(inputs)),
+        keras.Model(inputs, plain_layer(layer, **width)(inputs)),
         keras.Model(inputs, coefficients(basis(inputs))),
     )
     one, two = latency([float_tflite(model) for model in models], RUNS)

@@ -2,6 +2,7 @@
 
 import math
 
+from tfcompress.compat import keras_private
 from tfcompress.core.training.learning_rate import inner_optimizer
 from tfcompress.core.training.penalty import DESCENT
 from tfcompress.core.training.search import Search
@@ -54,7 +55,7 @@ class RankSearch(Search):
         super().on_train_begin(logs)
         self.moments = MeasureMoments(self.model, self.space.layers)
         self.space.pressure.attach(inner_optimizer(self.model))
-        self.model.make_train_function(force=True)
+        keras_private.rebuild_train_function(self.model)
 
     def begin(self, share):
         if share == 0:

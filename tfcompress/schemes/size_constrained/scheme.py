@@ -203,7 +203,7 @@ class SizeConstrained(SearchingScheme):
 def _vary_floats(student):
     """Makes the float weights as hard to compress as trained ones."""
     rng = np.random.default_rng(0)
-    kernels = {id(layer._kernel) for layer in student.size_space.layers.values()}
+    kernels = {id(layer.latent_kernel) for layer in student.size_space.layers.values()}
     for variable in student.trainable_variables:
         if id(variable) not in kernels:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))

@@ -1,5 +1,6 @@
 """The search of sizes: ADMM inside `fit`, down to the budget, then fine-tuning."""
 
+from tfcompress.compat import keras_private
 from tfcompress.core.training.learning_rate import (
     inner_optimizer,
     sum_of_learning_rates,
@@ -59,7 +60,7 @@ class SizeSearch(Search):
         super().on_train_begin(logs)
         self.loose = None
         self.space.tether.attach(inner_optimizer(self.model))
-        self.model.make_train_function(force=True)
+        keras_private.rebuild_train_function(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.projected = False  # in this epoch, for others to see

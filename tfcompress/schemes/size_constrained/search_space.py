@@ -66,7 +66,7 @@ class SizeSpace:
 
     def connect(self):
         """Ties the kernels to anchors, see `Tether`."""
-        self.tether = Tether([layer._kernel for layer in self.layers.values()])
+        self.tether = Tether([layer.latent_kernel for layer in self.layers.values()])
 
     def anchors(self):
         """What ADMM draws the kernels to, V - U: list of arrays."""
@@ -74,7 +74,9 @@ class SizeSpace:
 
     def kernels(self):
         """`{name: float32 array}` of the latent kernels."""
-        return {n: ops.convert_to_numpy(x._kernel) for n, x in self.layers.items()}
+        return {
+            n: ops.convert_to_numpy(x.latent_kernel) for n, x in self.layers.items()
+        }
 
     def floors(self):
         """`{name: how many weights stay in any case}`."""
@@ -124,7 +126,7 @@ class SizeSpace:
         sums, kept = {}, {}
         for name, layer in self.layers.items():
             kernels[name] = kernels[name] * masks[name]
-            layer._kernel.assign(kernels[name])
+            layer.latent_kernel.assign(kernels[name])
             sums[name] = kernels[name] + ops.convert_to_numpy(
                 self.quantizers[name].dual
             )
@@ -159,7 +161,7 @@ class SizeSpace:
         masks = self._choose(kernels, factor, worth)
         self.residual = None
         for name, layer in self.layers.items():
-            layer._kernel.assign(kernels[name] * masks[name])
+            layer.latent_kernel.assign(kernels[name] * masks[name])
 
     def _choose(self, kernels, factor, worth=0.0):
         """Sets the zeros and bits that lose least at a multiple of the budget.
@@ -242,7 +244,7 @@ class SizeSpace:
         """`{name: (int8 array, bits)}` of the kernels."""
         bits = self.bits
         return {
-            n: (x.kernel_quantizer.encode(x._kernel)[0], bits[n])
+            n: (x.kernel_quantizer.encode(x.latent_kernel)[0], bits[n])
             for n, x in self.layers.items()
         }
 
@@ -272,7 +274,7 @@ class SizeSpace:
         """
         costs, losses, spent = {}, {}, 0.0
         for name, values in kept.items():
-            size, now = self.layers[name]._kernel.shape, self.bits[name]
+            size, now = self.layers[name].latent_kernel.shape, self.bits[name]
             found = counts_and_distortions(values, self.bit_widths, self.codebook)
             costs[name] = np.array(
                 [

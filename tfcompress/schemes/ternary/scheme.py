@@ -79,7 +79,7 @@ class PrunedTernary(Scheme):
         for layer in ternary_layers(student):
             quantizer = layer.kernel_quantizer
             if quantizer.sparsity is not None:
-                natural = quantizer.natural_sparsity(layer._kernel)
+                natural = quantizer.natural_sparsity(layer.latent_kernel)
                 quantizer.current_sparsity.assign(natural)
 
     def callbacks(self, student, recalibrate):
@@ -128,7 +128,9 @@ class TernarySchedule(ProgressCallback):
         if share >= FINISH:
             self.finishing = True
             for layer in self.layers:
-                layer.kernel_quantizer.freeze(ops.convert_to_tensor(layer._kernel))
+                layer.kernel_quantizer.freeze(
+                    ops.convert_to_tensor(layer.latent_kernel)
+                )
 
 
 class LowRateFinish(ProgressCallback):

@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from tfcompress.layers.training_form import TrainingForm
+
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class BopsBudget(keras.layers.Layer):
+class BopsBudget(TrainingForm, keras.layers.Layer):
     """Adds the gradient of `strength * ln(BOPs)` to the loss while training.
 
     The cost term of Single-path Bit Sharing, lambda ln(BOPs), whose value is left
@@ -16,6 +18,8 @@ class BopsBudget(keras.layers.Layer):
 
     Variables, not trainable: `strength`, float32 scalar.
     """
+
+    passes_channels = True
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -51,6 +55,9 @@ class BopsBudget(keras.layers.Layer):
             log_bops = ops.log(self._bops())
             self.add_loss(self.strength * (log_bops - ops.stop_gradient(log_bops)))
         return inputs
+
+    def inference_layers(self, norm, names):
+        return []
 
     def compute_output_shape(self, input_shape):
         return input_shape

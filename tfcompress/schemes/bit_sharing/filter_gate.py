@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers.functional import straight_through
 from tfcompress.quantizers.gates import (
     Threshold,
@@ -14,7 +15,7 @@ from tfcompress.quantizers.gates import (
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class FilterGate(keras.layers.Layer):
+class FilterGate(TrainingForm, keras.layers.Layer):
     """Multiplies channels by 1 or 0, one gate per group of the filters they come from.
 
     Stands in front of the layers that sum over the channels, behind batch
@@ -34,6 +35,8 @@ class FilterGate(keras.layers.Layer):
     are measured; `fixed`, 1 once the choice is made, and `mask`, float32 (filters,),
     the choice.
     """
+
+    passes_channels = True
 
     def __init__(self, source, filters, group_size=1, max_closed=0.75, **kwargs):
         super().__init__(**kwargs)
@@ -81,7 +84,7 @@ class FilterGate(keras.layers.Layer):
     def connect(self, layer):
         """Makes it judge the filters of `layer`, a convolution or dense layer."""
         # A closure, so that Keras does not take the layer for a part of this one.
-        self._kernel_of = lambda: ops.convert_to_tensor(layer._kernel)
+        self._kernel_of = lambda: ops.convert_to_tensor(layer.kernel_variable)
 
     def importances(self):
         """What is compared with the threshold, float32 (groups,)."""
@@ -164,7 +167,13 @@ class FilterGate(keras.layers.Layer):
 
     def open_channels(self):
         """Indices of the channels that are open now, a NumPy array."""
-        return ops.convert_to_numpy(self.gates()).nonzero()[0]
+        return np.flatnonzero(self.gates())
+
+    def inference_layers(self, norm, names):
+        return []
+
+    def channel_mask(self, channels, name):
+        return channels.written[self.source], ops.convert_to_numpy(self.gates()) > 0
 
     def compute_output_shape(self, input_shape):
         return input_shape

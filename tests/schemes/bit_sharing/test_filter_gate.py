@@ -15,7 +15,7 @@ def gated(filters, group_size, magnitudes=None, max_closed=0.75, shape=None):
     layer.build((None, 8, 8, 2))
     if magnitudes is not None:
         signs = np.where(np.arange(3 * 3 * 2) % 2, 1, -1).reshape(3, 3, 2, 1)
-        layer._kernel.assign(signs * np.asarray(magnitudes, "float32"))
+        layer.latent_kernel.assign(signs * np.asarray(magnitudes, "float32"))
     gate = FilterGate("conv", filters, group_size, max_closed)
     gate.build(shape or (None, 8, 8, filters))
     gate.connect(layer)
@@ -129,7 +129,7 @@ def test_gradient_of_the_threshold():
     np.testing.assert_allclose(found, [np.sum(x.sum(0) * slope)], rtol=1e-4)
     np.testing.assert_allclose(tape.gradient(kept, raw), [slope.mean()], rtol=1e-4)
     # An importance that grows keeps its filter open: the weights learn that too.
-    to_kernel = tape.gradient(outputs, layer._kernel.value)
+    to_kernel = tape.gradient(outputs, layer.latent_kernel.value)
     assert np.isfinite(to_kernel).all() and np.abs(to_kernel).max() > 0
     gate.fix(np.ones(4, bool))
     with tf.GradientTape() as tape:
@@ -143,7 +143,7 @@ def test_gradient_of_the_threshold():
 def test_fix_ends_the_search(open_groups, mask):
     gate, layer = gated(5, 2, random_magnitudes(5))
     gate.fix(np.array(open_groups))
-    layer._kernel.assign(-3 * layer._kernel)
+    layer.latent_kernel.assign(-3 * layer.latent_kernel)
     gate.threshold.raw.assign([1.0])
     np.testing.assert_array_equal(gate.gates(), mask)
     np.testing.assert_array_equal(gate(np.ones((1, 5), "float32")), [mask])
@@ -152,7 +152,7 @@ def test_fix_ends_the_search(open_groups, mask):
 def test_dense_filters():
     layer = QuantDense(3)
     layer.build((None, 7))
-    layer._kernel.assign(np.ones((7, 3)) * [0.1, 1.0, 1.0])
+    layer.latent_kernel.assign(np.ones((7, 3)) * [0.1, 1.0, 1.0])
     gate = FilterGate("dense", 3)
     gate.build((None, 3))
     gate.connect(layer)

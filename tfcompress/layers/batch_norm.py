@@ -1,0 +1,51 @@
+"""Batch normalization at inference: an affine map, folded into integer codes."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """A BatchNormalization at inference as `multiplier * x + offset`.
+
+    Returns:
+        `(multiplier, offset)`: float64 arrays of shape (channels,).
+    """
+
+    def values(variable, default):
+        if variable is None:
+            return default
+        return np.asarray(ops.convert_to_numpy(variable), np.float64)
+
+    mean, variance = values(norm.moving_mean, 0), values(norm.moving_variance, 1)
+    multiplier = values(norm.gamma, 1.0) / np.sqrt(variance + norm.epsilon)
+    return multiplier, values(norm.beta, 0.0) - mean * multiplier
+
+
+def fold(
+    codes: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    norm: keras.layers.BatchNormalization,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Moves a BatchNormalization into integer codes, scales and bias.
+
+    A negative multiplier flips the signs of the channel's codes, so that scales
+    stay positive; a channel multiplied by zero gets zero codes.
+
+    Args:
+        codes: int8 array, a kernel that ends in its output channels.
+        scale: float32 array, broadcastable to `codes`, one value per channel.
+        bias: float array of shape (channels,).
+        norm: the BatchNormalization after the layer.
+
+    Returns:
+        `(codes, scale, bias)` of the same shapes, int8 and float32.
+    """
+    multiplier, offset = affine(norm)
+    per_channel = multiplier.reshape(scale.shape)
+    codes = codes * np.sign(per_channel).astype(np.int8)
+    scale = np.abs(per_channel) * scale
+    scale = np.where(per_channel == 0, 1.0, scale)
+    bias = np.asarray(bias, np.float64) * multiplier + offset
+    return codes, scale.astype(np.float32), bias.astype(np.float32)
