@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from recipes.common.multi_worker import mend_keras
+from tfcompress.compat.keras_tensorflow_private import patch_multi_worker_fit
 
 FLAGS = flags.FLAGS
 # What Keras trains with on each backend.
@@ -90,7 +90,7 @@ def _multi_worker():
             '"host2:port"]}, "task": {"type": "worker", "index": 0}}, with another '
             f"index on each. Received: {os.environ.get('TF_CONFIG')}."
         ) from error
-    mend_keras()
+    patch_multi_worker_fit()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     return Devices(strategy.num_replicas_in_sync, is_chief, strategy.scope)
 
