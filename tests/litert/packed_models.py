@@ -67,3 +67,11 @@ def make_digit_model():
     x = kl.GlobalAveragePooling2D()(x)
     outputs = kl.Dense(10, activation="softmax", name="head")(x)
     return make_packed(keras.Model(inputs, outputs, name="digits"))
+
+
+def quantize_activation(bits, signed=False, scale=0.1, **kwargs):
+    """A built `QuantizeActivation` with a given step."""
+    layer = layers.QuantizeActivation(bits, signed, **kwargs)
+    layer.build(None)
+    layer.set_scale(scale)
+    return layer

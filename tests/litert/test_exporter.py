@@ -9,170 +9,18 @@ import tensorflow as tf
 from keras import layers as kl
 
 import tfcompress as tfc
+from tests.litert.models import (
+    MODELS,
+    check_native_types,
+    operators,
+    several_inputs_and_outputs,
+)
 from tests.litert.packed_models import make_digit_model, make_packed
-from tfcompress.graph.graph import Graph
 from tfcompress.litert import check, export, exporter, predict
-from tfcompress.litert.flatbuffer import operator_name, read, write
+from tfcompress.litert.flatbuffer import read, write
 from tfcompress.litert.kernels import packed_kernels
 from tfcompress.litert.stored import kernel_tensors
 from tfcompress.quantizers.packing import packed_bytes
-
-
-def every_operator_in_every_width():
-    x = inputs = keras.Input((12, 12, 5))
-    for _ in range(3):  # and widths go round in threes
-        x = kl.Conv2D(7, 3, padding="same", activation="relu")(x)
-    for _ in range(3):
-        x = kl.DepthwiseConv2D(3, padding="same", activation="relu")(x)
-    x = kl.Reshape((12, -1))(x)
-    for _ in range(3):
-        x = kl.Conv1D(9, 3, activation="relu")(x)
-    x = kl.Flatten()(x)
-    for _ in range(3):
-        x = kl.Dense(11)(x)
-    return inputs, x
-
-
-def conv2d():
-    inputs = keras.Input((9, 10, 3))
-    x = kl.Conv2D(6, 3, strides=2, padding="same", activation="relu")(inputs)
-    x = kl.Conv2D(5, (1, 3), padding="valid", use_bias=False)(x)
-    return inputs, kl.Dense(7, activation="softmax")(kl.Flatten()(x))
-
-
-def grouped():
-    inputs = keras.Input((9, 9, 8))
-    x = kl.Conv2D(12, 3, groups=4)(inputs)
-    return inputs, kl.Conv2D(24, 3, groups=12, padding="same")(x)
-
-
-def dilated():
-    inputs = keras.Input((14, 14, 3))
-    x = kl.Conv2D(6, 3, dilation_rate=2, padding="same")(inputs)
-    return inputs, kl.DepthwiseConv2D(3, dilation_rate=(3, 3))(x)
-
-
-def depthwise():
-    inputs = keras.Input((9, 9, 1))
-    x = kl.DepthwiseConv2D(3, depth_multiplier=5)(inputs)
-    return inputs, kl.DepthwiseConv2D(3, strides=2, depth_multiplier=3)(x)
-
-
-def conv1d():
-    inputs = keras.Input((20, 4))
-    x = kl.Conv1D(6, 3, padding="same", strides=2)(inputs)
-    x = kl.Conv1D(6, 3, padding="causal", dilation_rate=2, groups=2)(x)
-    return inputs, kl.Conv1D(5, 1, activation="relu")(x)
-
-
-def dense_on_sequences():
-    inputs = keras.Input((None, 6))
-    return inputs, kl.Dense(3, use_bias=False)(kl.Dense(5, activation="relu")(inputs))
-
-
-def several_inputs_and_outputs():
-    image, age = keras.Input((8, 8, 3), name="image"), keras.Input((5,), name="age")
-    x = kl.GlobalAveragePooling2D()(kl.Conv2D(5, 3)(image))
-    y = kl.Dense(5)(age)
-    outputs = {"kind": kl.Dense(3)(kl.Add()([x, y])), "aged": kl.Dense(2)(y)}
-    return {"image": image, "age": age}, outputs
-
-
-def nested():
-    inner_input = keras.Input((9, 9, 4))
-    x = kl.ReLU()(kl.Conv2D(4, 3, padding="same", name="conv")(inner_input))
-    inner = keras.Model(inner_input, x, name="inner")
-    block = keras.Sequential([kl.Input((9, 9, 4)), kl.Conv2D(4, 1, name="conv")])
-    inputs = keras.Input((9, 9, 3))
-    x = kl.Conv2D(4, 3, padding="same", name="conv")(inputs)
-    return inputs, block(inner(inner(x)))
-
-
-def shared_layer():
-    inputs = keras.Input((9, 9, 3))
-    conv = kl.Conv2D(3, 3, padding="same")
-    return inputs, conv(kl.ReLU()(conv(inputs)))
-
-
-def normalized_before_and_behind():
-    x = inputs = keras.Input((9, 9, 3))
-    for layer in (kl.Conv2D(5, 3), kl.DepthwiseConv2D(3), kl.Dense(6)):
-        x = kl.BatchNormalization()(layer(kl.BatchNormalization()(kl.ReLU()(x))))
-    return inputs, x
-
-
-def one_weight_per_channel():
-    x = inputs = keras.Input((4, 4, 3))
-    for _ in range(2):
-        x = kl.ReLU()(kl.BatchNormalization()(kl.DepthwiseConv2D(1)(x)))
-    x = kl.BatchNormalization()(kl.Conv2D(1, 1)(x))
-    x = kl.Dense(1)(kl.Flatten()(x))
-    return inputs, kl.Dense(3)(kl.Dense(1)(x))
-
-
-def zero_kernels():
-    x = inputs = keras.Input((9, 9, 4))
-    for i in range(4):
-        x = kl.ReLU()(kl.Conv2D(4, 3, padding="same", name=f"zero{i}")(x))
-    return inputs, kl.Conv2D(3, 1)(kl.Add()([x, inputs]))
-
-
-def operations_that_are_no_layers():
-    inputs = keras.Input((9, 9, 4))
-    x = keras.ops.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 2]])
-    return inputs, 1 - kl.Conv2D(3, 3)(x) * 2.0
-
-
-def partly_float():
-    inputs = keras.Input((9, 9, 4))
-    x = kl.Conv2D(5, 3, name="float_conv")(inputs)
-    return inputs, kl.Conv2D(5, 3)(kl.LayerNormalization()(kl.Dropout(0.5)(x)))
-
-
-def any_image_size():
-    inputs = keras.Input((None, None, 3))
-    x = kl.Conv2D(5, 3, padding="same", strides=2)(inputs)
-    return inputs, kl.Dense(4)(kl.GlobalMaxPooling2D()(x))
-
-
-def fixed_batch_size():
-    inputs = keras.Input(batch_shape=(2, 9, 9, 3))
-    return inputs, kl.Conv2D(5, 3)(inputs)
-
-
-def integer_input():
-    inputs = keras.Input((6,), dtype="int32")
-    return inputs, kl.Conv1D(5, 3)(kl.Embedding(10, 8)(inputs))
-
-
-def squeeze_and_excite():
-    inputs = keras.Input((9, 9, 8))
-    x = kl.GlobalAveragePooling2D(keepdims=True)(inputs)
-    x = kl.Conv2D(8, 1, activation="sigmoid")(kl.Conv2D(2, 1, activation="relu")(x))
-    return inputs, kl.Multiply()([inputs, x])
-
-
-MODELS = [
-    every_operator_in_every_width,
-    conv2d,
-    grouped,
-    dilated,
-    depthwise,
-    conv1d,
-    dense_on_sequences,
-    several_inputs_and_outputs,
-    nested,
-    shared_layer,
-    normalized_before_and_behind,
-    one_weight_per_channel,
-    zero_kernels,
-    operations_that_are_no_layers,
-    partly_float,
-    any_image_size,
-    fixed_batch_size,
-    integer_input,
-    squeeze_and_excite,
-]
 
 
 @pytest.mark.parametrize("build", MODELS)
@@ -201,20 +49,6 @@ def test_for_latency_operators_read_the_same_codes(build, tmp_path):
     assert all(tensor.native for tensor in stored)
     assert "DEQUANTIZE" not in operators(path.read_bytes())
     assert check(path, model) == {k: v for k, v in report.items() if k != "size"}
-
-
-def check_native_types(report, model):
-    """INT4 where it is as fast: in fully connected layers of few bits."""
-    layers = Graph(model).layers()
-    for row in report["tensors"]:
-        layer = layers[row["layer"]]
-        few = isinstance(layer, tfc.layers.PackedDense) and layer.kernel_bits <= 4
-        assert row["type"] == ("INT4" if few else "INT8")
-
-
-def operators(content):
-    model = read(content)
-    return [operator_name(model, x) for x in model.subgraphs[0].operators]
 
 
 def test_another_aim_is_refused(digit_model, tmp_path):

@@ -1,4 +1,4 @@
-"""`.tflite` files with real low-bit kernels, and the proof."""
+"""Export to `.tflite` files with low-bit kernels, and their verification."""
 
 from tfcompress.litert.check import check
 from tfcompress.litert.convert import float_tflite

@@ -1,6 +1,9 @@
-"""The proof: a `.tflite` holds what its Keras model plans, and predicts like it."""
+"""Check that a `.tflite` holds the planned kernels and predicts like Keras."""
 
+import os
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,40 +16,41 @@ from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import kernel_tensors, recognise
 
 BATCH_SIZE = 128
-# Largest difference allowed, relative to the output's largest magnitude; and
-# absolute, for an output that is all zero.
+# Largest difference allowed: relative to the output's largest magnitude, and
+# absolute for an output that is all zero.
 TOLERANCE = 1e-4
 NOISE = 1e-7
-# Where operators round activations to 8 bits as they go: the root mean square of
+# Limits where operators round activations to 8 bits: the root mean square of
 # differences, relative to that of the outputs, and the share of samples with the same
 # class below which the user is warned.
 ROUNDED_TOLERANCE = 0.3
 LEAST_AGREEMENT = 0.995
-# Without samples: this many random ones, of this size where a size is free.
+# Number of random samples where none are given, and their size where it is free.
 RANDOM_SAMPLES = 8
 FREE_SIZE = 32
 
 
-def check(path, model, verify=None):
+def check(
+    path: str | os.PathLike, model: keras.Model, verify: Any = None
+) -> dict[str, Any]:
     """Checks a `.tflite` against the packed Keras model it was exported from.
 
-    Asserts that each packed kernel is in the file with its codes, in an integer
-    type; and that the stock LiteRT runtime predicts like Keras. A model with quantized
-    activations must do so on equal levels, and a file for latency only nearly: see
-    `compare`.
+    Each packed kernel must be in the file with its codes, in an integer type, and the
+    stock LiteRT runtime must predict like Keras. A model with quantized activations is
+    compared on equal levels, and a file for latency only nearly: see `compare`.
 
     Args:
         path: the `.tflite`.
-        model: what `tfcompress.finalize` returned.
+        model: the packed model, as `tfcompress.finalize` returns it.
         verify: samples to compare on: an array, a list or dict of arrays for
             several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
             None takes a few random samples.
 
     Returns:
-        Dict with "agreement" ({"samples", "top1", "max_abs_diff"}; "top1" is the
-        share of samples with the same class, None if no output is a vector of
-        classes), "verified_on" ("samples" or "random") and "tensors" (a list of
-        {"layer", "tensor", "type", "container_bits", "shape", "bytes"}).
+        Dict of "agreement", {"samples", "top1", "max_abs_diff"}; "verified_on",
+        "samples" or "random"; and "tensors", a list of {"layer", "tensor", "type",
+        "container_bits", "shape", "bytes"}. "top1" is the share of samples with the
+        same class, None if no output is a vector of classes.
 
     Raises:
         OSError: if the file cannot be read.
@@ -65,18 +69,18 @@ def check(path, model, verify=None):
 
 
 class Samples:
-    """What Keras and LiteRT are given; iterates over checked batches.
+    """Iterable over checked batches of inputs, for Keras and LiteRT.
 
     Attributes:
-        given: whether the user gave it; random otherwise.
+        given: bool. Whether the user gave the samples; they are random otherwise.
 
     Args:
         model: the Functional model that takes them.
-        data: as `check` takes `verify`.
-        argument: the name that the user knows it under.
+        data: samples, as `check` takes `verify`.
+        argument: name of the user's argument, for error messages.
     """
 
-    def __init__(self, model, data, argument="verify"):
+    def __init__(self, model: keras.Model, data: Any, argument: str = "verify") -> None:
         self.given = data is not None
         self._argument = argument
         self._inputs = keras.tree.flatten(model.input)
@@ -85,7 +89,7 @@ class Samples:
         self._batch_size = self._inputs[0].shape[0] or BATCH_SIZE
         self._data = data if self.given else self._random()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
         """Yields lists of one array per input."""
         for batch in split(self._data, self._names, self._batch_size):
             received = [array.shape for array in batch]
@@ -97,14 +101,14 @@ class Samples:
                 )
             yield batch
 
-    def smallest_shapes(self):
-        """The shape of each input for a batch as small as the model takes."""
+    def smallest_shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shape of each input for the smallest batch the model takes."""
         return [
             (x.shape[0] or 1, *array.shape[1:])
             for x, array in zip(self._inputs, next(iter(self)), strict=True)
         ]
 
-    def _random(self):
+    def _random(self) -> list[np.ndarray]:
         rng = np.random.default_rng(0)
         arrays = []
         for x in self._inputs:
@@ -123,27 +127,28 @@ def _fits(shape, expected):
     )
 
 
-def compare(content, model, samples, exact=True):
-    """Runs LiteRT and Keras on the same samples.
+def compare(
+    content: bytes, model: keras.Model, samples: Samples, exact: bool = True
+) -> dict[str, Any]:
+    """Runs LiteRT and Keras on the same samples, and checks that they agree.
 
-    With quantized activations the two differ by more than float arithmetic explains:
-    a last bit that tips a rounding moves an activation by a whole level, and that
-    tips others behind it. Therefore it is not the predictions that must agree then,
-    but every step: Keras, given the levels that LiteRT rounds to, must return
-    LiteRT's outputs, and what LiteRT rounds must be within `TOLERANCE` of the
-    largest level of what Keras rounds there. The agreement returned is that of the
-    predictions, each with its own levels.
+    Quantized activations differ by more than float arithmetic explains. A difference in
+    the last bit moves a rounded activation by a whole level, which moves later ones
+    too. There every step must agree instead of the predictions. On the levels that
+    LiteRT rounds to, Keras must return LiteRT's outputs. Before each rounding the two
+    may differ by `TOLERANCE` of the largest level. The agreement returned is that of
+    the predictions, each with its own levels.
 
     Args:
-        content: a `.tflite`, bytes.
+        content: bytes of a `.tflite`.
         model: the Functional model that it was exported from.
         samples: `Samples`.
-        exact: whether it computes in float. Operators that read integer kernels
-            themselves round their inputs to 8 bits, by the range of each sample: then
-            predictions must be close, up to `ROUNDED_TOLERANCE`.
+        exact: bool. Whether the file computes in float. Operators that read integer
+            kernels themselves round their inputs to 8 bits, by the range of each
+            sample. Predictions must then be close, up to `ROUNDED_TOLERANCE`.
 
     Returns:
-        The parts "agreement" and "verified_on" of `check`'s result.
+        Dict of "agreement" and "verified_on", as in the result of `check`.
 
     Raises:
         ValueError: if an output is not finite, or, on equal levels, further from
@@ -151,69 +156,113 @@ def compare(content, model, samples, exact=True):
             round the same values.
 
     Warns:
-        UserWarning: if it is not exact, and fewer than `LEAST_AGREEMENT` of the samples
-            that were given have the same class.
+        UserWarning: if the file is not exact, and fewer than `LEAST_AGREEMENT` of the
+            given samples have the same class.
     """
     runner = Runner(content)
     quantized = exact and has_quantized_activations(model)
     on_same_levels = SameLevels(content, model, TOLERANCE) if quantized else None
-    names = output_names(model)
-    count, classified, agreeing = 0, 0, 0
-    largest, difference, unexplained, power, noise = (
-        np.zeros(len(names)) for _ in range(5)
-    )
+    comparison = _Comparison(output_names(model))
     for batch in samples:
-        expected = _keras_outputs(model, batch)
-        received = runner(batch)
-        _check_outputs(names, expected, received)
-        found = _differences(expected, received)
-        difference = np.maximum(difference, found)
-        if quantized:
-            found = _differences(*on_same_levels(batch))
-        unexplained = np.maximum(unexplained, found)
-        largest = np.maximum(largest, [np.abs(y).max() for y in expected])
-        power += [np.square(y, dtype=float).sum() for y in expected]
-        noise += [
-            np.square(y - z, dtype=float).sum()
-            for y, z in zip(expected, received, strict=True)
-        ]
-        for y, z in zip(expected, received, strict=True):
-            if y.ndim == 2 and y.shape[1] > 1:
-                classified += len(y)
-                agreeing += int((y.argmax(axis=1) == z.argmax(axis=1)).sum())
-        count += len(batch[0])
-    top1 = agreeing / classified if classified else None
-    if not exact:
-        _check_nearly(names, np.sqrt(noise / np.maximum(power, NOISE)), top1, samples)
-    limits = np.maximum(TOLERANCE * largest, NOISE)
-    for name, limit, found in zip(names, limits, unexplained, strict=True):
-        if exact and not found <= limit:
-            raise ValueError(
-                f"LiteRT should predict like Keras: '{name}' within {limit:.3g}, "
-                f"{TOLERANCE} of its largest magnitude. Received: a difference of "
-                f"{found:.3g} over {count} samples. The file is not this model's, or "
-                "the runtime computes one of its operators differently."
-            )
+        outputs = _keras_outputs(model, batch), runner(batch)
+        comparison.add(*outputs)
+        if on_same_levels is not None:
+            outputs = on_same_levels(batch)
+        comparison.add_on_same_levels(*outputs)
+    if exact:
+        comparison.check_equal()
+    else:
+        comparison.check_close()
+        _warn_of_other_classes(comparison.top1(), samples)
     return {
         "agreement": {
-            "samples": count,
-            "top1": top1,
-            "max_abs_diff": float(difference.max()),
+            "samples": comparison.samples,
+            "top1": comparison.top1(),
+            "max_abs_diff": float(comparison.difference.max()),
         },
         "verified_on": "samples" if samples.given else "random",
     }
 
 
-def _check_nearly(names, differences, top1, samples):
-    for name, found in zip(names, differences, strict=True):
-        if not found <= ROUNDED_TOLERANCE:
-            raise ValueError(
-                f"LiteRT should predict nearly like Keras: '{name}' within "
-                f"{ROUNDED_TOLERANCE:.0%} of its root mean square. Received: "
-                f"{found:.1%}. Kernels that are read as integers make operators round "
-                "their inputs to 8 bits, and this model does not stand that, or the "
-                "file is not this model's. Export it with optimize='size'."
-            )
+class _Comparison:
+    """Statistics of the differences between Keras's and LiteRT's outputs.
+
+    Attributes:
+        samples: int. Number of samples.
+        difference: float array, (outputs,). Largest absolute differences.
+
+    Args:
+        names: names of the outputs.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.samples = 0
+        self.difference = np.zeros(len(names))
+        self._names = names
+        self._on_same_levels, self._largest, self._power, self._noise = (
+            np.zeros(len(names)) for _ in range(4)
+        )
+        self._classified = self._agreeing = 0
+
+    def add(self, expected: list[np.ndarray], received: list[np.ndarray]) -> None:
+        """Adds the outputs of one batch.
+
+        Raises:
+            ValueError: if shapes differ, or an output is not finite.
+        """
+        _check_outputs(self._names, expected, received)
+        self.samples += len(expected[0])
+        found = _differences(expected, received)
+        self.difference = np.maximum(self.difference, found)
+        self._largest = np.maximum(self._largest, [np.abs(y).max() for y in expected])
+        for i, (y, z) in enumerate(zip(expected, received, strict=True)):
+            self._power[i] += np.square(y, dtype=float).sum()
+            self._noise[i] += np.square(y - z, dtype=float).sum()
+            if y.ndim == 2 and y.shape[1] > 1:
+                self._classified += len(y)
+                self._agreeing += int((y.argmax(axis=1) == z.argmax(axis=1)).sum())
+
+    def add_on_same_levels(
+        self, expected: list[np.ndarray], received: list[np.ndarray]
+    ) -> None:
+        """Adds the outputs of the same batch with equal levels of activations."""
+        found = _differences(expected, received)
+        self._on_same_levels = np.maximum(self._on_same_levels, found)
+
+    def top1(self) -> float | None:
+        """Returns the share of samples with the same class, None without classes."""
+        return self._agreeing / self._classified if self._classified else None
+
+    def check_equal(self) -> None:
+        """Checks that outputs on equal levels differ by float arithmetic only."""
+        limits = np.maximum(TOLERANCE * self._largest, NOISE)
+        for name, limit, found in zip(
+            self._names, limits, self._on_same_levels, strict=True
+        ):
+            if not found <= limit:  # NaN is not
+                raise ValueError(
+                    f"LiteRT should predict like Keras: '{name}' within {limit:.3g}, "
+                    f"{TOLERANCE} of its largest magnitude. Received: a difference of "
+                    f"{found:.3g} over {self.samples} samples. The file is not this "
+                    "model's, or the runtime computes one of its operators "
+                    "differently."
+                )
+
+    def check_close(self) -> None:
+        """Checks that outputs differ by no more than `ROUNDED_TOLERANCE`."""
+        differences = np.sqrt(self._noise / np.maximum(self._power, NOISE))
+        for name, found in zip(self._names, differences, strict=True):
+            if not found <= ROUNDED_TOLERANCE:
+                raise ValueError(
+                    f"LiteRT should predict nearly like Keras: '{name}' within "
+                    f"{ROUNDED_TOLERANCE:.0%} of its root mean square. Received: "
+                    f"{found:.1%}. Operators that read integer kernels round their "
+                    "inputs to 8 bits. Either this model does not stand that, or the "
+                    "file is not this model's. Export it with optimize='size'."
+                )
+
+
+def _warn_of_other_classes(top1, samples):
     if samples.given and top1 is not None and top1 < LEAST_AGREEMENT:
         warnings.warn(
             f"LiteRT and Keras have the same class for {top1:.2%} of the samples, less "
@@ -224,7 +273,7 @@ def _check_nearly(names, differences, top1, samples):
 
 
 def _differences(expected, received):
-    """The largest absolute difference of each output."""
+    """Returns the largest absolute difference of each output."""
     return [np.abs(y - z).max() for y, z in zip(expected, received, strict=True)]
 
 

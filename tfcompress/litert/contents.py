@@ -1,15 +1,16 @@
-"""What a `.tflite` spends its bytes on."""
+"""Constants of a `.tflite`, with their bytes."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import NATIVE_BITS
-from tfcompress.litert.runtime import Runner, read_file
+from tfcompress.litert.runtime import File, Runner, read_file
 from tfcompress.quantizers.packing import unpack
 
+# Roles of the inputs of operators that read kernels, by position.
 ROLES = {1: "kernel", 2: "bias"}
 TYPES = {
     value: name
@@ -21,65 +22,68 @@ FLOATS = {"FLOAT16": np.float16, "FLOAT32": np.float32, "FLOAT64": np.float64}
 
 @dataclass(frozen=True)
 class Constant:
-    """One constant tensor.
+    """Constant tensor of a file.
 
     Attributes:
-        name: its name in the file, or "" if it has none.
-        read_by: name of the first operator that reads it, or reads it decoded.
-        role: "kernel" or "bias" of a convolution or a fully connected operator, or "".
-        type: such as "INT2".
+        name: str. Name in the file, or "" if it has none.
+        read_by: str. Name of the first operator that reads it, directly or decoded.
+        role: "kernel" or "bias" of a convolution or fully connected operator, or "".
+        type: str. Tensor type, such as "INT2".
         shape: tuple of ints.
-        zeros: share of elements that are zero, or None where that means nothing.
-        bytes: of its elements as they are stored.
-        scale_bytes: of its scales.
+        zeros: float or None. Share of elements that are zero; None for other types
+            than floats and INT2, INT4 and INT8.
+        bytes: int. Bytes of its elements as they are stored.
+        scale_bytes: int. Bytes of its scales.
     """
 
     name: str
     read_by: str
     role: str
     type: str
-    shape: tuple
+    shape: tuple[int, ...]
     zeros: float | None
     bytes: int
     scale_bytes: int
 
 
-def constants(path):
+def constants(path: File) -> list[Constant]:
     """Reads the constant tensors of a file, in the order of the operators.
 
     Args:
         path: a `.tflite`, or its content as bytes.
 
     Returns:
-        List of `Constant`; one that several operators read is there once.
+        List of `Constant`. A tensor that several operators read is listed once.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if LiteRT refuses it.
     """
-    Runner(path)  # it verifies the structure, which Python's reader does not
+    Runner(path)  # it verifies the structure, unlike Python's reader
     model = flatbuffer.read(read_file(path))
-    found = []
-    for graph in model.subgraphs:
-        decoded = {
-            operator.outputs[0]: operator.inputs[0]
-            for operator in graph.operators
-            if flatbuffer.operator_name(model, operator) == "DEQUANTIZE"
-        }
-        seen = set()
-        for operator in graph.operators:
-            reader = flatbuffer.operator_name(model, operator)
-            if reader == "DEQUANTIZE" and operator.inputs[0] in decoded.values():
-                continue  # it appears where it is used
-            for place, index in enumerate(operator.inputs):
-                index = decoded.get(index, index)
-                if index >= 0 and index not in seen:
-                    seen.add(index)
-                    role = ROLES.get(place, "") if reader in NATIVE_BITS else ""
-                    tensor = graph.tensors[index]
-                    if flatbuffer.constant(model, tensor) is not None:
-                        found.append(_constant(model, tensor, reader, role))
-    return found
+    return [found for graph in model.subgraphs for found in _of_graph(model, graph)]
+
+
+def _of_graph(model, graph):
+    decoded = {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE"
+    }
+    seen = set()
+    for operator in graph.operators:
+        reader = flatbuffer.operator_name(model, operator)
+        if reader == "DEQUANTIZE" and operator.inputs[0] in decoded.values():
+            continue  # listed with the operator that reads the decoded tensor
+        for place, index in enumerate(operator.inputs):
+            index = decoded.get(index, index)
+            if index < 0 or index in seen:
+                continue
+            seen.add(index)
+            role = ROLES.get(place, "") if reader in NATIVE_BITS else ""
+            tensor = graph.tensors[index]
+            if flatbuffer.constant(model, tensor) is not None:
+                yield _constant(model, tensor, reader, role)
 
 
 def _constant(model, tensor, reader, role):
@@ -93,7 +97,7 @@ def _constant(model, tensor, reader, role):
         zeros = float((data.view(FLOATS[type_name]) == 0).mean())
     scale = tensor.quantization.scale if tensor.quantization else None
     return Constant(
-        name=(tensor.name or b"").decode(errors="replace"),
+        name=flatbuffer.tensor_name(tensor),
         read_by=reader,
         role=role,
         type=type_name,

@@ -1,12 +1,16 @@
-"""`export`: from a finalized Keras model to a proven `.tflite`."""
+"""Export of a finalized Keras model to a proven `.tflite`."""
 
 import contextlib
 import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
 
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.litert.check import Samples, compare
 from tfcompress.litert.convert import float_tflite
-from tfcompress.litert.kernels import packed_kernels
+from tfcompress.litert.kernels import Kernel, Match, packed_kernels
 from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
@@ -16,55 +20,54 @@ DTYPES = ("float", "int8")
 
 
 def export(
-    model,
-    path,
-    verify=None,
-    optimize="size",
-    activations="float",
-    representative_data=None,
-    io="float",
-):
+    model: keras.Model,
+    path: str | os.PathLike,
+    verify: Any = None,
+    optimize: str = "size",
+    activations: str = "float",
+    representative_data: Any = None,
+    io: str = "float",
+) -> dict[str, Any]:
     """Writes the `.tflite` of a finalized model, and proves it.
 
-    Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale
-    per output channel, which the runtime decodes: what was trained is what ships. For
-    latency, operators read the same codes and scales themselves, from INT8 tensors, or
-    INT4 ones where that is as fast (`litert.kernels.NATIVE_BITS`), and round their
-    inputs to 8 bits as they go. Before the file appears at `path` it is read back, each
-    tensor's type and bytes are compared with the plan, and the stock LiteRT runtime
-    must predict like Keras.
+    Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale per
+    output channel, which the runtime decodes exactly. For latency, operators read the
+    same codes and scales themselves, from INT8 tensors, or from INT4 ones where that is
+    as fast (`litert.kernels.NATIVE_BITS`). They round their inputs to 8 bits.
+
+    The file is read back before it appears at `path`. The type and bytes of each tensor
+    are compared with the plan, and the stock LiteRT runtime must predict like Keras.
 
     Args:
         model: a Functional model with packed layers, as `tfcompress.finalize`
             returns it.
-        path: where to write. A file that is there is replaced, but only by one
-            that passed.
+        path: path of the file. An existing file is replaced only by one that passed.
         verify: samples to compare on: an array, a list or dict of arrays for
             several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
             None takes a few random samples.
-        optimize: "size", the smallest file, which computes in float; or "latency", for
-            runtimes whose 8-bit kernels are the fastest, as on most phones.
-        activations: "float", or "int8", with optimize="latency", for a file that
-            computes with integers throughout. Learned ranges of activations are kept,
-            others come from `representative_data`; layers kept in float are quantized
+        optimize: "size", for the smallest file, which computes in float; or "latency",
+            for runtimes whose 8-bit kernels are the fastest, as on most phones.
+        activations: "float", or "int8" with optimize="latency", for a file that
+            computes with integers throughout. Learned ranges of activations are kept;
+            others come from `representative_data`. Layers kept in float are quantized
             to 8 bits as well.
         representative_data: training samples, as `verify` takes them, for
-            activations="int8"; of all that are given, 256 are used.
-        io: dtype of the file's inputs and outputs, "float", or "int8" with
+            activations="int8". At most 256 of them are used.
+        io: dtype of the file's inputs and outputs: "float", or "int8" with
             activations="int8", for devices that read sensors as integers. Scales and
-            zero points are in the file, and `tfcompress.litert.predict` goes by them.
+            zero points are in the file; `tfcompress.litert.predict` applies them.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
-        "tflite_bytes", "tflite_xz_bytes"}; the first is the same graph with
-        float32 kernels, the last the file after xz. With activations="int8" also
-        "ranges": {"learned", "calibrated"}, how many layers' inputs have either.
+        "tflite_bytes", "tflite_xz_bytes"}: bytes of the same graph with float32
+        kernels, of the file, and of the file after xz. With activations="int8" also
+        "ranges": {"learned", "calibrated"}, numbers of layers whose inputs have either.
 
     Raises:
         ImportError: if activations="int8" and litert-quantizer is not installed.
         OSError: if `path` cannot be written.
-        ValueError: if an argument is something else, the model is still in training or
-            cannot be converted, or its file does not pass.
+        ValueError: if an argument is not one of its values, the model is still in
+            training or cannot be converted, or its file does not pass.
 
     Warns:
         UserWarning: see `tfcompress.litert.check.compare`.
@@ -75,11 +78,11 @@ def export(
     samples = Samples(model, verify)
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
-        next(iter(given))  # wrong samples are an error before the work starts
-    ranges = {}
+        next(iter(given))  # wrong samples raise an error before the work starts
+    ranges = None
     with _replaced_when_done(path) as temporary:
         if activations == "int8":
-            float_content, content, matches, ranges["ranges"] = _integer(
+            float_content, content, matches, ranges = _integer(
                 model, kernels, representative, io == "float"
             )
         else:
@@ -90,7 +93,7 @@ def export(
             content = stream.read()
         comparison = compare(content, model, samples, exact=optimize == "size")
         tensors = kernel_tensors(content)
-        if activations == "int8":  # layers kept in float have got kernels too
+        if activations == "int8":  # layers kept in float have integer kernels too
             planned = {found.kernel.layer for found in matches}
             tensors = [tensor for tensor in tensors if tensor.name in planned]
         check_written(tensors, matches)
@@ -101,37 +104,42 @@ def export(
             "tflite_xz_bytes": xz_bytes(content),
         },
         **comparison,
-        **ranges,
+        **({} if ranges is None else {"ranges": ranges}),
         "tensors": recognise(tensors, kernels),
     }
 
 
-def packed_size(model, compressed):
-    """Bytes of the `.tflite` that `export` would write, to the byte.
+def packed_size(model: keras.Model, compressed: bool) -> int:
+    """Returns the exact bytes of the `.tflite` that `export` would write.
 
     Args:
-        model: see `export`.
-        compressed: whether to count them after xz.
+        model: a Functional model with packed layers.
+        compressed: bool. Whether to count bytes after xz.
 
     Raises:
-        ValueError: see `export`.
+        ValueError: if the model is still in training or cannot be converted.
     """
     model = functional(model)
     _, content, _ = _packed(model, packed_kernels(model))
     return xz_bytes(content) if compressed else len(content)
 
 
-def _packed(model, kernels, optimize="size"):
-    """`(content of the float file, content of the packed file, matches)`."""
+def _packed(
+    model: keras.Model, kernels: Sequence[Kernel], optimize: str = "size"
+) -> tuple[bytes, bytes, list[Match]]:
+    """Returns `(content of the float file, content of the packed file, matches)`."""
     float_content = float_tflite(model)
     names = input_names(model), output_names(model)
     packed = pack_kernels(float_content, kernels, *names, optimize == "latency")
     return float_content, *packed
 
 
-def _integer(model, kernels, samples, float_ends):
-    """The same with integers throughout, and where its ranges come from."""
-    from tfcompress.litert.integer.integer_tflite import integer_tflite  # few need it
+def _integer(
+    model: keras.Model, kernels: Sequence[Kernel], samples: Samples, float_ends: bool
+) -> tuple[bytes, bytes, list[Match], dict[str, int]]:
+    """Returns the same of the integer file, and the numbers of its ranges' sources."""
+    # Not at the top: it is rarely needed.
+    from tfcompress.litert.integer.integer_tflite import integer_tflite
 
     names = input_names(model), output_names(model)
     integer = integer_tflite(model, kernels, samples, names, float_ends)
@@ -165,8 +173,8 @@ def _check_arguments(optimize, activations, representative_data, io):
 
 
 @contextlib.contextmanager
-def _replaced_when_done(path):
-    """Yields a path beside `path`; moves it there unless an error is raised."""
+def _replaced_when_done(path: str | os.PathLike) -> Iterator[str]:
+    """Yields a temporary path; moves the file to `path` unless an error is raised."""
     path = os.fspath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(

@@ -1,15 +1,12 @@
-"""Reading and writing the `.tflite` flatbuffer."""
+"""Reader and writer of the `.tflite` flatbuffer."""
 
-import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.compat.litert_private import SharingBuilder, schema
 
 IDENTIFIER = b"TFL3"
-# `Buffer.data` has `force_align: 16` in the schema; Python's generated code does
-# not know it.
-ALIGNMENT = 16
 
-# In the place of codes that do not fit a byte.
+# Value of the old one-byte field of an operator's code where the code needs more.
 PLACEHOLDER = 127
 
 TENSOR_TYPES = {
@@ -26,10 +23,10 @@ OPERATOR_NAMES = {
 }
 
 
-def read(content):
-    """Parses bytes that a runtime has verified into a `schema.ModelT`.
+def read(content: bytes) -> schema.ModelT:
+    """Parses the bytes of a file that a runtime has verified.
 
-    Buffers that lie behind the flatbuffer, as some tools write large ones, come inside.
+    Some tools append large buffers after the flatbuffer. Their data is moved into it.
     """
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
     for buffer in model.buffers:
@@ -40,52 +37,35 @@ def read(content):
     return model
 
 
-def write(model):
-    """Serialises a `schema.ModelT` to bytes."""
-    builder = _SharingBuilder(1024)
+def write(model: schema.ModelT) -> bytes:
+    """Serialises a model; equal vectors and strings are written once."""
+    builder = SharingBuilder(1024)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 
 
-class _SharingBuilder(flatbuffers.Builder):
-    """Writes equal vectors and strings once; tables may point to the same one.
-
-    It matters for `zero_point`: 8 bytes per channel, which this runtime wants to
-    be as long as `scale`, and all zero for every kernel.
-    """
-
-    def __init__(self, size):
-        super().__init__(size)
-        self._written = {}
-
-    def CreateString(self, s, *args):
-        return self._once(("string", s), super().CreateString, s, *args)
-
-    def CreateNumpyVector(self, x):
-        if x.dtype == np.uint8:
-            self.Prep(ALIGNMENT, x.size)
-        return self._once((x.dtype.str, x.tobytes()), super().CreateNumpyVector, x)
-
-    def _once(self, key, create, *args):
-        if key not in self._written:
-            self._written[key] = create(*args)
-        return self._written[key]
-
-
-def operator_name(model, operator):
-    """Such as "CONV_2D"."""
+def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
+    """Returns the name of an operator, such as "CONV_2D"; "CUSTOM" if not builtin."""
     code = model.operatorCodes[operator.opcodeIndex].builtinCode
     return OPERATOR_NAMES.get(code, "CUSTOM")
 
 
-def operator(model, name, source, target, version=1):
-    """A new `schema.OperatorT` with one input and one output.
+def tensor_name(tensor: schema.TensorT) -> str:
+    """Returns the name of a tensor, or "" if it has none."""
+    return (tensor.name or b"").decode(errors="replace")
+
+
+def operator(
+    model: schema.ModelT, name: str, source: int, target: int, version: int = 1
+) -> schema.OperatorT:
+    """Creates an operator with one input and one output.
 
     Args:
-        model: `schema.ModelT`, which gets the operator's code if it has none.
-        name: such as "DEQUANTIZE".
-        source, target: indices of tensors.
-        version: of the operator.
+        model: the operator's model. It gets the operator's code if it has none.
+        name: builtin operator, such as "DEQUANTIZE".
+        source: index of the input tensor.
+        target: index of the output tensor.
+        version: version of the operator.
     """
     builtin = getattr(schema.BuiltinOperator, name)
     codes = [code.builtinCode for code in model.operatorCodes]
@@ -105,8 +85,13 @@ def operator(model, name, source, target, version=1):
     )
 
 
-def computed_tensor(other, tensor_type):
-    """A new computed tensor of another one's shape."""
+def computed_tensor(other: schema.TensorT, tensor_type: int) -> schema.TensorT:
+    """Creates a computed tensor with the shape of another one.
+
+    Args:
+        other: tensor with the shape.
+        tensor_type: member of `schema.TensorType`.
+    """
     return schema.TensorT(
         shape=other.shape,
         shapeSignature=other.shapeSignature,
@@ -116,22 +101,28 @@ def computed_tensor(other, tensor_type):
     )
 
 
-def append_tensor(graph, tensor):
-    """The index of a tensor that is new in the graph."""
+def append_tensor(graph: schema.SubGraphT, tensor: schema.TensorT) -> int:
+    """Appends a tensor to a graph and returns its index."""
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
 
 
-def constant(model, tensor):
-    """A constant tensor's raw bytes as a uint8 array; None if it is computed."""
+def append_buffer(model: schema.ModelT, data: np.ndarray) -> int:
+    """Appends a buffer with uint8 data to a model and returns its index."""
+    model.buffers.append(schema.BufferT(data=data))
+    return len(model.buffers) - 1
+
+
+def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
+    """Returns the bytes of a constant tensor, uint8; None if it is computed."""
     data = model.buffers[tensor.buffer].data
     return None if data is None else np.asarray(data, np.uint8)
 
 
-def strip(model):
-    """Drops what the runtime does not read, and all tensors and buffers without a use.
+def strip(model: schema.ModelT) -> None:
+    """Drops metadata that the runtime ignores, and unused tensors and buffers.
 
-    Names of constants and intermediate results go; those of inputs, outputs and
+    Names of constants and of intermediate results go. Names of inputs, outputs and
     integer kernels stay.
     """
     model.description = model.metadata = model.metadataBuffer = None
@@ -144,22 +135,18 @@ def strip(model):
             if index not in named and not is_kernel:
                 tensor.name = None
     _drop_unused_tensors(model)
-    _drop_unread_buffers(model)
+    _drop_unused_buffers(model)
 
 
 def _drop_unused_tensors(model):
     for number, graph in enumerate(model.subgraphs):
-        lists = [graph.inputs, graph.outputs]
-        for operator in graph.operators:
-            lists += [operator.inputs, operator.outputs, operator.intermediates]
-        used = {int(i) for indices in lists if indices is not None for i in indices}
         entries = [
             entry
             for signature in model.signatureDefs or []
             if signature.subgraphIndex == number
             for entry in [*(signature.inputs or []), *(signature.outputs or [])]
         ]
-        used = sorted(used.union(entry.tensorIndex for entry in entries) - {-1})
+        used = _used_tensors(graph, entries)
         new = {old: i for i, old in enumerate(used)} | {-1: -1}
 
         def renumbered(indices, new=new):
@@ -177,8 +164,18 @@ def _drop_unused_tensors(model):
             entry.tensorIndex = new[entry.tensorIndex]
 
 
-def _drop_unread_buffers(model):
-    # By convention, buffer 0 is empty and serves all tensors that are computed.
+def _used_tensors(graph, entries):
+    """Sorted indices of the tensors that a graph or its signature's entries name."""
+    lists = [graph.inputs, graph.outputs]
+    for operator in graph.operators:
+        lists += [operator.inputs, operator.outputs, operator.intermediates]
+    used = {int(i) for indices in lists if indices is not None for i in indices}
+    # -1 stands for an optional tensor that is left out.
+    return sorted(used.union(entry.tensorIndex for entry in entries) - {-1})
+
+
+def _drop_unused_buffers(model):
+    # By convention, buffer 0 is empty and serves all computed tensors.
     buffers, positions = [schema.BufferT()], {None: 0}
     for graph in model.subgraphs:
         for tensor in graph.tensors:

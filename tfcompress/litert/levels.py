@@ -1,10 +1,13 @@
-"""Comparing Keras and LiteRT on the same levels of quantized activations.
+"""Comparison of Keras and LiteRT on the same levels of quantized activations.
 
-The two sum in another order, so that before a rounding they differ in the last bits.
-A few activations land on neighbouring levels; each moves what comes behind it by
-much more than float arithmetic does. Yet every operation can be proven: Keras
-computes with the levels that LiteRT rounded to, and what both round has to agree.
+Keras and LiteRT sum in different orders, so that values differ in the last bits before
+they are rounded. A few activations then land on neighbouring levels. Each moves later
+values by much more than float arithmetic does. Every operation can be proven all the
+same: Keras computes with the levels that LiteRT rounded to, and the two must agree on
+the values before each rounding.
 """
+
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -15,10 +18,11 @@ from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.runtime import Runner
+from tfcompress.types import Tensor
 
 
-def has_quantized_activations(model):
-    """Whether a Functional model has `QuantizeActivation` layers."""
+def has_quantized_activations(model: keras.Model) -> bool:
+    """Returns whether a Functional model has `QuantizeActivation` layers."""
     return any(
         isinstance(layer, layers.QuantizeActivation)
         for layer in Graph(model).layers().values()
@@ -26,32 +30,39 @@ def has_quantized_activations(model):
 
 
 class SameLevels:
-    """Runs a file, and Keras on the levels that the file rounds to.
+    """Runner of a file, and of Keras on the levels that the file rounds to.
 
     Args:
-        content: a `.tflite` that LiteRT has loaded, bytes.
+        content: bytes of a `.tflite` that LiteRT has loaded.
         model: the Functional model that it was exported from.
-        tolerance: by how much values may differ before they are rounded, relative
-            to the largest level.
+        tolerance: float. Largest difference of values before they are rounded,
+            relative to the largest level.
     """
 
-    def __init__(self, content, model, tolerance):
+    def __init__(self, content: bytes, model: keras.Model, tolerance: float) -> None:
         self._runner = Runner(_returning_levels(content))
         self._count = len(keras.tree.flatten(model.output))
         self._model = _on_given_levels(model, self._levels)
         self._tolerance = tolerance
-        self._pairs = []  # what the file rounds, and the levels it rounds that to
-        self._distances = []  # of each call: (layer, distance)
+        # Inputs and outputs of the file's roundings, for one batch.
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        # Each call's layer, and its distance from the closest of them, in levels.
+        self._distances: list[tuple[_GivenLevels, float]] = []
 
-    def __call__(self, batch):
-        """Runs one batch, a list of one array per input.
+    def __call__(
+        self, batch: Sequence[np.ndarray]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Runs one batch.
+
+        Args:
+            batch: list of one array per input.
 
         Returns:
             `(expected, received)`: Keras's and LiteRT's outputs, lists of arrays.
 
         Raises:
-            ValueError: if the file does not round what Keras rounds; it names the
-                first layer of which that is so.
+            ValueError: if the file does not round the values that Keras rounds; it
+                names the first layer with a difference.
         """
         results = self._runner(batch)
         received, rounded = results[: self._count], results[self._count :]
@@ -60,7 +71,7 @@ class SameLevels:
         inputs = keras.tree.pack_sequence_as(self._model.input, batch)
         outputs = keras.tree.flatten(self._model(inputs, training=False))
         for layer, distance in self._distances:
-            # Not `>`, which lets NaN pass.
+            # Not `>`, which is false for NaN.
             if not distance <= self._tolerance * layer.high:
                 raise ValueError(
                     f"LiteRT should round what Keras rounds: '{layer.name}' within "
@@ -71,11 +82,11 @@ class SameLevels:
                 )
         return [ops.convert_to_numpy(output) for output in outputs], received
 
-    def _levels(self, layer, exact):
-        """The file's levels for the values that a layer is to round.
+    def _levels(self, layer: "_GivenLevels", exact: np.ndarray) -> np.ndarray:
+        """Returns the file's levels for the values that a layer is to round.
 
-        They are found by content: those of the closest values. `_distances` keeps
-        how close they are, in levels, or how far from roundings.
+        The rounding of the file with the closest values is taken. `_distances` gets
+        the largest difference from them, or from a correct rounding, in levels.
         """
         best, levels = np.inf, exact
         for pair in self._pairs:
@@ -90,8 +101,8 @@ class SameLevels:
         return levels
 
 
-def _returning_levels(content):
-    """The same file, which also returns the input and output of each ROUND."""
+def _returning_levels(content: bytes) -> bytes:
+    """Adds the input and the output of each ROUND to a file's outputs."""
     model = flatbuffer.read(content)
     for graph in model.subgraphs:
         rounded = [
@@ -106,8 +117,8 @@ def _returning_levels(content):
     return flatbuffer.write(model)
 
 
-def _on_given_levels(model, levels):
-    """A copy of a model that asks `levels` for the levels of each activation."""
+def _on_given_levels(model: keras.Model, levels: Callable) -> keras.Model:
+    """Copies a model; its activations get their levels from the function `levels`."""
 
     def replace(layer):
         if not isinstance(layer, layers.QuantizeActivation):
@@ -123,16 +134,16 @@ def _on_given_levels(model, levels):
 
 
 class _GivenLevels(layers.QuantizeActivation):
-    """Is given its levels.
+    """`QuantizeActivation` that gets its levels from a function.
 
     Attributes:
-        levels: function from this layer and the values it is to round, a float32
-            array in levels, to their levels. None while the graph is built.
+        levels: function of this layer and of the exact values, a float32 array in
+            levels; it returns the rounded ones. None while the graph is built.
     """
 
-    levels = None
+    levels: Callable | None = None
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         if self.levels is None:
             return super().call(x)
         exact = ops.convert_to_numpy(ops.clip(x / self.scale, self.low, self.high))

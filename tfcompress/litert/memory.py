@@ -1,19 +1,21 @@
-"""What a `.tflite` needs of memory while it runs."""
+"""Peak memory of a `.tflite` while it runs."""
+
+from collections.abc import Iterable
 
 import numpy as np
 from ai_edge_litert.interpreter import OpResolverType
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.runtime import Runner, read_file
+from tfcompress.litert.runtime import File, Runner, read_file
 
 
-def peak_memory(file):
-    """Bytes of the tensor arena: what is computed for one sample, at its peak.
+def peak_memory(file: File) -> int:
+    """Returns the size of the tensor arena for one sample, in bytes.
 
-    LiteRT's own kernels plan one arena in which tensors that are not needed at the same
-    time share their place; scratch buffers and decoded kernels are in it, constants of
-    the file are not. Its delegates, XNNPACK for one, keep memory of their own and are
-    left out.
+    LiteRT's own kernels plan one arena, in which tensors that are not needed at the
+    same time share memory. It holds scratch buffers and decoded kernels, but no
+    constants of the file. Delegates such as XNNPACK keep memory of their own, and are
+    turned off here.
 
     Args:
         file: path of a `.tflite`, or its content as bytes.
@@ -32,15 +34,14 @@ def peak_memory(file):
         for index, tensor in enumerate(model.subgraphs[0].tensors)
         if flatbuffer.constant(model, tensor) is not None
     }
-    return _union(
+    return _union_length(
         (start, start + size)
         for index, (start, size) in runner.places().items()
         if index not in constants
     )
 
 
-def _union(ranges):
-    """The length of the union of ranges."""
+def _union_length(ranges: Iterable[tuple[int, int]]) -> int:
     total, end = 0, 0
     for start, stop in sorted(ranges):
         total += max(0, stop - max(start, end))

@@ -1,33 +1,41 @@
-"""From a float `.tflite` to one with packed integer kernels."""
+"""Replacement of the float kernels of a `.tflite` by packed integers."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.compat.litert_private import schema, sort_arguments
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import NATIVE_BITS, match
+from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, match
 from tfcompress.quantizers.packing import pack
 
-# The version of DEQUANTIZE that has per-channel scales and types below a byte.
+# The version of DEQUANTIZE with per-channel scales and types of less than a byte.
 DEQUANTIZE_VERSION = 6
 
 
-def pack_kernels(content, kernels, input_names, output_names, native=False):
+def pack_kernels(
+    content: bytes,
+    kernels: Sequence[Kernel],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    native: bool = False,
+) -> tuple[bytes, list[Match]]:
     """Replaces float kernels by packed integers, each followed by DEQUANTIZE.
 
-    Constants are found by content, which survives the converter's renaming,
-    transposing and fusing. Where it folded a factor per channel into a kernel,
-    that factor goes into the scale. One kernel used under two such factors is
-    stored twice.
+    Constants are found by content, since the converter renames, transposes and fuses
+    them. A factor per channel that it folds into a kernel goes into the scale. A kernel
+    that is used under two such factors is stored twice.
 
     Args:
-        content: a float `.tflite` of `tfcompress.litert.float_tflite`, bytes.
-        kernels: list of `Kernel`.
+        content: bytes of `tfcompress.litert.float_tflite`.
+        kernels: kernels to replace.
         input_names, output_names: the model's, in the order of `float_tflite`.
-        native: see `find_kernels`; then no DEQUANTIZE follows.
+        native: whether operators read the integers themselves, without DEQUANTIZE. See
+            `find_kernels`.
 
     Returns:
-        `(content, matches)`: the smaller `.tflite`, bytes, and the list of
-        `Match` that it holds, one for each integer tensor.
+        `(content, matches)`: bytes of the smaller `.tflite`, and the `Match` of each of
+        its integer tensors.
 
     Raises:
         ValueError: if a kernel is not in the file.
@@ -38,20 +46,22 @@ def pack_kernels(content, kernels, input_names, output_names, native=False):
         if native:
             graph.tensors[index] = kernel_tensor(model, found)
         else:
-            _replace(model, graph, index, found)
+            _insert_dequantize(model, graph, index, found)
     rename(model, input_names, output_names)
     flatbuffer.strip(model)
     return flatbuffer.write(model), [found for *_, found in places]
 
 
-def find_kernels(model, kernels, native):
-    """Where the kernels are, by content.
+def find_kernels(
+    model: schema.ModelT, kernels: Sequence[Kernel], native: bool
+) -> list[tuple[schema.SubGraphT, int, Match]]:
+    """Finds the constants that hold kernels, by content.
 
     Args:
-        model: `schema.ModelT` of a float file.
-        kernels: list of `Kernel`.
-        native: whether operators are to read the integers themselves, so that each
-            kernel is planned in a container that its readers take.
+        model: a parsed float file.
+        kernels: kernels to find.
+        native: whether operators are to read the integers themselves. Each kernel then
+            gets a container that all its readers support.
 
     Returns:
         List of `(graph, tensor index, Match)`.
@@ -64,12 +74,7 @@ def find_kernels(model, kernels, native):
         for graph in model.subgraphs
         for index, readers in _kernel_constants(model, graph)
     ]
-    values = [
-        flatbuffer.constant(model, graph.tensors[index])
-        .view(np.float32)
-        .reshape(graph.tensors[index].shape)
-        for graph, index, _ in constants
-    ]
+    values = [_values(model, graph.tensors[index]) for graph, index, _ in constants]
     assigned = zip(constants, _assign(values, kernels), strict=True)
     return [
         (graph, index, found.read_by(readers) if native else found)
@@ -79,7 +84,7 @@ def find_kernels(model, kernels, native):
 
 
 def _kernel_constants(model, graph):
-    """`(index, names of its readers)` of the float constants in a kernel's place."""
+    """Lists `(index, names of its readers)` of the float constants read as kernels."""
     readers = {}
     for operator in graph.operators:
         name = flatbuffer.operator_name(model, operator)
@@ -93,8 +98,13 @@ def _kernel_constants(model, graph):
     ]
 
 
+def _values(model, tensor):
+    data = flatbuffer.constant(model, tensor)
+    return data.view(np.float32).reshape(tensor.shape)
+
+
 def _assign(constants, kernels):
-    """For each constant, the `Match` to write it with, or None to leave it."""
+    """Returns the `Match` to write each constant with, or None to leave it."""
     options = [
         [found for kernel in kernels if (found := match(values, kernel))]
         for values in constants
@@ -104,14 +114,14 @@ def _assign(constants, kernels):
     if missing:
         raise ValueError(
             f"The converted graph should have the kernels of {missing} as constants "
-            "of a convolution or fully connected operator, and has not. The "
-            "converter must have changed their values, or dropped a layer whose "
+            "of convolution or fully connected operators. Received: a graph without "
+            "them. The converter changed their values, or dropped a layer whose "
             "result is not used. Leave these layers in float."
         )
     # Codes may fit several constants: equal kernels, or few weights per channel.
-    # Every fit gives the right values, but each kernel wants one. First come those
-    # without a folded factor, then constants with little choice; they prefer a
-    # kernel that has none so far.
+    # Every fit gives the right values, but each kernel needs one. First come constants
+    # with a fit without a folded factor, then those with few fits. They prefer a
+    # kernel that has no constant so far.
     assigned, used = [None] * len(constants), set()
     order = sorted(
         range(len(constants)),
@@ -127,28 +137,24 @@ def _assign(constants, kernels):
     return assigned
 
 
-def _replace(model, graph, index, found):
+def _insert_dequantize(model, graph, index, found):
     """Computes the tensor `index` from a new integer constant."""
     graph.tensors[index].buffer = 0
-    graph.tensors.append(kernel_tensor(model, found))
+    source = flatbuffer.append_tensor(graph, kernel_tensor(model, found))
     graph.operators.insert(
-        0,
-        flatbuffer.operator(
-            model, "DEQUANTIZE", len(graph.tensors) - 1, index, DEQUANTIZE_VERSION
-        ),
+        0, flatbuffer.operator(model, "DEQUANTIZE", source, index, DEQUANTIZE_VERSION)
     )
 
 
-def kernel_tensor(model, found):
-    """The constant integer tensor of a `Match`, with a new buffer of the model."""
+def kernel_tensor(model: schema.ModelT, found: Match) -> schema.TensorT:
+    """Creates the constant integer tensor of a `Match`, and its buffer in the model."""
     bits = found.kernel.bits
-    model.buffers.append(schema.BufferT(data=pack(found.codes, bits)))
     return schema.TensorT(
         name=found.kernel.layer,
         shape=np.array(found.codes.shape, np.int32),
         hasRank=True,
         type=flatbuffer.TENSOR_TYPES[bits],
-        buffer=len(model.buffers) - 1,
+        buffer=flatbuffer.append_buffer(model, pack(found.codes, bits)),
         quantization=schema.QuantizationParametersT(
             scale=found.scale,
             zeroPoint=np.zeros(found.scale.size, np.int64),
@@ -157,17 +163,18 @@ def kernel_tensor(model, found):
     )
 
 
-def rename(model, input_names, output_names):
+def rename(
+    model: schema.ModelT, input_names: Sequence[str], output_names: Sequence[str]
+) -> None:
     """Puts inputs and outputs in Keras's order, under Keras's names."""
     (signature,) = model.signatureDefs
     graph = model.subgraphs[signature.subgraphIndex]
 
-    def renamed(maps, names):
-        # The converter sorts them by name, "input_10" before "input_2".
-        maps.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))
-        for entry, name in zip(maps, names, strict=True):
+    def renamed(entries, names):
+        sort_arguments(entries)
+        for entry, name in zip(entries, names, strict=True):
             entry.name = graph.tensors[entry.tensorIndex].name = name
-        return np.array([entry.tensorIndex for entry in maps], np.int32)
+        return np.array([entry.tensorIndex for entry in entries], np.int32)
 
     graph.inputs = renamed(signature.inputs, input_names)
     graph.outputs = renamed(signature.outputs, output_names)

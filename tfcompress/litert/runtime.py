@@ -1,6 +1,6 @@
-"""Running `.tflite` files in the stock LiteRT runtime.
+"""Inference with `.tflite` files in the stock LiteRT runtime.
 
-It imports no TensorFlow, and runs as a program of its own for `try_out`.
+The module imports no TensorFlow, and runs as a program of its own for `try_out`.
 """
 
 import contextlib
@@ -10,35 +10,48 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+# A path, or the content of a file.
+File: TypeAlias = str | os.PathLike | bytes
+
+# Time limit of `try_out`, in seconds.
 TRY_OUT_SECONDS = 60
 
 
 class Runner:
-    """A `.tflite` loaded into LiteRT; call it on one batch per input.
+    """`.tflite` loaded into LiteRT.
 
     Quantized inputs take floats as well as codes, and quantized outputs are returned
     as floats, by the scales and zero points in the file.
 
     Attributes:
-        inputs: list of (name, details) in the file's order; details are
-            LiteRT's, with `dtype` and `shape_signature` (-1 for a free size).
-        outputs: the same of the outputs.
+        name: str. The file in error messages.
+        inputs: list of (name, details), in the file's order. The details are LiteRT's,
+            with `dtype` and `shape_signature` (-1 for a free size).
+        outputs: list of (name, details) of the outputs.
 
     Args:
         file: path of a `.tflite`, or its content as bytes.
-        num_threads: threads of the runtime's CPU kernels.
-        resolver: the set of kernels; the runtime's own choice by default.
+        num_threads: int. Threads of the runtime's CPU kernels.
+        resolver: member of LiteRT's `OpResolverType`. Set of kernels; the runtime's own
+            choice by default.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if LiteRT refuses the content.
     """
 
-    def __init__(self, file, num_threads=1, resolver=OpResolverType.AUTO):
+    def __init__(
+        self,
+        file: File,
+        num_threads: int = 1,
+        resolver: OpResolverType = OpResolverType.AUTO,
+    ) -> None:
         self.name = "bytes" if isinstance(file, bytes) else f"'{os.fspath(file)}'"
         content = read_file(file)
         if not content:
@@ -59,9 +72,9 @@ class Runner:
                     self._interpreter.get_output_details(),
                 )
             )
-        self._shapes = None
+        self._shapes: list[tuple[int, ...]] | None = None
 
-    def __call__(self, batch):
+    def __call__(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs one batch.
 
         Args:
@@ -84,14 +97,14 @@ class Runner:
                 for _, details in self.outputs
             ]
 
-    def places(self):
-        """`{tensor index: (address, bytes)}` of the tensors that have memory now.
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Returns `{tensor index: (address, bytes)}` of the tensors that have memory.
 
-        It holds until the next run.
+        The addresses are valid until the next run.
         """
         places = {}
         for details in self._interpreter.get_tensor_details():
-            # Tensors of parts that a delegate took over have none.
+            # Tensors within a delegate's part of the graph have none.
             with contextlib.suppress(ValueError):
                 array = self._interpreter.tensor(details["index"])()
                 address, _ = array.__array_interface__["data"]
@@ -99,6 +112,7 @@ class Runner:
         return places
 
     def _fitting(self, batch):
+        """Checks a batch, and converts it to the inputs' dtypes."""
         received = [(array.dtype.name, array.shape) for array in batch]
         expected = [
             (np.dtype(x["dtype"]).name, tuple(x["shape_signature"].tolist()))
@@ -126,7 +140,7 @@ class Runner:
             self._shapes = shapes
 
     def _signature_names(self):
-        """`{tensor index: name}` if the file has one signature, else empty."""
+        """Returns `{tensor index: name}`; empty unless the file has one signature."""
         if len(self._interpreter.get_signature_list()) != 1:
             return {}
         signature = self._interpreter.get_signature_runner()
@@ -145,7 +159,7 @@ def _takes(details, dtype):
 
 
 def _coded(array, details):
-    """An array in an input's dtype; floats become the codes of a quantized one."""
+    """Converts an array to an input's dtype, or floats to a quantized input's codes."""
     dtype = details["dtype"]
     if _is_quantized(details) and np.issubdtype(array.dtype, np.floating):
         scale, zero_point = details["quantization"]
@@ -156,7 +170,7 @@ def _coded(array, details):
 
 
 def _decoded(array, details):
-    """The values of a quantized output; anything else as it is."""
+    """Returns the values of a quantized output; other outputs as they are."""
     if not _is_quantized(details):
         return array
     scale, zero_point = details["quantization"]
@@ -171,7 +185,7 @@ def _fits(shape, signature):
 
 @contextlib.contextmanager
 def _explained(name, action):
-    """Turns the runtime's errors into ones that say what to look at."""
+    """Turns the runtime's errors into ones that name the file and likely causes."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -182,28 +196,30 @@ def _explained(name, action):
         ) from error
 
 
-def read_file(file):
-    """The content of a file; bytes are returned as they are."""
+def read_file(file: File) -> bytes:
+    """Returns the content of a file; bytes are returned as they are."""
     if isinstance(file, bytes):
         return file
     with open(file, "rb") as stream:
         return stream.read()
 
 
-def predict(file, x, batch_size=128, num_threads=1):
+def predict(
+    file: File, x: Any, batch_size: int = 128, num_threads: int = 1
+) -> np.ndarray | dict[str, np.ndarray]:
     """Runs a `.tflite` over data, as `model.predict` runs a Keras model.
 
     Args:
         file: path of a `.tflite`, or its content as bytes.
-        x: an array (samples, ...); for several inputs a list of arrays in their
-            order or a dict by their names; or a batched `tf.data.Dataset` of
-            these, of which `(x, y)` elements lose their `y`.
-        batch_size: samples per run; a dataset, or a file with a fixed batch size,
-            brings its own.
-        num_threads: threads of the runtime's CPU kernels.
+        x: array (samples, ...); for several inputs a list of arrays in their order or
+            a dict by their names; or a batched `tf.data.Dataset` of these, or of
+            `(x, y)`.
+        batch_size: int. Samples per run. A dataset, or a file with a fixed batch size,
+            has its own.
+        num_threads: int. Threads of the runtime's CPU kernels.
 
     Returns:
-        The output of all samples, an array; a dict by name if there are several.
+        Array with the output of all samples; a dict by name for several outputs.
 
     Raises:
         OSError: if the file cannot be read.
@@ -222,16 +238,16 @@ def predict(file, x, batch_size=128, num_threads=1):
     }
 
 
-def split(x, names, batch_size):
-    """Splits data into batches: lists of one array per input.
+def split(x: Any, names: Sequence[str], batch_size: int) -> Iterator[list[np.ndarray]]:
+    """Yields batches of data, lists of one array per input.
 
     Args:
-        x: see `predict`.
-        names: the inputs' names, in order.
-        batch_size: samples per batch; the last may have fewer.
+        x: data, as `predict` takes it.
+        names: names of the inputs, in order.
+        batch_size: int. Samples per batch; the last may have fewer.
 
     Raises:
-        ValueError: if `x` has no samples, no end, or does not fit the names.
+        ValueError: if `x` is empty or infinite, or does not fit the names.
     """
     is_dataset = hasattr(x, "as_numpy_iterator")
     batches = _of_dataset(x, names) if is_dataset else _of_arrays(x, names, batch_size)
@@ -245,9 +261,10 @@ def split(x, names, batch_size):
 def _of_dataset(dataset, names):
     if dataset.cardinality() == -1:
         raise ValueError(
-            "A finite dataset is expected. Received one without end: `take` some of "
+            "A finite dataset is expected. Received: one without end. `take` some of "
             "its batches."
         )
+    # Elements `(x, y)` lose their labels.
     for element in dataset.as_numpy_iterator():
         yield _ordered(element[0] if isinstance(element, tuple) else element, names)
 
@@ -265,6 +282,7 @@ def _of_arrays(x, names, batch_size):
 
 
 def _ordered(x, names):
+    """Lists one array per input, in the order of the names."""
     if isinstance(x, dict):
         missing = [name for name in names if name not in x]
         arrays = [x[name] for name in names if name in x]
@@ -279,18 +297,18 @@ def _ordered(x, names):
     return [np.asarray(array) for array in arrays]
 
 
-def latency(files, runs=50, num_threads=1):
-    """Times `.tflite` files against each other, one sample at a time.
+def latency(files: Sequence[File], runs: int = 50, num_threads: int = 1) -> list[float]:
+    """Measures the latencies of `.tflite` files for one sample.
 
-    Their runs alternate, so that what slows the machine down slows all alike.
+    The runs of the files alternate, so that other load slows all of them alike.
 
     Args:
         files: list of paths or contents.
-        runs: timed runs of each file, after three untimed ones.
-        num_threads: threads of the runtime's CPU kernels.
+        runs: int. Timed runs of each file, after three untimed ones.
+        num_threads: int. Threads of the runtime's CPU kernels.
 
     Returns:
-        List of the median time of each file, in milliseconds.
+        Median time of each file, in milliseconds.
 
     Raises:
         OSError: if a file cannot be read.
@@ -301,7 +319,7 @@ def latency(files, runs=50, num_threads=1):
         [np.ones(x["shape"], x["dtype"]) for _, x in runner.inputs]
         for runner in runners
     ]
-    times = [[] for _ in runners]
+    times: list[list[float]] = [[] for _ in runners]
     for run in range(-3, runs):
         for runner, sample, spent in zip(runners, samples, times, strict=True):
             start = time.perf_counter()
@@ -311,19 +329,19 @@ def latency(files, runs=50, num_threads=1):
     return [statistics.median(spent) for spent in times]
 
 
-def try_out(path, shapes):
+def try_out(path: str | os.PathLike, shapes: Sequence[Sequence[int]]) -> None:
     """Loads and runs a file in a process of its own.
 
-    LiteRT verifies a file's structure, yet a few damaged ones pass and then end
-    the process, or never end. A file that survives this is safe to run here.
+    LiteRT verifies a file's structure. A few damaged files pass, and then crash the
+    process or never end. A file that runs there is safe to run in this process.
 
     Args:
         path: a `.tflite`.
-        shapes: the shape to run each input with.
+        shapes: shape of each input for the run.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it cannot be loaded or run, or takes forever.
+        ValueError: if it cannot be loaded or run, or exceeds `TRY_OUT_SECONDS`.
     """
     read_file(path)
     command = [sys.executable, "-P", __file__, os.fspath(path), json.dumps(shapes)]

@@ -1,20 +1,24 @@
-"""What a model takes and returns, in one order and under one set of names."""
+"""Names and order of a model's inputs and outputs."""
 
 import keras
 
 
-def functional(model):
-    """The same layers as a Functional model: a Sequential one lacks `input`."""
+def functional(model: keras.Model) -> keras.Model:
+    """Returns a Functional model of the same layers.
+
+    A Sequential model lacks `input`. A Functional one is returned as it is.
+    """
     if not isinstance(model, keras.Sequential):
         return model
     (inputs,), (outputs,) = model.inputs, model.outputs
     return keras.Model(inputs, outputs, name=model.name)
 
 
-def input_names(model):
-    """Names of a Functional model's inputs, in the order of `keras.tree.flatten`.
+def input_names(model: keras.Model) -> list[str]:
+    """Returns the names of a Functional model's inputs.
 
-    A dict's keys; else the names given to `keras.Input`.
+    Names are the keys of a dict of inputs, or those given to `keras.Input`. Their order
+    is that of `keras.tree.flatten`.
     """
     return [
         _key(path) or tensor.name
@@ -22,8 +26,12 @@ def input_names(model):
     ]
 
 
-def output_names(model):
-    """The same of its outputs: a dict's keys, else output_0, output_1, ..."""
+def output_names(model: keras.Model) -> list[str]:
+    """Returns the names of a Functional model's outputs.
+
+    Names are the keys of a dict of outputs, or `output_0`, `output_1`, ... Their order
+    is that of `keras.tree.flatten`.
+    """
     return [
         _key(path) or f"output_{i}"
         for i, (path, _) in enumerate(keras.tree.flatten_with_path(model.output))

@@ -1,54 +1,57 @@
-"""Reading packed kernels back from a `.tflite`."""
+"""Packed kernels read back from a `.tflite`."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import NATIVE_BITS, match
+from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, match
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 
 
 @dataclass(frozen=True)
 class KernelTensor:
-    """A constant integer tensor that DEQUANTIZE reads, or an operator itself.
+    """Constant integer tensor that a kernel's operator reads, directly or decoded.
 
     Attributes:
-        name: its name in the file.
+        name: str. Name in the file.
         type: "INT2", "INT4" or "INT8".
-        bits: 2, 4 or 8.
+        bits: int. Bits of a code: 2, 4 or 8.
         shape: tuple of ints.
-        packed: its bytes, a uint8 array.
-        scale: float32 array, one value per index of `axis`.
-        axis: the axis of output channels.
-        native: whether a convolution or fully connected operator reads it as it is.
+        packed: uint8 array. Packed codes.
+        scale: float32 array, (output channels,).
+        axis: int. Axis of output channels.
+        native: bool. Whether a convolution or fully connected operator reads it without
+            DEQUANTIZE.
     """
 
     name: str
     type: str
     bits: int
-    shape: tuple
+    shape: tuple[int, ...]
     packed: np.ndarray
     scale: np.ndarray
     axis: int
     native: bool = False
 
-    def codes(self):
-        """Its integers: int8 array of its shape."""
+    def codes(self) -> np.ndarray:
+        """Returns the integer codes, an int8 array of the tensor's shape."""
         size = int(np.prod(self.shape))
         return unpack(self.packed, self.bits, size).reshape(self.shape)
 
-    def values(self):
-        """Its float32 values, as DEQUANTIZE computes them."""
+    def values(self) -> np.ndarray:
+        """Returns the float32 values, as DEQUANTIZE computes them."""
         lengths = [-1 if i == self.axis else 1 for i, _ in enumerate(self.shape)]
         return self.codes() * self.scale.reshape(lengths)
 
 
-def kernel_tensors(content):
-    """Reads all constant integer tensors that are kernels, or decoded to kernels.
+def kernel_tensors(content: bytes) -> list[KernelTensor]:
+    """Reads the constant integer tensors that are kernels, or decoded to kernels.
 
     Args:
-        content: a `.tflite` that LiteRT has loaded, bytes.
+        content: bytes of a `.tflite` that LiteRT has loaded.
 
     Returns:
         List of `KernelTensor`.
@@ -74,7 +77,7 @@ def kernel_tensors(content):
                     raise ValueError(
                         "Codes of 2 or 4 bits should be read by DEQUANTIZE, or by an "
                         f"operator that can: {NATIVE_BITS}. Received: {reader}, which "
-                        f"reads '{_name(tensor)}' of type "
+                        f"reads '{flatbuffer.tensor_name(tensor)}' of type "
                         f"{flatbuffer.TYPE_NAMES[tensor.type]}."
                     )
                 is_constant = flatbuffer.constant(model, tensor) is not None
@@ -84,7 +87,8 @@ def kernel_tensors(content):
 
 
 def _kernel_tensor(model, tensor, native):
-    name, type_name = _name(tensor), flatbuffer.TYPE_NAMES[tensor.type]
+    name = flatbuffer.tensor_name(tensor)
+    type_name = flatbuffer.TYPE_NAMES[tensor.type]
     bits = flatbuffer.TENSOR_BITS[tensor.type]
     packed = flatbuffer.constant(model, tensor)
     quantization = tensor.quantization
@@ -106,16 +110,12 @@ def _kernel_tensor(model, tensor, native):
     return KernelTensor(name, type_name, bits, shape, packed, scale, axis, native)
 
 
-def _name(tensor):
-    return (tensor.name or b"").decode(errors="replace")
-
-
-def check_written(tensors, matches):
-    """Checks that exactly what was planned is in the file, bit for bit.
+def check_written(tensors: Iterable[KernelTensor], matches: Iterable[Match]) -> None:
+    """Checks that the file holds exactly the planned tensors, bit for bit.
 
     Args:
-        tensors: list of `KernelTensor`.
-        matches: list of `Match`, as `pack_kernels` returns it.
+        tensors: tensors of the file.
+        matches: plan, as `pack_kernels` returns it.
 
     Raises:
         ValueError: if a tensor is missing, not planned, or differs in type,
@@ -144,18 +144,20 @@ def check_written(tensors, matches):
         )
 
 
-def recognise(tensors, kernels):
+def recognise(
+    tensors: Sequence[KernelTensor], kernels: Iterable[Kernel]
+) -> list[dict[str, Any]]:
     """Finds the kernels of a model among the tensors of a file.
 
     Scales are not compared: the converter may have folded a factor into them.
 
     Args:
-        tensors: list of `KernelTensor`.
-        kernels: list of `Kernel`.
+        tensors: tensors of the file.
+        kernels: kernels of the model.
 
     Returns:
         List of {"layer", "tensor", "type", "container_bits", "shape", "bytes"},
-        one or more for each kernel; kernels with equal codes may share a tensor.
+        one or more for each kernel. Kernels with equal codes may share a tensor.
 
     Raises:
         ValueError: if a kernel is not there.
@@ -186,7 +188,7 @@ def recognise(tensors, kernels):
     return rows
 
 
-def _holds(tensor, kernel):
+def _holds(tensor: KernelTensor, kernel: Kernel) -> bool:
     if tensor.bits > kernel.bits and not tensor.native:
         return False
     found = match(tensor.values(), kernel)

@@ -9,13 +9,11 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import layers as kl
 
 import tfcompress as tfc
-from tests.litert.packed_models import make_packed
-from tests.litert.test_exporter import MODELS, check_native_types, operators
-from tfcompress.litert import export, float_tflite, predict
+from tests.litert.models import MODELS, check_native_types, operators
+from tests.litert.packed_models import make_packed, quantize_activation
+from tfcompress.litert import export, predict
 from tfcompress.litert.check import Samples
 from tfcompress.litert.flatbuffer import constant, operator_name, read
-from tfcompress.litert.integer.integer_tflite import levels_of, limits_of
-from tfcompress.litert.integer.static_int8 import quantized_tflite
 from tfcompress.litert.runtime import Runner
 from tfcompress.litert.signature import functional
 
@@ -23,71 +21,6 @@ pytest.importorskip("litert_quantizer")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LiteRT and Keras have the same class:UserWarning"
 )
-
-
-def quantize(bits, signed=False, scale=0.1, **kwargs):
-    layer = tfc.layers.QuantizeActivation(bits, signed, **kwargs)
-    layer.build(None)
-    layer.set_scale(scale)
-    return layer
-
-
-def on_grids(values, grids):
-    """Codes, less zero points, of values that pass int8 grids one after the other."""
-    for scale, zero_point in grids:
-        codes = np.clip(np.round(values / scale) + zero_point, -128, 127) - zero_point
-        values = codes * scale
-    return codes
-
-
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_passing_a_finer_grid_first_is_rounding_once(bits, signed):
-    """All of int8's steps and far beyond, but for ties and the signed byte's -128."""
-    layer = quantize(bits, signed)
-    values = np.random.default_rng(0).uniform(-40, 40, 100_000).astype("float32")
-    values = np.concatenate([values, values / 100])
-    expected = np.array(layer(values)) / 0.1
-    levels = on_grids(values, levels_of(layer).grids())
-    if bits == 8 and signed:
-        levels = np.maximum(levels, -127)
-    ties = np.abs(np.abs(values / 0.1 % 1) - 0.5) < 1e-3
-    np.testing.assert_array_equal(levels[~ties], np.round(expected)[~ties])
-
-
-@pytest.mark.parametrize("high", [0.25, 0.6, 2.9])
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_a_tensor_that_an_addition_reads_too_is_rounded_once(bits, signed, high):
-    """It holds all that the addition sees, on steps that levels are odd numbers of."""
-    layer = quantize(bits, signed)
-    levels = levels_of(layer)
-    low = -high if signed else 0.0
-    least, most = limits_of([levels, None], low, high)
-    assert least <= low < high <= most
-    step = (most - least) / 255
-    grids = [(step, round(-128 - least / step)), *levels.grids()]
-    values = np.random.default_rng(0).uniform(low, high, 100_000).astype("float32")
-    expected = np.array(layer(values)) / 0.1
-    ties = np.abs(np.abs(values / 0.1 % 1) - 0.5) < 1e-3
-    received = on_grids(values, grids)
-    np.testing.assert_array_equal(received[~ties], np.round(expected)[~ties])
-
-
-def test_limits_of_tensors_with_other_readers():
-    fine, coarse = levels_of(quantize(4)), levels_of(quantize(4, scale=0.1001))
-    assert limits_of([], -1.0, 2.0) == limits_of([None], -1.0, 2.0) == (-1.0, 2.0)
-    assert limits_of([fine, fine], 0.0, 9.0) == pytest.approx((0.0, 1.5))
-    # Nearly the same levels: the steps of the first serve both.
-    assert limits_of([fine, coarse], 0.0, 9.0) == pytest.approx((0.0, 1.5))
-    # No step as fine as a level reaches that far.
-    assert limits_of([fine, None], 0.0, 26.0) == (0.0, 26.0)
-
-
-@pytest.mark.parametrize("bits", [5, 6, 7])
-def test_levels_that_int8_cannot_stop_at_are_refused(bits):
-    with pytest.raises(ValueError, match=f"2, 3, 4 or 8 bits .*{bits} bits in 'x'"):
-        levels_of(quantize(bits, name="x"))
 
 
 @pytest.mark.parametrize("build", MODELS)
@@ -108,37 +41,17 @@ def test_every_kind_of_model(build, tmp_path):
     assert report["ranges"]["learned"] == 0 < report["ranges"]["calibrated"]
 
 
-def test_stock_files_keep_their_floats_outside_and_large_kernels_inside():
-    """litert-quantizer writes buffers of a few kilobytes behind the flatbuffer."""
-    inputs = keras.Input((8, 8, 32))
-    model = keras.Model(inputs, kl.Conv2D(32, 3, padding="same")(inputs))
-    samples = np.random.default_rng(0).normal(size=(50, 8, 8, 32)).astype("float32")
-    content = quantized_tflite(float_tflite(model), Samples(model, samples))
-    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
-    assert np.std(outputs - expected) < 0.03 * np.std(expected)
-
-
-def test_ranges_have_room_for_the_largest_value_of_all_samples():
-    inputs = keras.Input((8,))
-    model = keras.Model(inputs, kl.Dense(4)(inputs))
-    samples = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
-    samples[7] *= 20
-    content = quantized_tflite(float_tflite(model), Samples(model, samples))
-    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
-    assert np.abs(outputs - expected).max() < 0.02 * np.abs(expected).max()
-
-
 def residual():
     """Inputs of 8 bits signed, 4, 2 and 8 bits; two layers read one sum."""
     inputs = keras.Input((12, 12, 3))
-    x = kl.Conv2D(8, 3, padding="same")(quantize(8, True, 0.03)(inputs))
+    x = kl.Conv2D(8, 3, padding="same")(quantize_activation(8, True, 0.03)(inputs))
     x = shortcut = kl.ReLU()(x)
-    x = kl.Conv2D(8, 3, padding="same")(quantize(4, scale=0.2)(x))
+    x = kl.Conv2D(8, 3, padding="same")(quantize_activation(4, scale=0.2)(x))
     x = kl.ReLU()(kl.Add()([x, shortcut]))
-    a = kl.DepthwiseConv2D(3, padding="same")(quantize(4, scale=0.25)(x))
-    b = kl.Conv2D(8, 1)(quantize(2, scale=0.8)(x))
+    a = kl.DepthwiseConv2D(3, padding="same")(quantize_activation(4, scale=0.25)(x))
+    b = kl.Conv2D(8, 1)(quantize_activation(2, scale=0.8)(x))
     x = kl.GlobalAveragePooling2D()(kl.ReLU()(kl.Add()([a, b])))
-    outputs = kl.Dense(10, name="head")(quantize(8, scale=0.02)(x))
+    outputs = kl.Dense(10, name="head")(quantize_activation(8, scale=0.02)(x))
     return keras.Model(inputs, outputs)
 
 

@@ -1,1 +1,1 @@
-"""Files that compute with integers throughout."""
+"""Files in which all operators compute with integers."""

@@ -1,33 +1,41 @@
-"""Stock full-integer files: int8 tensors between operators, ranges from data."""
+"""Integer files as litert-quantizer makes them: int8 tensors, with ranges from data."""
 
 import contextlib
 import io
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.compat.litert_private import calibrate, schema
 from tfcompress.litert import flatbuffer
+from tfcompress.litert.integer.input_levels import Limits
 
-# Representative samples that are enough.
+# Number of representative samples that suffice.
 SAMPLES = 256
 BATCH_SIZE = 16
-# Tensors that vary less are as good as constant, and no unit to count biases in.
+# Tensors with a smaller range are constant in effect. Their range is no unit to count
+# biases in.
 LEAST_RANGE = 1e-6
 
 
-def quantized_tflite(content, samples, choose=None, float_ends=True):
-    """A float file with int8 tensors and kernels, as litert-quantizer makes it.
+def quantized_tflite(
+    content: bytes,
+    samples: Iterable[Sequence[np.ndarray]],
+    choose: Callable[[str, float, float], Limits] | None = None,
+    float_ends: bool = True,
+) -> bytes:
+    """Quantizes the tensors and kernels of a float file to int8, by litert-quantizer.
 
     Args:
-        content: of `float_tflite`.
-        samples: iterable of batches of representative inputs, lists of arrays.
-        choose: function from a tensor's name, minimum and maximum in the samples to the
-            minimum and maximum that it is to have.
-        float_ends: whether its inputs and outputs are float32, or int8 as well.
+        content: bytes of `float_tflite`.
+        samples: batches of representative inputs, lists of arrays.
+        choose: function from a tensor's name, and its minimum and maximum in the
+            samples, to the minimum and maximum that it should represent.
+        float_ends: bool. Whether inputs and outputs are float32, or int8 as well.
 
     Returns:
-        The file's content, bytes.
+        The file's content.
 
     Raises:
         ImportError: if litert-quantizer is not installed.
@@ -41,27 +49,19 @@ def quantized_tflite(content, samples, choose=None, float_ends=True):
         ) from error
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
     with _quiet():
-        found = {}
+        ranges: dict[str, dict[str, np.ndarray]] = {}
         for batch in _batches(samples):
-            _widen(found, engine.calibrate({"serving_default": [batch]}))
-        for name, limits in found.items():
-            if choose is not None:
-                chosen_limits = choose(
-                    name, np.min(limits["min"]), np.max(limits["max"])
-                )
-                for key, value in zip(("min", "max"), chosen_limits, strict=True):
-                    limits[key] = np.full_like(limits[key], value)
-            if (
-                float(np.max(limits["max"])) - float(np.min(limits["min"]))
-                < LEAST_RANGE
-            ):
-                limits["max"] = np.full_like(limits["max"], 1.0)  # any will do
-        quantized = bytes(engine.quantize(found).quantized_model)
+            _widen(ranges, calibrate(engine, batch))
+        for name, limits in ranges.items():
+            _adjust(name, limits, choose)
+        quantized = bytes(engine.quantize(ranges).quantized_model)
     return _with_float_ends(quantized) if float_ends else quantized
 
 
-def _batches(samples):
-    """Batches of `SAMPLES` samples, evenly chosen, as litert-quantizer takes them."""
+def _batches(
+    samples: Iterable[Sequence[np.ndarray]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches of `SAMPLES` samples, evenly chosen, by the inputs' names."""
     arrays = [np.concatenate(x) for x in zip(*samples, strict=True)]
     count = len(arrays[0])
     chosen = np.linspace(0, count - 1, min(count, SAMPLES)).astype(int)
@@ -70,25 +70,36 @@ def _batches(samples):
         yield {f"input_{i}": array[rows] for i, array in enumerate(arrays)}
 
 
-def _widen(found, limits):
-    """Takes the limits of one more batch into those that were found before.
+def _widen(ranges, limits):
+    """Extends the ranges of all tensors to the limits in one more batch.
 
-    litert-quantizer averages them, so that it clips the largest values of all.
+    litert-quantizer averages the limits of batches, which clips the largest values.
     """
     for name, new in limits.items():
-        old = found.setdefault(name, new)
-        found[name] = {
+        old = ranges.setdefault(name, new)
+        ranges[name] = {
             "min": np.minimum(old["min"], new["min"]),
             "max": np.maximum(old["max"], new["max"]),
         }
 
 
-def _with_float_ends(content):
-    """The file with float32 in front of int8 inputs, and behind int8 outputs."""
+def _adjust(name, limits, choose):
+    """Replaces the limits of a tensor by chosen ones, and an empty range by another."""
+    if choose is not None:
+        chosen = choose(name, np.min(limits["min"]), np.max(limits["max"]))
+        for key, value in zip(("min", "max"), chosen, strict=True):
+            limits[key] = np.full_like(limits[key], value)
+    if float(np.max(limits["max"])) - float(np.min(limits["min"])) < LEAST_RANGE:
+        limits["max"] = np.full_like(limits["max"], 1.0)  # any range represents it
+
+
+def _with_float_ends(content: bytes) -> bytes:
+    """Adds QUANTIZE before int8 inputs and DEQUANTIZE after int8 outputs."""
     model = flatbuffer.read(content)
     (signature,) = model.signatureDefs
     graph = model.subgraphs[signature.subgraphIndex]
-    first, last = [], []
+    first: list[schema.OperatorT] = []
+    last: list[schema.OperatorT] = []
     for entries, operators, name in (
         (signature.inputs, first, "QUANTIZE"),
         (signature.outputs, last, "DEQUANTIZE"),
@@ -101,7 +112,8 @@ def _with_float_ends(content):
                 )
                 entry.tensorIndex = flatbuffer.append_tensor(graph, outer)
                 ends = [entry.tensorIndex, inner]
-                ends = ends if name == "QUANTIZE" else reversed(ends)
+                if name == "DEQUANTIZE":
+                    ends.reverse()
                 operators.append(flatbuffer.operator(model, name, *ends))
     graph.operators = [*first, *graph.operators, *last]
     for field in ("inputs", "outputs"):
@@ -111,8 +123,8 @@ def _with_float_ends(content):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Keeps progress and statistics off the terminal, and warnings about debugging."""
+def _quiet() -> Iterator[None]:
+    """Suppresses litert-quantizer's progress, statistics and warnings."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

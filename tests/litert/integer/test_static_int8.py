@@ -1,0 +1,32 @@
+"""Integer files as litert-quantizer makes them."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+
+from tfcompress.litert import float_tflite, predict
+from tfcompress.litert.check import Samples
+from tfcompress.litert.integer.static_int8 import quantized_tflite
+
+pytest.importorskip("litert_quantizer")
+
+
+def test_stock_files_keep_their_floats_outside_and_large_kernels_inside():
+    """litert-quantizer writes buffers of a few kilobytes behind the flatbuffer."""
+    inputs = keras.Input((8, 8, 32))
+    model = keras.Model(inputs, kl.Conv2D(32, 3, padding="same")(inputs))
+    samples = np.random.default_rng(0).normal(size=(50, 8, 8, 32)).astype("float32")
+    content = quantized_tflite(float_tflite(model), Samples(model, samples))
+    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
+    assert np.std(outputs - expected) < 0.03 * np.std(expected)
+
+
+def test_ranges_have_room_for_the_largest_value_of_all_samples():
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, kl.Dense(4)(inputs))
+    samples = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
+    samples[7] *= 20
+    content = quantized_tflite(float_tflite(model), Samples(model, samples))
+    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
+    assert np.abs(outputs - expected).max() < 0.02 * np.abs(expected).max()
