@@ -1,13 +1,14 @@
-"""What is in a `.tflite`: `python -m tfcompress.inspect model.tflite`.
+"""Contents of a `.tflite`: `python -m tfcompress.inspect model.tflite`.
 
-One line for each kernel and bias, and other constants that count, in running order,
-with their share of the file; with `--against float.tflite`, beside the bytes of the
-same kernel there.
+The program prints kernels, biases and other large constants in running order, with
+their shares of the file. With `--against float.tflite` it adds the bytes of the same
+kernel in that file.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -16,16 +17,17 @@ from tfcompress.litert.contents import constants
 from tfcompress.litert.runtime import read_file
 from tfcompress.reporting.tables import render
 
-# Share of a file: other constants below it are summed up.
+# Other constants with a smaller share of the file are summed up.
 LEAST_SHARE = 0.001
 
 
-def inspect(path, against=None):
-    """Describes a file as text.
+def inspect(path: str | os.PathLike, against: str | os.PathLike | None = None) -> str:
+    """Describes the contents of a `.tflite` as text.
 
     Args:
-        path: a `.tflite`.
-        against: another of the same graph, such as the float model's, or None.
+        path: path of the file.
+        against: path of a file with the same graph, such as the float model's, or
+            None.
 
     Returns:
         A string of lines no wider than 120 characters.
@@ -70,10 +72,9 @@ def inspect(path, against=None):
 
 
 def _counterparts(rows, others):
-    """For each row the other file's kernel in the same place, or None.
+    """Returns each row's kernel in the other file, or None.
 
-    Kernels are paired one after the other by operator and shape: the same graph has
-    them in the same order, whatever the names.
+    Kernels are paired in order by operator and shape, as names differ between files.
     """
     kernels = [other for other in others if other.role == "kernel"]
     pairs = []
@@ -106,9 +107,10 @@ def _sizes(file):
     return len(content), xz_bytes(content)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program; exits with a message if a file cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m tfcompress.inspect", description="What is in a .tflite."
+        prog="python -m tfcompress.inspect", description="Contents of a .tflite."
     )
     parser.add_argument("file", help="the .tflite to describe")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Every kind of layer, its count written as arithmetic."""
+"""Costs of every kind of layer, with expected counts as arithmetic."""
 
 import keras
 import pytest
@@ -45,7 +45,7 @@ def costs_of(layer, *shape):
         ),
     ],
 )
-def test_macs(layer, shape, expected):
+def test_costs_of_layers_with_kernels(layer, shape, expected):
     (cost,) = costs_of(layer, *shape)
     assert cost.macs == expected
     assert cost.bops == expected * 32 * 32
@@ -53,7 +53,7 @@ def test_macs(layer, shape, expected):
     assert cost.bytes == cost.entropy_bytes == 4 * layer.count_params()
 
 
-def test_channels_first():
+def test_channels_first_convolution_has_its_channels_and_macs():
     layer = layers.Conv2D(4, 3, padding="same", data_format="channels_first")
     (cost,) = costs_of(layer, 2, 9, 7)
     assert cost.macs == 3 * 3 * 2 * 4 * 9 * 7
@@ -96,21 +96,21 @@ class Unknown(keras.layers.Layer):
         Unknown(),
     ],
 )
-def test_nothing_is_left_out_silently(layer):
+def test_layers_without_a_formula_are_listed_as_not_counted(layer):
     (cost,) = costs_of(layer, 5, 3)
     assert cost.macs is None and cost.bops is None
     assert cost.not_counted == "no formula for its operations"
     assert cost.bytes == 4 * layer.count_params()
 
 
-def test_products_without_weights_are_listed():
+def test_products_without_weights_are_listed_as_not_counted():
     inputs = keras.Input((5, 3))
     product = keras.ops.matmul(inputs, keras.ops.transpose(inputs, (0, 2, 1)))
     (cost,) = layer_costs(keras.Model(inputs, product))
     assert cost.type == "Matmul" and cost.not_counted
 
 
-def test_open_size_is_listed():
+def test_layers_of_unknown_output_size_are_listed_as_not_counted():
     (cost,) = costs_of(layers.Conv1D(4, 3), None, 2)
     assert cost.macs is None
     assert "leaves its output size (None,) open" in cost.not_counted

@@ -23,7 +23,7 @@ def one_layer(layer, *shape):
     return keras.Model(inputs, layer(inputs))
 
 
-def test_quantized_convolution():
+def test_cost_of_a_quantized_convolution():
     layer = QuantConv2D(
         5,
         3,
@@ -50,7 +50,7 @@ def test_quantized_convolution():
 
 
 @pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])
-def test_container(bits, container):
+def test_quantized_kernel_takes_the_bytes_of_its_container(bits, container):
     layer = QuantDepthwiseConv2D(3, use_bias=False, kernel_quantizer=Uniform(bits))
     (cost,) = layer_costs(one_layer(layer, 8, 6, 5))
     assert (cost.weight_bits, cost.container_bits) == (bits, container)
@@ -67,7 +67,7 @@ def packed_dense():
     return model
 
 
-def test_packed_layer():
+def test_cost_of_a_packed_dense_layer():
     (cost,) = layer_costs(packed_dense())
     nonzeros, weights = 3, 12
     zeros = weights - nonzeros
@@ -89,7 +89,7 @@ def test_packed_layer_costs_what_its_student_costs():
     assert {**cost, "type": ""} == {**expected, "type": ""}
 
 
-def test_quantized_inputs_cost_the_same_before_and_after_finalize():
+def test_layers_with_quantized_inputs_cost_the_same_after_finalize():
     inputs = keras.Input((8, 6, 4))
     x = inputs
     for name, bits in (("first", 8), ("second", 2)):
@@ -105,7 +105,7 @@ def test_quantized_inputs_cost_the_same_before_and_after_finalize():
     student = keras.Model(inputs, QuantDense(5, kernel_quantizer=Uniform(4))(x))
     before, after = (layer_costs(model) for model in (student, tfc.finalize(student)))
     assert [cost.activation_bits for cost in after] == [8, 2, 32]
-    # One row per layer, which pays for the scale of its input.
+    # The row of a layer contains the scale of its input.
     weights = 3 * 3 * 4 * 4
     assert after[1].bops == weights * 8 * 6 * 3 * 2
     assert after[1].bytes == weights * 4 // 8 + 4 * 4 + 4 * 4 + 4
@@ -131,7 +131,7 @@ def test_shared_layer_counts_operations_per_call_and_bytes_once():
     assert cost.bytes == 4 * (4 * 3 + 3)
 
 
-def test_nested_model_counts_on_the_shape_it_is_called_with():
+def test_nested_model_is_counted_with_the_shape_of_its_call():
     inner_input = keras.Input((None, None, 3))
     inner = keras.Model(
         inner_input, layers.Conv2D(5, 3, name="conv")(inner_input), name="inner"
@@ -155,7 +155,7 @@ def test_model_without_a_graph_is_refused():
         layer_costs(keras.Sequential([layers.Dense(3)]))
 
 
-def test_float_layer_with_quantized_input():
+def test_cost_of_a_float_kernel_with_quantized_input():
     layer = QuantConv2D(4, 1, input_quantizer=Uniform(4))
     (cost,) = layer_costs(one_layer(layer, 2, 2, 3))
     assert (cost.weight_bits, cost.container_bits, cost.activation_bits) == (32, 32, 4)
@@ -170,7 +170,7 @@ def test_float_parameters_cost_the_size_of_their_type(dtype, size):
     assert cost.weight_bits == 8 * size
 
 
-def test_totals():
+def test_total_cost_sums_layers_and_lists_those_not_counted():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, use_bias=False)(inputs)
     x = layers.BatchNormalization()(x)
@@ -185,7 +185,7 @@ def test_totals():
     assert [cost.name for cost in total.not_counted] == ["lstm"]
 
 
-def test_the_same_layers_in_float32():
+def test_float32_cost_of_a_packed_model():
     cost = float32_cost(total_cost(layer_costs(packed_dense())))
     weights = 3 * 4
     assert cost.bops == weights * 32 * 32

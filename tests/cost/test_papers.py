@@ -102,7 +102,7 @@ def mobilenet_v2(bits):
         (mobilenet_v2, 6, "11.17 G"),
     ],
 )
-def test_bops_to_the_printed_digit(build, bits, printed):
+def test_bops_equal_the_papers_to_the_printed_digit(build, bits, printed):
     number, unit = printed.split()
     total = total_cost(layer_costs(build(bits)))
     decimals = len(number.partition(".")[2])
@@ -110,7 +110,7 @@ def test_bops_to_the_printed_digit(build, bits, printed):
     assert total.not_counted == ()
 
 
-def test_macs_of_resnet20_as_arithmetic():
+def test_macs_of_a_cifar_resnet20():
     stage = 3 * 3 * 16 * 16 * 32 * 32  # a convolution of any stage
     first_of_stage = stage // 2  # half the input channels, stride 2
     shortcuts = 16 * 32 * 16 * 16 + 32 * 64 * 8 * 8

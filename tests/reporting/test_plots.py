@@ -12,7 +12,7 @@ from tfcompress.reporting import plot_gates, plot_layers, plot_sizes
 
 
 def rows(count):
-    """The "layers" of a report."""
+    """Returns the "layers" of a report."""
     return [
         {
             "name": f"stage{i}_block{i}_conv{i}",
@@ -27,7 +27,7 @@ def rows(count):
 
 
 def epochs(layers, gated):
-    """What a search of two epochs and a fine-tuning of one went through."""
+    """Returns the history of a search of two epochs and one epoch of fine-tuning."""
     names = [f"stage{i}_block{i}_conv{i}" for i in range(layers)]
     return [
         {
@@ -44,7 +44,7 @@ def colours(path):
     return {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.unique(pixels, axis=0)}
 
 
-def test_costs_of_a_model(tmp_path):
+def test_plot_layers_draws_bits_and_sparsity_of_layer_costs(tmp_path):
     inputs = keras.Input((8, 8, 3))
     x = layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs))
     model = keras.Model(inputs, layers.Dense(3, kernel_initializer="zeros")(x))
@@ -52,7 +52,7 @@ def test_costs_of_a_model(tmp_path):
     assert {"#0072B2", "#E69F00"} <= colours(tmp_path / "layers.png")
 
 
-def test_wider_for_more_layers(tmp_path):
+def test_plot_layers_is_wider_for_more_layers(tmp_path):
     sizes = []
     for count in (5, 60):
         path = tmp_path / f"{count}.png"
@@ -63,7 +63,7 @@ def test_wider_for_more_layers(tmp_path):
     assert sizes[1][1] > 60 * 20
 
 
-def test_activation_bits_and_removed_channels(tmp_path):
+def test_plot_layers_draws_activation_bits_and_removed_channels(tmp_path):
     path = tmp_path / "layers.png"
     before = rows(2)
     after = [{**row, "activation_bits": 8} for row in before]
@@ -77,7 +77,7 @@ def test_activation_bits_and_removed_channels(tmp_path):
     assert imread(path).shape[0] == height * 3 // 2
 
 
-def test_gates_of_small_and_large_models(tmp_path):
+def test_plot_gates_has_room_for_all_layers_and_filters(tmp_path):
     shapes = {}
     for layers_, gated in ((1, 0), (60, 0), (60, 30)):
         path = tmp_path / "gates.png"
@@ -85,11 +85,11 @@ def test_gates_of_small_and_large_models(tmp_path):
         shapes[layers_, gated] = imread(path).shape
     # Room for a label of 8 points (about 13 pixels) per layer.
     assert shapes[60, 0][0] > 60 * 20 > shapes[1, 0][0]
-    # A panel more where filters can go.
+    # Filters with gates add a panel.
     assert shapes[60, 30][1] > 1.3 * shapes[60, 0][1]
 
 
-def test_gates_show_each_number_of_bits_in_its_colour(tmp_path):
+def test_plot_gates_has_one_colour_per_number_of_bits(tmp_path):
     path = tmp_path / "gates.png"
     history = epochs(layers=2, gated=0)
     history[0]["bits"]["stage0_block0_conv0"] = (8, 4)
@@ -100,12 +100,12 @@ def test_gates_show_each_number_of_bits_in_its_colour(tmp_path):
     )
 
 
-def test_gates_without_epochs_are_an_error(tmp_path):
+def test_plot_gates_refuses_an_empty_history(tmp_path):
     with pytest.raises(ValueError, match="At least one epoch"):
         plot_gates([], tmp_path / "gates.png")
 
 
-def test_sizes_of_small_and_large_models(tmp_path):
+def test_plot_sizes_has_room_for_all_layers(tmp_path):
     heights = []
     for count in (1, 60):
         names = [f"stage{i}_conv" for i in range(count)]
@@ -124,17 +124,20 @@ def test_sizes_of_small_and_large_models(tmp_path):
         heights.append(imread(tmp_path / "sizes.png").shape[0])
     # Room for a label of 8 points (about 13 pixels) per layer.
     assert heights[1] > 60 * 20 > heights[0]
+
+
+def test_plot_sizes_refuses_an_empty_history(tmp_path):
     with pytest.raises(ValueError, match="At least one epoch"):
         plot_sizes([], tmp_path / "sizes.png", "bytes")
 
 
-def test_model_without_kernels_is_an_error(tmp_path):
+def test_plot_layers_refuses_a_model_without_kernels(tmp_path):
     norm = {"name": "norm", "weight_bits": None, "channels": 4}
     with pytest.raises(ValueError, match="layer with a kernel.*Received: 1 layers"):
         plot_layers([norm], tmp_path / "layers.png")
 
 
-def test_without_matplotlib_the_error_names_the_extra(monkeypatch, tmp_path):
+def test_plots_without_matplotlib_name_the_extra_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "tfcompress\[recipes\]"'):
         plot_layers(rows(2), tmp_path / "layers.png")

@@ -14,7 +14,7 @@ from tfcompress.reporting import build_report, validate_report, write_report
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A report of a real model, and the file sizes that it should name."""
+    """Returns a report of a real model, and the folder of its files."""
     folder = tmp_path_factory.mktemp("report")
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(4, 3, use_bias=False, name="first")(inputs)
@@ -49,14 +49,14 @@ def report(built):
     return copy.deepcopy(built[0])
 
 
-def test_real_report_is_valid_and_reads_back(report, tmp_path):
+def test_write_report_writes_json_that_reads_back(report, tmp_path):
     path = tmp_path / "report.json"
     write_report(report, path)
     assert json.loads(path.read_text()) == report
     assert os.listdir(tmp_path) == ["report.json"]
 
 
-def test_keys_are_those_of_the_design(report):
+def test_report_keys_and_their_order(report):
     assert list(report) == [
         "recipe",
         "scheme",
@@ -98,17 +98,17 @@ def test_keys_are_those_of_the_design(report):
     ]
 
 
-def test_sizes_are_those_of_the_files(built):
+def test_report_sizes_are_those_of_the_files(built):
     report, folder = built
     assert report["size"]["keras_bytes"] == os.path.getsize(folder / "tiny.keras")
     assert report["size"]["tflite_bytes"] == os.path.getsize(folder / "tiny.tflite")
 
 
-def test_costs_are_those_of_both_models(report):
+def test_report_costs_are_those_of_both_models(report):
     kernels = [3 * 3 * 1 * 4, 3 * 3 * 4 * 4, 4 * 4 * 4 * 3]
     macs = [kernels[0] * 6 * 6, kernels[1] * 4 * 4, kernels[2]]
     assert report["cost"] == {
-        # The BatchNormalization became a bias of the first convolution.
+        # The BatchNormalization is folded into a bias of the first convolution.
         "params": sum(kernels) + 4 + 4 + 3,
         "macs": sum(macs),
         "bops": (8 * macs[0] + 2 * macs[1] + 8 * macs[2]) * 32,
@@ -119,13 +119,13 @@ def test_costs_are_those_of_both_models(report):
     assert [layer["weight_bits"] for layer in report["layers"]] == [8, 2, 8]
 
 
-def test_budget_says_what_was_achieved(report):
+def test_report_budget_contains_the_achieved_value(report):
     size = report["size"]["tflite_bytes"]
     expected = {"kind": "bytes", "requested": 10_000, "achieved": size}
     assert report["budget"] == expected
 
 
-def test_budget_may_be_missing_and_latency_is_kept(report):
+def test_report_without_a_budget_and_with_latency_is_valid(report):
     report["budget"] = None
     report["latency_ms"] = {"float": 1.0, "compressed": 0.5, "threads": 1, "runs": 50}
     validate_report(report)
@@ -148,7 +148,7 @@ def test_budget_may_be_missing_and_latency_is_kept(report):
         (("layers", 1, "sparsity"), -0.1, r"'layers'\]\[1\]\['sparsity'\]"),
     ],
 )
-def test_wrong_value_is_refused_and_nothing_written(
+def test_write_report_refuses_a_wrong_value_and_writes_nothing(
     report, tmp_path, place, value, message
 ):
     target = report
@@ -160,7 +160,9 @@ def test_wrong_value_is_refused_and_nothing_written(
     assert os.listdir(tmp_path) == []
 
 
-def test_old_report_survives_a_failure_to_replace_it(report, tmp_path, monkeypatch):
+def test_write_report_keeps_the_old_report_if_it_cannot_replace_it(
+    report, tmp_path, monkeypatch
+):
     path = tmp_path / "report.json"
     path.write_text("old")
 
@@ -174,6 +176,6 @@ def test_old_report_survives_a_failure_to_replace_it(report, tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["report.json"]
 
 
-def test_missing_folder_is_an_error(report, tmp_path):
+def test_write_report_refuses_a_missing_folder(report, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_report(report, tmp_path / "nowhere" / "report.json")

@@ -17,7 +17,7 @@ def packed(layer, zeros):
 
 
 def mixed_model():
-    """One layer of each kind that the table shows differently."""
+    """Returns a model with one layer of each kind that the table distinguishes."""
     stem = PackedConv2D(16, 3, padding="same", kernel_bits=8, name="stem")
     block = PackedConv2D(32, 3, strides=2, use_bias=False, kernel_bits=3, name="block")
     classifier = PackedDense(10, kernel_bits=2, name="classifier")
@@ -46,12 +46,12 @@ def mixed_model():
 SNAPSHOT = pathlib.Path(__file__).with_name("summary_snapshot.txt")
 
 
-def test_snapshot():
+def test_summary_equals_its_snapshot():
     text = tfc.summary(mixed_model())
     assert text + "\n" == SNAPSHOT.read_text(encoding="utf-8")
 
 
-def test_width_is_the_same_for_long_names():
+def test_summary_wraps_long_names_within_120_characters():
     inputs = keras.Input((8,))
     name = "a_name_that_someone_made_up_of_everything_that_this_layer_is_" * 3
     text = tfc.summary(keras.Model(inputs, layers.Dense(4, name=name)(inputs)))
@@ -60,7 +60,7 @@ def test_width_is_the_same_for_long_names():
     assert name in "".join(row[2:].partition(" ")[0] for row in rows)
 
 
-def test_student_shows_its_codes():
+def test_summary_of_a_student_shows_bits_of_its_codes():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="first")(inputs)
     x = layers.Conv2D(4, 3, name="middle")(x)

@@ -1,4 +1,4 @@
-"""MACs, BOPs and bytes: one definition each, used everywhere."""
+"""MACs, BOPs, parameters and bytes, with one definition each."""
 
 from tfcompress.cost.arithmetic import bops, entropy_bits, kernel_macs, value_bits
 from tfcompress.cost.layer_costs import (

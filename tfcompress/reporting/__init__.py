@@ -1,4 +1,4 @@
-"""What came out: a table to print, a report to keep, a picture to look at."""
+"""Reports of a compressed model: a table, `report.json` and plots."""
 
 from tfcompress.reporting.plots import plot_gates, plot_layers, plot_sizes
 from tfcompress.reporting.report import build_report, validate_report, write_report

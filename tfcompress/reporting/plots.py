@@ -1,4 +1,8 @@
-"""Pictures of what compression did."""
+"""Plots of a compressed model and of its training."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -6,22 +10,26 @@ from tfcompress.cost import LayerCost
 from tfcompress.cost.arithmetic import FLOAT_BITS
 
 _INCHES_PER_LAYER = 0.26
-# From the palette of Okabe and Ito, told apart by colour-blind readers too.
+# From the palette of Okabe and Ito, which colour-blind readers can distinguish.
 _BLUE, _ORANGE, _GREEN, _SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
 
 
-def plot_layers(layers, path, before=None):
-    """Draws bits, sparsity and, where some were removed, channels into one PNG file.
+def plot_layers(
+    layers: Sequence[LayerCost | dict[str, Any]],
+    path: str | os.PathLike,
+    before: Sequence[LayerCost | dict[str, Any]] | None = None,
+) -> None:
+    """Draws bits, sparsity and kept channels of each layer into one PNG file.
 
-    The bits of activations are those of a layer's input; they are drawn if any layer
-    quantizes them.
+    Bits of activations are those of a layer's input, drawn if any layer quantizes it.
+    Channels are drawn if any were removed.
 
     Args:
-        layers: what `tfcompress.cost.layer_costs` returns, or the "layers" of a
-            report; those without a kernel are left out.
-        path: of the file; its folder must exist.
-        before: the same of the model before compression, to tell which channels were
-            removed. By default none were.
+        layers: list of `tfcompress.cost.LayerCost`, or the "layers" of a report.
+            Layers without a kernel are left out.
+        path: path of the file; its folder must exist.
+        before: `layers` of the model before compression, or None if no channels were
+            removed.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -34,8 +42,8 @@ def plot_layers(layers, path, before=None):
             "At least one layer with a kernel is needed for a plot. Received: "
             f"{len(layers)} layers, none with `weight_bits`."
         )
-    channels = {row["name"]: row["channels"] for row in _as_dicts(before or ())}
-    channels = [channels.get(row["name"], row["channels"]) for row in rows]
+    unpruned = {row["name"]: row["channels"] for row in _as_dicts(before or ())}
+    channels = [unpruned.get(row["name"], row["channels"]) for row in rows]
     panels = [_draw_bits, _draw_sparsity]
     if channels != [row["channels"] for row in rows]:
         panels.append(lambda axes, rows: _draw_channels(axes, rows, channels))
@@ -56,18 +64,18 @@ def plot_layers(layers, path, before=None):
     figure.savefig(path, format="png", dpi=120)
 
 
-def plot_gates(epochs, path):
+def plot_gates(epochs: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
     """Draws every layer's bits and kept filters over the epochs into one PNG file.
 
-    One heat-map each for weight bits, activation bits and, where there are gates for
-    them, filters. A line marks the end of the search.
+    Weight bits, activation bits and, where filters have gates, kept filters have one
+    heat map each. A line marks the end of the search.
 
     Args:
-        epochs: list of dictionaries, one per epoch: "searching", whether anything was
-            left to choose; "bits", `{layer name: (weight bits, activation bits)}`;
-            "kept", `{layer name: (filters kept, filters)}` of the gated layers. The
-            layers are the same in all.
-        path: of the file; its folder must exist.
+        epochs: list of dictionaries, one per epoch, of the same layers.
+            "searching": bool. Whether the search had not ended.
+            "bits": `{layer name: (weight bits, activation bits)}`.
+            "kept": `{layer name: (kept filters, filters)}` of layers with gates.
+        path: path of the file; its folder must exist.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -92,18 +100,23 @@ def plot_gates(epochs, path):
     figure.savefig(path, format="png", dpi=120)
 
 
-def plot_sizes(epochs, path, unit):
-    """Draws how a size-constrained training went, epoch by epoch, into one PNG file.
+def plot_sizes(
+    epochs: Sequence[dict[str, Any]], path: str | os.PathLike, unit: str
+) -> None:
+    """Draws a size-constrained training over the epochs into one PNG file.
 
-    Heat-maps of each layer's bits and zeros; the size against the budget, and how far
-    float and quantized weights are apart while zeros and bits are searched.
+    Each layer's bits and sparsity are heat maps. Size and budget, and the residual
+    between float and quantized weights during the search, are curves.
 
     Args:
-        epochs: list of dictionaries, one per epoch: "searching", whether anything was
-            left to choose; "bits", `{layer name: bits}`; "sparsity", `{layer name:
-            fraction}`; "size", "budget"; "residual", ||W - V|| / ||W|| or None.
-        path: of the file; its folder must exist.
-        unit: of size and budget, as text.
+        epochs: list of dictionaries, one per epoch, of the same layers.
+            "searching": bool. Whether the search had not ended.
+            "bits": `{layer name: bits}`.
+            "sparsity": `{layer name: fraction of zeros}`.
+            "size", "budget": numbers in `unit`.
+            "residual": ||W - V|| / ||W|| of ADMM, or None.
+        path: path of the file; its folder must exist.
+        unit: str. Unit of size and budget.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -209,7 +222,7 @@ def _draw_channels(axes, rows, before):
 
 
 def _draw_bit_history(all_axes, bits):
-    """`bits` is an int array (epochs, layers, 2)."""
+    """Draws `bits`, an int array (epochs, layers, 2)."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     # One shade per number of bits that occurs.
@@ -230,19 +243,19 @@ def _draw_bit_history(all_axes, bits):
 
 
 def _draw_kept_history(axes, kept):
-    """`kept` is a list (epochs, layers) of (filters kept, filters) or None."""
+    """Draws `kept`, a list (epochs, layers) of (kept filters, filters) or None."""
     percent = [
         [np.nan if pair is None else 100 * pair[0] / pair[1] for pair in row]
         for row in kept
     ]
     style = {"cmap": _colormap("Greens"), "vmin": 0, "vmax": 100}
     image = _draw_history(axes, "kept filters (%)", np.array(percent), style)
-    axes.set_facecolor("0.92")  # of layers without gates
+    axes.set_facecolor("0.92")  # the colour of layers without gates
     axes.figure.colorbar(image, ax=axes)
 
 
 def _mark_search(all_axes, epochs):
-    """Labels axes over epochs; a line is where the search ended."""
+    """Labels axes over epochs, with a line at the end of the search."""
     searched = sum(epoch["searching"] for epoch in epochs)
     for axes in all_axes:
         axes.set_xlabel("epoch")

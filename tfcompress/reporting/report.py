@@ -1,4 +1,4 @@
-"""`report.json`: what a recipe did, what it cost and what came out."""
+"""`report.json`: settings, costs and results of a recipe."""
 
 import dataclasses
 import json
@@ -6,10 +6,11 @@ import math
 import numbers
 import os
 import pathlib
+from typing import Any
 
 import keras
 
-from tfcompress.cost import layer_costs, total_cost
+from tfcompress.cost import ModelCost, layer_costs, total_cost
 
 
 def _is_count(value):
@@ -27,7 +28,7 @@ class _OrNone:
     schema: object
 
 
-# What a value must be, in words, and the test for it.
+# Description of a valid value, and its test.
 _TEXT = ("a string, not empty", lambda value: isinstance(value, str) and value)
 _COUNT = ("an integer, 0 or more", _is_count)
 _NUMBER = ("a finite number", _is_number)
@@ -84,53 +85,40 @@ _REPORT = {
 
 def build_report(
     *,
-    recipe,
-    scheme,
-    model,
-    dataset,
-    seed,
-    epochs,
-    wall_seconds,
-    accuracy,
-    export_report,
-    float_model,
-    tiny,
-    keras_path,
-    budget=None,
-    latency_ms=None,
-    memory=None,
-):
-    """Puts a recipe's results together as `write_report` wants them.
+    recipe: str,
+    scheme: str,
+    model: str,
+    dataset: str,
+    seed: int,
+    epochs: int,
+    wall_seconds: float,
+    accuracy: dict[str, float],
+    export_report: dict[str, Any],
+    float_model: keras.Model,
+    tiny: keras.Model,
+    keras_path: str | os.PathLike,
+    budget: dict[str, Any] | None = None,
+    latency_ms: dict[str, Any] | None = None,
+    memory: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """Returns the report of a recipe, not validated yet.
 
     Args:
-        recipe, scheme, model, dataset: names, as text.
-        seed, epochs: integers.
-        wall_seconds: of the whole recipe.
-        accuracy: {"float", "compressed", "litert"}, fractions of the test set.
-        export_report: what `tfcompress.export` returned; it must have been
-            verified.
-        float_model: the Keras model before compression.
-        tiny: the finalized Keras model.
-        keras_path: the file that `tiny` was saved to.
-        budget: {"kind", "requested": a number}, or None; the kind is "bops", "macs",
-            "bytes" or "xz_bytes" of the file, or "value_bits". What `tiny` achieved is
-            added to it.
-        latency_ms: {"float", "compressed", "threads", "runs"}, or None.
-        memory: {"float_arena_bytes", "arena_bytes"}, or None; see
-            `tfcompress.litert.peak_memory`.
-
-    Returns:
-        A dictionary, not validated yet.
+        recipe, scheme, model, dataset: str. Names.
+        seed, epochs: int. Seed of the recipe, and epochs of the compressed model.
+        wall_seconds: float. Duration of the whole recipe.
+        accuracy: {"float", "compressed", "litert"}. Fractions of the test set.
+        export_report: the report of a `tfcompress.export` with `verify`.
+        float_model: the model before compression.
+        tiny: the finalized model.
+        keras_path: path of the file with `tiny`.
+        budget: {"kind", "requested"} or None. Kinds: "bops", "macs", "value_bits",
+            and "bytes" and "xz_bytes" of the file.
+        latency_ms: {"float", "compressed", "threads", "runs"} or None. Milliseconds.
+        memory: {"float_arena_bytes", "arena_bytes"} or None; `litert.peak_memory`.
     """
     costs = layer_costs(tiny)
-    total, before = total_cost(costs), total_cost(layer_costs(float_model))
-    achieved = {
-        "bops": total.bops,
-        "macs": total.macs,
-        "bytes": export_report["size"]["tflite_bytes"],
-        "xz_bytes": export_report["size"]["tflite_xz_bytes"],
-        "value_bits": total.value_bits,
-    }
+    total = total_cost(costs)
     return {
         "recipe": recipe,
         "scheme": scheme,
@@ -147,15 +135,8 @@ def build_report(
             "entropy_bytes": total.entropy_bytes,
             "value_bits": total.value_bits,
         },
-        "cost": {
-            "params": total.params,
-            "macs": total.macs,
-            "bops": total.bops,
-            "float_params": before.params,
-            "float_macs": before.macs,
-            "float_bops": before.bops,
-        },
-        "budget": budget and {**budget, "achieved": achieved[budget["kind"]]},
+        "cost": _costs(total, total_cost(layer_costs(float_model))),
+        "budget": budget and _with_achieved(budget, total, export_report["size"]),
         "agreement": export_report["agreement"],
         "latency_ms": latency_ms,
         "memory": memory,
@@ -163,12 +144,36 @@ def build_report(
     }
 
 
-def write_report(report, path):
+def _costs(total: ModelCost, before: ModelCost) -> dict[str, int]:
+    return {
+        "params": total.params,
+        "macs": total.macs,
+        "bops": total.bops,
+        "float_params": before.params,
+        "float_macs": before.macs,
+        "float_bops": before.bops,
+    }
+
+
+def _with_achieved(
+    budget: dict[str, Any], total: ModelCost, file_size: dict[str, int]
+) -> dict[str, Any]:
+    achieved = {
+        "bops": total.bops,
+        "macs": total.macs,
+        "bytes": file_size["tflite_bytes"],
+        "xz_bytes": file_size["tflite_xz_bytes"],
+        "value_bits": total.value_bits,
+    }
+    return {**budget, "achieved": achieved[budget["kind"]]}
+
+
+def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:
     """Validates a report and writes it as JSON, whole or not at all.
 
     Args:
-        report: what `build_report` returns.
-        path: of the file; its folder must exist.
+        report: the report, as `build_report` returns it.
+        path: path of the file; its folder must exist.
 
     Raises:
         ValueError: if a key is missing or unknown, or a value is of the wrong
@@ -177,18 +182,18 @@ def write_report(report, path):
     """
     validate_report(report)
     text = json.dumps(report, indent=2, default=lambda number: number.item()) + "\n"
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    file = pathlib.Path(path)
+    temporary = file.with_name(file.name + ".tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        os.replace(temporary, file)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def validate_report(report):
-    """Raises ValueError, naming the place, unless `report` is a valid report."""
+def validate_report(report: dict[str, Any]) -> None:
+    """Raises ValueError, with the place, unless `report` is a valid report."""
     _check(report, _REPORT, "report")
 
 

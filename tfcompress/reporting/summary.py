@@ -1,22 +1,21 @@
-"""A model's costs as a table."""
+"""Table of a model's costs."""
 
+import keras
 from rich.table import Table
 
 from tfcompress.cost import float32_cost, layer_costs, total_cost
 from tfcompress.reporting.tables import render
 
 
-def summary(model):
-    """What each layer of a model costs, and the sums, as text to print.
+def summary(model: keras.Model) -> str:
+    """Returns a table of the costs of each layer and of the model, as text.
 
-    "bits" are those of a weight, with the container that holds it in a file where
-    that is larger; "act" are those of the layer's input. The ratios below compare
-    with the same layers in float32. Bytes are the model's weights, scales and
-    biases; the file adds its graph.
+    "bits" are bits of a weight, with those of its container in a file if that is
+    larger. "act" are bits of the layer's input. Ratios compare with the same layers
+    in float32. Bytes are those of weights, scales and biases; the file adds its graph.
 
     Args:
-        model: a built Functional or Sequential model: plain, a student, or a
-            finalized one.
+        model: built Functional or Sequential model: plain, a student, or finalized.
 
     Returns:
         A string of lines no wider than 120 characters.

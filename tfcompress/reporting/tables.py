@@ -1,15 +1,16 @@
-"""Tables as plain text of a stable width."""
+"""Tables as plain text of a fixed width."""
 
 import io
 
 from rich import box
 from rich.console import Console
+from rich.table import Table
 
 WIDTH = 120
 
 
-def render(table):
-    """A `rich` table as plain text: no colours, no terminal needed."""
+def render(table: Table) -> str:
+    """Returns a `rich` table as plain text, without colours or a terminal."""
     table.box = box.SIMPLE
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     console.print(table)
