@@ -1,4 +1,6 @@
-"""Where each Keras layer keeps its kernels, and how often one call uses them."""
+"""Kernels of each Keras layer, and the number of times that one call uses them."""
+
+from typing import Any
 
 import keras
 from keras import layers
@@ -54,10 +56,10 @@ _PRODUCT_OPS = {
 }
 
 
-def kernel_names(operation):
-    """The attributes that hold the kernels whose products are counted.
+def kernel_names(operation: Any) -> tuple[str, ...]:
+    """Returns the attributes with the kernels whose products are counted.
 
-    A tuple of names; empty for a layer or op that is not counted.
+    The tuple is empty for a layer or operation that is not counted.
     """
     if isinstance(operation, _SEPARABLE):
         return ("depthwise_kernel", "pointwise_kernel")
@@ -68,15 +70,20 @@ def kernel_names(operation):
     return ()
 
 
-def output_positions(layer, input_shape, output_shape):
-    """How often one call uses every weight of a layer's kernels, per example.
+def output_positions(
+    layer: keras.layers.Layer,
+    input_shape: tuple[int | None, ...],
+    output_shape: tuple[int | None, ...],
+) -> tuple[int | None, ...]:
+    """Returns the axes along which one call repeats every weight, per example.
 
     Args:
-        layer: a layer with `kernel_names`.
-        input_shape, output_shape: of the call, batch axis first.
+        layer: layer with `kernel_names`.
+        input_shape, output_shape: tuples. Shapes of the call, batch axis first.
 
     Returns:
-        A tuple of axis sizes; an entry is None where the model leaves it open.
+        Axis sizes, None for a size that is unknown before the call. Their product is
+        the number of uses of each weight.
     """
     if isinstance(layer, _TRANSPOSED):
         return _spatial(layer, input_shape)
@@ -85,10 +92,10 @@ def output_positions(layer, input_shape, output_shape):
     return _spatial(layer, output_shape)
 
 
-def leaves_products_out(operation):
-    """Whether an operation without `kernel_names` multiplies all the same.
+def leaves_products_out(operation: Any) -> bool:
+    """Returns whether an operation without `kernel_names` has uncounted products.
 
-    True for layers with matrices of weights that no formula here covers (an LSTM,
+    This is true for layers with matrices of weights but no formula here (an LSTM,
     attention), for products without weights, and for layers of unknown origin.
     """
     if not isinstance(operation, keras.layers.Layer):
@@ -101,13 +108,13 @@ def leaves_products_out(operation):
 
 
 def _spatial(layer, shape):
-    """A shape without its batch and channel axes."""
+    """Returns a shape without its batch and channel axes."""
     axis = channel_axis(layer) % len(shape)
     return tuple(size for i, size in enumerate(shape) if i not in (0, axis))
 
 
 def _einsum_positions(equation, input_shape):
-    """Sizes of the input's axes that the kernel does not sum over or index."""
+    """Returns sizes of input axes that the kernel neither sums over nor indexes."""
     input_labels, kernel_labels = equation.split("->")[0].split(",")
     head, _, tail = input_labels.replace(" ", "").partition("...")
     dots = "." * (len(input_shape) - len(head) - len(tail))

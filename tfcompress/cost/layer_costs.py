@@ -1,6 +1,7 @@
-"""What every layer of a model costs: operations, parameters, bytes."""
+"""Costs of every layer of a model: operations, parameters and bytes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import keras
@@ -13,7 +14,7 @@ from tfcompress.cost.formulas import (
     leaves_products_out,
     output_positions,
 )
-from tfcompress.graph.graph import Graph
+from tfcompress.graph.graph import Call, Graph
 from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
 from tfcompress.layers.kernel import channel_axis
 from tfcompress.quantizers import ActivationQuantizer
@@ -24,34 +25,35 @@ _SCALE_BYTES = 4
 
 @dataclass(frozen=True)
 class LayerCost:
-    """The cost of one layer. None where a quantity does not apply.
+    """Cost of one layer. Attributes are None where a quantity does not apply.
 
     Attributes:
-        name: the layer's name; inside nested models "outer/inner".
-        type: class name.
-        kernel_shape: the kernel's axes as Keras stores them.
-        channels: output channels.
-        rank: rank of a factorised layer.
-        weight_bits: bits of a weight as quantized; 32 for float32.
-        container_bits: bits that it takes in a file: 2, 4, 8, or its float type's.
-        activation_bits: bits of the input as quantized; 32 for float.
-        sparsity: share of the kernel's weights that are zero.
-        weights: values in the kernels, zeros included.
-        params: the weights, the bias, and whatever else the layer has, zeros
-            included; scales are not parameters.
-        macs: multiply-accumulates per example, all calls together; None if they
-            are not counted, see `not_counted`.
-        bops: `macs * weight_bits * activation_bits`.
-        bytes: codes in their container, 4-byte scales, and everything else at
-            the size of its type.
-        entropy_bytes: the same with the codes at their entropy bound.
-        value_bits: bits of the kernel's non-zero values.
-        not_counted: why `macs` is None, or "".
+        name: str. Name of the layer; inside nested models "outer/inner".
+        type: str. Name of the class.
+        kernel_shape: tuple of ints. Axes of the kernel as Keras stores them.
+        channels: int. Number of output channels.
+        rank: int. Rank of a factorized layer.
+        weight_bits: int. Bits of a weight as quantized; 32 for float32.
+        container_bits: int. Bits of a weight in a file: 2, 4, 8 or those of its float
+            type.
+        activation_bits: int. Bits of the input as quantized; 32 for float.
+        sparsity: float. Share of zeros in the kernel.
+        weights: int. Number of values in the kernels, zeros included.
+        params: int. Number of weights, biases and other parameters, zeros included,
+            scales not.
+        macs: int. Multiply-accumulates per example, of all calls; None if they are not
+            counted.
+        bops: int. `macs * weight_bits * activation_bits`.
+        bytes: int. Bytes of codes in their container, of 4-byte scales, and of other
+            values in their own type.
+        entropy_bytes: int. `bytes` with codes at their entropy bound.
+        value_bits: int. Bits of the kernel's non-zero values.
+        not_counted: str. Reason why `macs` is None, or "".
     """
 
     name: str
     type: str
-    kernel_shape: tuple | None
+    kernel_shape: tuple[int, ...] | None
     channels: int | None
     rank: int | None
     weight_bits: int | None
@@ -70,10 +72,10 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Sums over a model's layers; see `LayerCost`.
+    """Sums over the layers of a model, see `LayerCost`.
 
     Attributes:
-        not_counted: the `LayerCost`s whose operations `macs` and `bops` leave out.
+        not_counted: tuple of `LayerCost`. Layers that `macs` and `bops` leave out.
     """
 
     weights: int
@@ -83,46 +85,45 @@ class ModelCost:
     bytes: int
     entropy_bytes: int
     value_bits: int
-    not_counted: tuple
+    not_counted: tuple[LayerCost, ...]
 
 
-def layer_costs(model):
-    """The costs of every layer that has weights or multiplies.
+def layer_costs(model: keras.Model) -> list[LayerCost]:
+    """Returns the cost of every layer that has weights or multiplies.
 
-    Convolutions (transposed, depthwise and separable ones too), Dense and
-    EinsumDense are counted. BatchNormalization and other elementwise layers cost
-    parameters but no operations, and layers with neither (additions, pooling,
-    activations) do not appear. What multiplies but has no formula here appears
-    with `not_counted`. The `QuantizeActivation` in front of a packed layer is part
-    of that layer's row.
+    Convolutions (also transposed, depthwise and separable ones), Dense and EinsumDense
+    are counted. BatchNormalization and other elementwise layers cost parameters but no
+    operations. Layers with neither (additions, pooling, activations) are left out.
+    Layers that multiply but have no formula here have a `not_counted`. The cost of a
+    packed layer includes the `QuantizeActivation` before it.
 
     Args:
-        model: a built Functional or Sequential model: plain, a student with
-            `Quant*` layers, or a finalized one with `Packed*` layers.
+        model: built Functional or Sequential model: plain, a student with `Quant*`
+            layers, or finalized with `Packed*` layers.
 
     Returns:
-        A list of `LayerCost` in the order of the layers' first calls. A shared
-        layer appears once, with the operations of all its calls.
+        `LayerCost`s in the order of the layers' first calls. A shared layer appears
+        once, with the operations of all its calls.
 
     Raises:
         ValueError: if the model is subclassed or not built.
     """
-    calls_of = {}
+    calls_of: dict[int, list[Call]] = {}
     for call in Graph(model).calls:
         calls_of.setdefault(id(call.operation), []).append(call)
-    levels = {
+    # The QuantizeActivation of each quantized tensor, by the tensor's id.
+    quantized_by = {
         id(call.outputs[0]): call.operation
         for calls in calls_of.values()
         for call in calls
         if isinstance(call.operation, QuantizeActivation)
     }
-    # `levels` has the tensors that a QuantizeActivation returns, and the layer.
-    costs = (_layer_cost(calls, levels) for calls in calls_of.values())
+    costs = (_layer_cost(calls, quantized_by) for calls in calls_of.values())
     return [cost for cost in costs if cost is not None]
 
 
-def total_cost(costs):
-    """Sums `layer_costs(model)` into a `ModelCost`."""
+def total_cost(costs: Sequence[LayerCost]) -> ModelCost:
+    """Returns the sums over `layer_costs(model)`."""
     return ModelCost(
         weights=sum(cost.weights for cost in costs),
         params=sum(cost.params for cost in costs),
@@ -135,8 +136,8 @@ def total_cost(costs):
     )
 
 
-def float32_cost(cost):
-    """What the same layers would cost in float32, without a zero: a `ModelCost`."""
+def float32_cost(cost: ModelCost) -> ModelCost:
+    """Returns the cost of the same layers in float32, without zeros."""
     return replace(
         cost,
         bops=arithmetic.bops(cost.macs),
@@ -146,13 +147,13 @@ def float32_cost(cost):
     )
 
 
-def _layer_cost(calls, levels):
+def _layer_cost(calls, quantized_by):
     operation = calls[0].operation
     if isinstance(operation, QuantizeActivation):
         return None
     names = kernel_names(operation)
     if names:
-        return _counted(calls, names, levels)
+        return _counted(calls, names, quantized_by)
     left_out = leaves_products_out(operation)
     weights = getattr(operation, "weights", ())
     if not left_out and not weights:
@@ -179,13 +180,13 @@ def _layer_cost(calls, levels):
     )
 
 
-def _counted(calls, names, levels):
+def _counted(calls, names, quantized_by):
     layer = calls[0].operation
     stored = _stored_kernel(layer, names)
     macs, why = _macs(calls, stored.shapes)
     # A student's layer quantizes its input itself.
     quantizer = getattr(layer, "input_quantizer", None)
-    quantizer = quantizer or levels.get(id(calls[0].inputs[0]))
+    quantizer = quantizer or quantized_by.get(id(calls[0].inputs[0]))
     activation_bits = getattr(quantizer, "bits", arithmetic.FLOAT_BITS)
     scaled = isinstance(quantizer, (ActivationQuantizer, QuantizeActivation))
     bias = getattr(layer, "bias", None)
@@ -214,7 +215,7 @@ def _counted(calls, names, levels):
 
 
 def _macs(calls, kernel_shapes):
-    """`(macs, "")` over all calls, or `(None, the reason)`."""
+    """Returns `(macs, "")` over all calls, or `(None, reason)`."""
     total = 0
     for call in calls:
         positions = output_positions(
@@ -230,7 +231,7 @@ def _macs(calls, kernel_shapes):
 
 @dataclass(frozen=True)
 class _StoredKernel:
-    shapes: list
+    shapes: list[tuple[int, ...]]
     size: int
     nonzeros: int
     bits: int
@@ -241,7 +242,7 @@ class _StoredKernel:
 
 
 def _stored_kernel(layer, names):
-    """How a layer's kernel is, or after `finalize` will be, stored."""
+    """Returns the storage of a layer's kernel: its present one, or after `finalize`."""
     if isinstance(layer, PackedKernel):
         scales = math.prod(layer.kernel_scale.shape)
         return _stored_codes(layer.codes, scales, layer.kernel_bits)
@@ -281,7 +282,7 @@ def _stored_codes(codes, scales, bits):
 
 
 def _channels(operation, output_shape):
-    """Size of the output's channel axis; None for an output without one."""
+    """Returns the size of the output's channel axis; None for an output without one."""
     return output_shape[channel_axis(operation)] if len(output_shape) > 1 else None
 
 
@@ -290,7 +291,7 @@ def _nbytes(weight):
 
 
 def _itemsize(weight):
-    """Bytes of one value, from its type's name: float32, bfloat16, uint8, bool."""
+    """Returns bytes of a value by its type's name: float32, bfloat16, uint8, bool."""
     name = keras.backend.standardize_dtype(weight.dtype).partition("_")[0]
     bits = "".join(filter(str.isdigit, name))
     return int(bits or 8) // 8
