@@ -16,8 +16,9 @@ import time
 import numpy as np
 from absl import app, flags
 
-from tfcompress.core.allocation import allocate_bits, keep_largest
+from tfcompress.core.knapsack import multiple_choice_knapsack
 from tfcompress.quantizers.clustering import SortedNonZeros, kmeans, uniform_step
+from tfcompress.schemes.size_constrained.allocation import keep_largest
 from tfcompress.schemes.size_constrained.budget import SizeBudget
 from tfcompress.schemes.size_constrained.rate_distortion import operating_points
 
@@ -102,7 +103,7 @@ def project(weights):
         name: np.count_nonzero(mask) * np.array(KMEANS_BITS)
         for name, mask in masks.items()
     }
-    timer("allocation", allocate_bits, costs, losses, budget)
+    timer("allocation", multiple_choice_knapsack, costs, losses, budget)
     for codebook, widths in (("kmeans", KMEANS_BITS), ("uniform", UNIFORM_BITS)):
         counted = SizeBudget(budget, "xz_bytes", codebook)
         points = {
@@ -113,7 +114,7 @@ def project(weights):
         }
         timer(
             f"{codebook}, joint choice",
-            allocate_bits,
+            multiple_choice_knapsack,
             {name: x.costs for name, x in points.items()},
             {name: x.losses for name, x in points.items()},
             budget,

@@ -3,11 +3,8 @@
 import keras
 import numpy as np
 
-from tfcompress.core.training.recalibration import (
-    RecalibrateBatchNorm,
-    Recalibration,
-    take_inputs,
-)
+from tfcompress.core.training.data import take_inputs
+from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalibration
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

@@ -5,7 +5,8 @@ import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.core.training.recalibration import Recalibration, take_inputs
+from tfcompress.core.training.data import take_inputs
+from tfcompress.core.training.recalibration import Recalibration
 
 
 def statistics(model):

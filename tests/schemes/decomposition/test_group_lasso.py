@@ -2,15 +2,15 @@ import keras
 import numpy as np
 import pytest
 
-from tfcompress.schemes.decomposition.group_lasso import Groups, Pressure, Shrink
+from tfcompress.schemes.decomposition.group_lasso import GroupLasso, Groups
 
 
-class Constant(Pressure):
+class Constant(GroupLasso):
     def __init__(self, step):
         super().__init__()
         self.value = step
 
-    def step(self, groups):
+    def thresholds(self, groups):
         return keras.ops.full((len(groups.weights),), self.value)
 
 
@@ -48,9 +48,8 @@ def test_the_proximal_step_solves_its_problem():
     matrix = variable((6, 4))
     groups = Groups(np.array([0.5, 1.0, 2.0, 40.0]))
     groups.add(matrix, 1, np.arange(4))
-    shrink = Shrink(Constant(0.4))
-    shrink.add(groups, 1, np.arange(4))
-    received = np.array(shrink(matrix))
+    Constant(0.4).add(groups)
+    received = np.array(matrix.constraint(matrix))
     multiples = np.linspace(0, 1, 100_001)
     for j, weight in enumerate(groups.weights):
         x = np.array(matrix)[:, j]
@@ -64,38 +63,36 @@ def test_the_proximal_step_solves_its_problem():
 
 def test_slices_in_no_group_and_the_variables_own_constraint_stay():
     vector = variable((3,))
+    vector.constraint = keras.constraints.NonNeg()
     groups = Groups(np.ones(1))
     groups.add(vector, 0, [-1, 0, -1])
-    shrink = Shrink(Constant(1e6), before=keras.constraints.NonNeg())
-    shrink.add(groups, 0, [-1, 0, -1])
+    Constant(1e6).add(groups)
     expected = np.maximum(np.array(vector), 0)
     expected[1] = 0
-    np.testing.assert_array_equal(shrink(vector), expected)
+    np.testing.assert_array_equal(vector.constraint(vector), expected)
 
 
 @pytest.mark.parametrize("rate", ["constant", "schedule"])
-def test_pressure_follows_the_learning_rate(rate):
+def test_shrinkage_follows_the_learning_rate(rate):
     """||w|| falls by strength * learning rate in each step, without a gradient."""
     schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0)
     optimizer = keras.optimizers.SGD(0.1 if rate == "constant" else schedule)
-    pressure = Pressure()
+    lasso = GroupLasso()
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
     kernel = model.layers[-1].kernel
     kernel.assign([[3.0], [4.0]])
     groups = Groups(np.ones(1))
     groups.add(kernel, 1, [0])
-    pressure.add(groups)
-    kernel.constraint = Shrink(pressure)
-    kernel.constraint.add(groups, 1, [0])
+    lasso.add(groups)
     model.compile(optimizer, "mse")
-    pressure.attach(optimizer)
-    pressure.assign(2.0)
+    lasso.attach(optimizer)
+    lasso.assign(2.0)
     x = np.zeros((5, 2), "float32")
     model.fit(x, x[:, :1], batch_size=1, verbose=0)
     rates = [0.1] * 5 if rate == "constant" else [float(schedule(i)) for i in range(5)]
     assert np.linalg.norm(kernel) == pytest.approx(5.0 - 2.0 * sum(rates), rel=1e-5)
-    pressure.attach(optimizer)  # again: the same variable, and no pressure
+    lasso.attach(optimizer)  # again: the same variable, and no shrinkage
     assert len(optimizer.variables) == len(set(map(id, optimizer.variables)))
     model.fit(x, x[:, :1], batch_size=1, verbose=0)
     assert np.linalg.norm(kernel) == pytest.approx(5.0 - 2.0 * sum(rates), rel=1e-5)

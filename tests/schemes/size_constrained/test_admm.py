@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfcompress.schemes.size_constrained.admm import Tether
+from tfcompress.schemes.size_constrained.admm import AdmmStep
 
 RHO = 3.0
 
@@ -43,9 +43,9 @@ def test_a_step_of_sgd_is_followed_by_the_proximal_step(rate):
     optimizer = keras.optimizers.SGD(plain)
     model, kernel, data, gradient = regression(optimizer)
     w, a = np.array(kernel), anchor(kernel.shape)
-    tether = Tether([kernel])
-    tether.attach(optimizer)
-    tether.assign(RHO, [a])
+    step = AdmmStep([kernel])
+    step.attach(optimizer)
+    step.assign(RHO, [a])
     model.fit(*data, batch_size=8, epochs=4, shuffle=False, verbose=0)
     rates = [float(schedule(i)) if rate == "schedule" else plain for i in range(4)]
     np.testing.assert_allclose(kernel, descend(w, a, gradient, rates), atol=1e-5)
@@ -56,9 +56,9 @@ def test_accumulated_gradients_take_one_proximal_step():
     optimizer = keras.optimizers.SGD(0.3, gradient_accumulation_steps=2)
     model, kernel, data, gradient = regression(optimizer)
     w, a = np.array(kernel), anchor(kernel.shape)
-    tether = Tether([kernel])
-    tether.attach(optimizer)
-    tether.assign(RHO, [a])
+    step = AdmmStep([kernel])
+    step.attach(optimizer)
+    step.assign(RHO, [a])
     model.fit(*data, batch_size=4, epochs=3, shuffle=False, verbose=0)
     expected = descend(w, a, gradient, [0.3] * 3)
     np.testing.assert_allclose(kernel, expected, atol=1e-5)
@@ -69,9 +69,9 @@ def test_the_proximal_step_solves_its_problem():
     optimizer = keras.optimizers.SGD(0.2)
     _, kernel, _, _ = regression(optimizer)
     w, a = np.array(kernel), anchor(kernel.shape)
-    tether = Tether([kernel])
-    tether.attach(optimizer)
-    tether.assign(RHO, [a])
+    step = AdmmStep([kernel])
+    step.attach(optimizer)
+    step.assign(RHO, [a])
     pulled = np.array(kernel.constraint(kernel))
     np.testing.assert_allclose(0.2 * RHO * (pulled - a) + pulled - w, 0, atol=1e-6)
 
@@ -80,13 +80,13 @@ def test_each_kernel_has_an_anchor_of_its_own():
     optimizer = keras.optimizers.SGD(1.0)
     kernels = [keras.Variable(np.zeros(shape)) for shape in ((2, 3), (4,))]
     optimizer.build(kernels)
-    tether = Tether(kernels)
-    tether.attach(optimizer)
+    step = AdmmStep(kernels)
+    step.attach(optimizer)
     anchors = [anchor(kernel.shape) for kernel in kernels]
-    tether.assign(1.0, anchors)
+    step.assign(1.0, anchors)
     for kernel, a in zip(kernels, anchors, strict=True):
         np.testing.assert_allclose(kernel.constraint(kernel), a / 2, rtol=1e-6)
-    tether.assign(3.0)  # the anchors stay
+    step.assign(3.0)  # the anchors stay
     for kernel, a in zip(kernels, anchors, strict=True):
         np.testing.assert_allclose(kernel.constraint(kernel), a * 3 / 4, rtol=1e-6)
 
@@ -96,9 +96,9 @@ def test_the_layers_own_constraint_comes_first():
     own = keras.constraints.NonNeg()
     model, kernel, data, gradient = regression(optimizer, own)
     w, a = np.array(kernel), anchor(kernel.shape)
-    tether = Tether([kernel])
-    tether.attach(optimizer)
-    tether.assign(RHO, [a])
+    step = AdmmStep([kernel])
+    step.attach(optimizer)
+    step.assign(RHO, [a])
     model.fit(*data, batch_size=8, epochs=3, shuffle=False, verbose=0)
     expected = descend(w, a, gradient, [0.3] * 3, constraint=lambda w: np.maximum(w, 0))
     np.testing.assert_allclose(kernel, expected, atol=1e-5)
@@ -109,12 +109,12 @@ def test_it_does_nothing_unless_it_is_attached_and_strong(state):
     optimizer = keras.optimizers.SGD(0.3)
     model, kernel, data, gradient = regression(optimizer)
     w = np.array(kernel)
-    tether = Tether([kernel])
+    step = AdmmStep([kernel])
     if state != "new":
-        tether.attach(optimizer)
+        step.attach(optimizer)
     if state.startswith(("detached", "attached again")):
-        tether.assign(RHO, [anchor(kernel.shape)])
-        tether.detach() if state == "detached" else tether.attach(optimizer)
+        step.assign(RHO, [anchor(kernel.shape)])
+        step.detach() if state == "detached" else step.attach(optimizer)
     model.fit(*data, batch_size=8, epochs=2, shuffle=False, verbose=0)
     np.testing.assert_allclose(kernel, descend(w, 0, gradient, [0.3] * 2, 0), atol=1e-5)
 
@@ -123,11 +123,11 @@ def test_another_optimizer_takes_it_from_the_first():
     kernel = keras.Variable(np.zeros((2, 3)))
     first, second = keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.5)
     before = [len(first.variables), len(second.variables)]
-    tether = Tether([kernel])
-    tether.attach(first)
-    tether.attach(second)
+    step = AdmmStep([kernel])
+    step.attach(first)
+    step.attach(second)
     assert [len(first.variables), len(second.variables)] == [before[0], before[1] + 2]
-    tether.assign(2.0, [anchor((2, 3))])
+    step.assign(2.0, [anchor((2, 3))])
     np.testing.assert_allclose(
         kernel.constraint(kernel), anchor((2, 3)) / 2, rtol=1e-6
     )  # t = 0.5 * 2
@@ -136,11 +136,11 @@ def test_another_optimizer_takes_it_from_the_first():
 def test_a_model_saved_after_detach_loads_without_warnings(tmp_path):
     optimizer = keras.optimizers.SGD(0.3, momentum=0.9)
     model, kernel, data, _ = regression(optimizer)
-    tether = Tether([kernel])
-    tether.attach(optimizer)
-    tether.assign(RHO, [anchor(kernel.shape)])
+    step = AdmmStep([kernel])
+    step.attach(optimizer)
+    step.assign(RHO, [anchor(kernel.shape)])
     model.fit(*data, batch_size=8, verbose=0)
-    tether.detach()
+    step.detach()
     model.save(tmp_path / "model.keras")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as an optimizer that is not loaded

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from tfcompress.core.allocation import allocate_bits, largest
+from tfcompress.core.knapsack import multiple_choice_knapsack
 from tfcompress.quantizers.clustering import SortedNonZeros, counts_and_distortions
 from tfcompress.schemes.size_constrained import rate_distortion
+from tfcompress.schemes.size_constrained.allocation import largest
 from tfcompress.schemes.size_constrained.budget import SizeBudget
 from tfcompress.schemes.size_constrained.rate_distortion import (
     layer_loss,
@@ -73,7 +74,7 @@ def test_a_layer_of_small_weights_is_not_emptied():
 
     def kept(losses, bits_per_weight):
         costs = {name: x.costs for name, x in points.items()}
-        chosen = allocate_bits(costs, losses, bits_per_weight * weights.size)
+        chosen = multiple_choice_knapsack(costs, losses, bits_per_weight * weights.size)
         return [int(points[name].kept[i]) for name, i in chosen.items()]
 
     small, large = kept({name: x.losses for name, x in points.items()}, 0.3)
@@ -125,7 +126,7 @@ def test_no_layer_is_emptied_because_its_hull_leaps():
     costs = {name: x.costs for name, x in points.items()}
     losses = {name: x.losses for name, x in points.items()}
     for budget in (20_000, 50_000, 80_000):
-        chosen = allocate_bits(costs, losses, budget, off_hull=True)
+        chosen = multiple_choice_knapsack(costs, losses, budget, off_hull=True)
         spent = sum(costs[name][i] for name, i in chosen.items())
         assert 0.9 * budget < spent <= budget
         assert points["large"].kept[chosen["large"]] > 1000
@@ -140,7 +141,9 @@ def test_fewer_bits_come_before_many_more_zeros(share, bits):
     w = kernel(zeros=0.0)
     points, budget = points_of(w, "xz_bytes")
     allowed = share * 8 * w.size
-    chosen = allocate_bits({"": points.costs}, {"": points.losses}, allowed)[""]
+    chosen = multiple_choice_knapsack({"": points.costs}, {"": points.losses}, allowed)[
+        ""
+    ]
     assert points.bits[chosen] == bits
     cost, least = realized(w, points.kept[chosen], bits, budget)
     assert cost <= 1.02 * allowed

@@ -83,7 +83,9 @@ def test_finalize_warns_when_the_ramp_was_cut_short(trained, mnist, compile_for_
     student = tfc.compress(trained, tfc.PrunedTernary(sparsity=0.9))
     compile_for_digits(student)
     fit(student, mnist, callbacks=[Stop()])
-    with pytest.warns(UserWarning, match="'conv1': its sparsity is .* has not reached 0.9"):
+    with pytest.warns(
+        UserWarning, match="'conv1': its sparsity is .* has not reached 0.9"
+    ):
         tfc.finalize(student)
 
 

@@ -1,61 +1,84 @@
 """Group sparsity: a proximal step behind every step of the optimizer."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.core.training.learning_rate import rate_of_step
+from tfcompress.core.training.proximal import ProximalStep, set_proximal_operator
+from tfcompress.types import Tensor
 
 # Of a variable: smaller ones, such as new biases, count as if they had this norm.
 LEAST_NORM = 0.1
 
 
-class Pressure:
-    """How far each group shrinks in one step: its strength times the learning rate.
-
-    The strengths are a variable of the optimizer, because an optimizer's step can read
-    no other variable that changes on every backend.
+class GroupLasso(ProximalStep):
+    """Group sparsity: each group shrinks by its strength times the learning rate.
 
     Attributes:
-        count: number of groups under this pressure.
+        count: int. Number of groups.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
+        super().__init__()
         self.count = 0
-        self._optimizer = None
-        self._strengths = None
+        self._memberships: dict[int, list] = {}
 
-    def add(self, groups):
-        """Takes `Groups` in; their strengths follow those of the ones before."""
+    def shapes(self) -> dict[str, list[tuple[int, ...]]]:
+        return {"shrinkage": [(self.count,)]}
+
+    def add(self, groups: "Groups") -> None:
+        """Takes `Groups` in; their strengths follow those of the groups before.
+
+        The variables of the groups shrink after each update from now on.
+        """
         groups.first = self.count
         self.count += len(groups.weights)
+        for variable, axis, index, _ in groups.members:
+            memberships = self._memberships.setdefault(id(variable), [])
+            memberships.append((groups, axis, index))
+            operator = functools.partial(self.shrink, memberships)
+            set_proximal_operator(variable, operator)
 
-    def attach(self, optimizer):
+    def attach(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Follows an optimizer's learning rate from now on, with strengths of 0."""
-        if self._optimizer is not optimizer:
-            self.detach()
-            self._optimizer = optimizer
-            self._strengths = optimizer.add_variable((self.count,), name="shrinkage")
+        super().attach(optimizer)
         self.assign(0.0)
 
-    def detach(self):
-        """Takes the variable from the optimizer, which could not be loaded with it."""
-        if self._optimizer is not None:
-            self.assign(0.0)
-            self._optimizer._untrack_variable(self._strengths)
-            self._optimizer = self._strengths = None
-
-    def assign(self, strengths):
+    def assign(self, strengths: np.ndarray | float) -> None:
         """Sets the strengths: float array (count,), or one number for all."""
-        self._strengths.assign(np.broadcast_to(np.float32(strengths), (self.count,)))
+        (variable,) = self.parameters["shrinkage"]
+        variable.assign(np.broadcast_to(np.float32(strengths), (self.count,)))
 
-    def step(self, groups):
-        """The thresholds of the proximal step now, a float32 tensor (groups,)."""
-        if self._optimizer is None:
+    def thresholds(self, groups: "Groups") -> Tensor:
+        """The thresholds of the proximal operator now, a float32 tensor (groups,)."""
+        if not self.is_attached:
             return ops.zeros((len(groups.weights),))
         last = groups.first + len(groups.weights)
-        strengths = ops.convert_to_tensor(self._strengths)[groups.first : last]
-        return rate_of_step(self._optimizer) * strengths
+        (variable,) = self.parameters["shrinkage"]
+        strengths = ops.convert_to_tensor(variable)[groups.first : last]
+        return self.learning_rate() * strengths
+
+    def shrink(self, memberships: list, value: Tensor) -> Tensor:
+        """The proximal operator on one variable.
+
+        The members of a group shrink one after the other by nearly the same factor;
+        below the threshold all become exactly zero.
+
+        Args:
+            memberships: list of `(Groups, axis, index)`, see `Groups.add`.
+            value: of the variable, a float tensor.
+        """
+        for groups, axis, index in memberships:
+            shape = [1] * len(value.shape)
+            shape[axis] = -1
+            factors = groups.factors(self.thresholds(groups))
+            # The last one is that of slices in no group.
+            factors = ops.concatenate([factors, ops.ones((1,))])
+            factors = ops.take(factors, index % (len(groups.weights) + 1))
+            value = value * ops.cast(ops.reshape(factors, shape), value.dtype)
+        return value
 
 
 class Groups:
@@ -69,7 +92,7 @@ class Groups:
         weights: float array (groups,): how much faster a group shrinks.
 
     Attributes:
-        first: see `Pressure.add`.
+        first: see `GroupLasso.add`.
     """
 
     def __init__(self, weights):
@@ -115,44 +138,10 @@ class Groups:
         max(0, 1 - step * weight / norm), the proximal operator of the group lasso.
 
         Args:
-            step: float tensor (groups,), see `Pressure.step`.
+            step: float tensor (groups,), see `GroupLasso.thresholds`.
         """
         norms = ops.maximum(self.norms(), 1e-12)
         return ops.maximum(0.0, 1.0 - step * self.weights / norms)
-
-
-class Shrink(keras.constraints.Constraint):
-    """The proximal step of one variable, in all groups that it is a member of.
-
-    As a constraint it runs behind every step of the optimizer. The members of a
-    group shrink one after the other by nearly the same factor; below the threshold
-    all become exactly zero.
-
-    Args:
-        pressure: a `Pressure`.
-        before: the variable's own constraint, or None.
-    """
-
-    def __init__(self, pressure, before=None):
-        self.pressure = pressure
-        self.before = before
-        self.roles = []
-
-    def add(self, groups, axis, index):
-        self.roles.append((groups, axis, np.asarray(index)))
-
-    def __call__(self, value):
-        if self.before is not None:
-            value = self.before(value)
-        for groups, axis, index in self.roles:
-            shape = [1] * len(value.shape)
-            shape[axis] = -1
-            factors = groups.factors(self.pressure.step(groups))
-            # The last one is that of slices in no group.
-            factors = ops.concatenate([factors, ops.ones((1,))])
-            factors = ops.take(factors, index % (len(groups.weights) + 1))
-            value = value * ops.cast(ops.reshape(factors, shape), value.dtype)
-        return value
 
 
 def _frobenius(variable):

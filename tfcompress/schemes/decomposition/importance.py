@@ -9,7 +9,7 @@ cost that is saved.
 
 import numpy as np
 
-from tfcompress.core.allocation import lower_hull
+from tfcompress.core.knapsack import lower_hull
 
 # A group of channels without any energy left scores 0, and not 0 / 0.
 TINY = 1e-30

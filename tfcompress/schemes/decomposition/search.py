@@ -54,7 +54,7 @@ class RankSearch(Search):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self.moments = MeasureMoments(self.model, self.space.layers)
-        self.space.pressure.attach(inner_optimizer(self.model))
+        self.space.lasso.attach(inner_optimizer(self.model))
         keras_private.rebuild_train_function(self.model)
 
     def begin(self, share):
@@ -73,7 +73,7 @@ class RankSearch(Search):
     def advance(self, share):
         if self.budget is None:
             ramp = 1.0 / (1.0 + math.exp(15.0 - 30.0 * share))
-            self.space.pressure.assign(self.unit * self.penalty * ramp)
+            self.space.lasso.assign(self.unit * self.penalty * ramp)
             return
         whole = self.space.width_model.whole()
         goal = whole * (self.budget / whole) ** min(1.0, share / DESCENT)
@@ -82,13 +82,13 @@ class RankSearch(Search):
         self.space.press(self._cut_to(goal, scores), self.unit * strength)
 
     def settle(self):
-        self.space.pressure.assign(0.0)
+        self.space.lasso.assign(0.0)
         self.space.apply(self._cut())
         self.recalibrate()
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
-        self.space.pressure.detach()
+        self.space.lasso.detach()
 
     def _cut(self):
         space, moments = self.space, self.moments(self.recalibrate.batches)

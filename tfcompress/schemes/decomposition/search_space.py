@@ -8,7 +8,7 @@ from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import FactorizedKernel
-from tfcompress.schemes.decomposition.group_lasso import Groups, Pressure, Shrink
+from tfcompress.schemes.decomposition.group_lasso import GroupLasso, Groups
 from tfcompress.schemes.decomposition.importance import channel_scores, rank_scores
 from tfcompress.schemes.decomposition.principal_axes import multipliers, turned
 from tfcompress.schemes.decomposition.selection import Scores
@@ -26,7 +26,7 @@ class RankSpace:
         channels: the student's `Channels`.
         removable: boolean array over the classes of channels.
         width_model: the `WidthModel`.
-        pressure: the `Pressure` under which groups shrink; one per student.
+        lasso: the `GroupLasso` that shrinks the groups.
 
     Args:
         student: a Functional model with `FactorizedKernel` layers.
@@ -51,15 +51,14 @@ class RankSpace:
 
     def connect(self):
         """Makes coefficients, and what shares their channels, shrink under pressure."""
-        self.pressure = Pressure()
-        self._shrinks = {}
+        self.lasso = GroupLasso()
         all_alive = np.ones(len(self.removable), bool)
         self._ranks = {}
         for name, layer in self.layers.items():
             rank = layer.coefficients.shape[0]
             per_rank = self.width_model.per_rank(name, all_alive)
             groups = Groups(np.full(rank, np.sqrt(per_rank)))
-            self._join(groups, layer.coefficients, 0, np.arange(rank))
+            groups.add(layer.coefficients, 0, np.arange(rank))
             self._ranks[name] = groups
         self._classes = []
         per_class = self.width_model.per_class(len(self.removable))
@@ -69,29 +68,22 @@ class RankSpace:
                 self._join_all(groups, group)
                 self._classes.append((group, groups))
         for groups in self._all_groups():
-            self.pressure.add(groups)
+            self.lasso.add(groups)
 
     def _join_all(self, groups, group):
         position = np.full(len(self.removable), -1)
         position[group.classes] = np.arange(len(group.classes))
         for name in group.producers:
             layer, index = self.layers[name], position[self.channels.written[name]]
-            self._join(groups, layer.coefficients, 1, index)
+            groups.add(layer.coefficients, 1, index)
             if layer.use_bias:
-                self._join(groups, layer.bias, 0, index)
+                groups.add(layer.bias, 0, index)
         for name in group.carriers:
             layer, index = self._named[name], position[self.channels.read[name]]
             if isinstance(layer, keras.layers.BatchNormalization):
                 for variable in (layer.gamma, layer.beta):
                     if variable is not None:
-                        self._join(groups, variable, 0, index)
-
-    def _join(self, groups, variable, axis, index):
-        groups.add(variable, axis, index)
-        if id(variable) not in self._shrinks:
-            shrink = Shrink(self.pressure, before=variable.constraint)
-            self._shrinks[id(variable)] = variable.constraint = shrink
-        self._shrinks[id(variable)].add(groups, axis, index)
+                        groups.add(variable, 0, index)
 
     def measure(self):
         """Makes norms relative to the variables as they are now."""
@@ -183,7 +175,7 @@ class RankSpace:
         """Makes the groups shrink that a `Cut` takes, and leaves the others alone."""
         taken = [~cut.ranks[name] for name in self._ranks]
         taken += [~cut.alive[group.classes] for group, _ in self._classes]
-        self.pressure.assign(strength * np.concatenate(taken))
+        self.lasso.assign(strength * np.concatenate(taken))
 
     def is_fixed(self):
         """Whether it is decided what goes."""

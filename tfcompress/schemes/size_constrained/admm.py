@@ -1,71 +1,58 @@
-"""Kernels on elastic ropes: the proximal step of ADMM behind every update."""
+"""The proximal step of ADMM: kernels are drawn towards auxiliary variables."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from tfcompress.core.training.learning_rate import rate_of_step
+from tfcompress.core.training.proximal import ProximalStep, set_proximal_operator
+from tfcompress.types import Tensor
 
 
-class Tether:
-    """Pulls kernels towards anchors: W <- (W + t A) / (1 + t), t = learning rate * rho.
+class AdmmStep(ProximalStep):
+    """Draws kernels W towards anchors A = V - U: W <- (W + t A) / (1 + t).
 
-    That is the proximal operator of rho / 2 ||W - A||^2 (arXiv 1910.05897, Section 3),
-    exact for SGD. An optimizer that scales gradients, such as Adam, keeps its own
-    measure of the loss against this plain one, so that it wants another `rho`.
-
-    Strength and anchors are variables of the optimizer, because an optimizer's step can
-    read no other variable that changes on every backend.
+    V is the auxiliary variable, U the dual variable, and t = learning rate * rho. This
+    is the proximal operator of rho / 2 ||W - A||^2 (arXiv 1910.05897, Section 3), exact
+    for SGD. Adam scales the gradients of the loss and not this term, so that it wants
+    another `rho`.
 
     Args:
-        kernels: list of trainable variables. Each keeps its own constraint in front.
+        kernels: list of trainable variables. A kernel's own constraint comes first.
     """
 
-    def __init__(self, kernels):
-        self.kernels = kernels
-        self._optimizer = None
-        for index, kernel in enumerate(kernels):
-            kernel.constraint = _Pull(self, index, before=kernel.constraint)
+    def __init__(self, kernels: Sequence[Any]) -> None:
+        super().__init__()
+        self.kernels = list(kernels)
+        for index, kernel in enumerate(self.kernels):
+            set_proximal_operator(kernel, functools.partial(self._draw, index))
 
-    def attach(self, optimizer):
-        """Follows an optimizer's learning rate from now on, with strength 0."""
-        if self._optimizer is not optimizer:
-            self.detach()
-            self._optimizer = optimizer
-            self._rho = optimizer.add_variable((), name="rho")
-            self._anchors = [
-                optimizer.add_variable(kernel.shape, name="anchor")
-                for kernel in self.kernels
-            ]
+    def shapes(self) -> dict[str, list[tuple[int, ...]]]:
+        return {"rho": [()], "anchor": [tuple(x.shape) for x in self.kernels]}
+
+    def attach(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Follows an optimizer's learning rate from now on, with rho = 0."""
+        super().attach(optimizer)
         self.assign(0.0)
 
-    def detach(self):
-        """Takes the variables from the optimizer, which could not be loaded with it."""
-        if self._optimizer is not None:
-            for variable in (self._rho, *self._anchors):
-                self._optimizer._untrack_variable(variable)
-            self._optimizer = None
+    def assign(self, rho: float, anchors: Sequence[np.ndarray] = ()) -> None:
+        """Sets rho, and the anchors if there are any.
 
-    def assign(self, rho, anchors=()):
-        """Sets the strength, and the anchors if there are any to set."""
-        self._rho.assign(rho)
-        for variable, anchor in zip(self._anchors, anchors, strict=bool(anchors)):
+        Args:
+            rho: float >= 0.
+            anchors: float arrays of the kernels' shapes, or an empty list.
+        """
+        self.parameters["rho"][0].assign(rho)
+        variables = self.parameters["anchor"]
+        for variable, anchor in zip(variables, anchors, strict=bool(anchors)):
             variable.assign(anchor)
 
-    def pull(self, value, index):
-        """A kernel after the proximal step."""
-        if self._optimizer is None:
+    def _draw(self, index: int, value: Tensor) -> Tensor:
+        if not self.is_attached:
             return value
-        t = ops.cast(rate_of_step(self._optimizer) * self._rho, value.dtype)
-        return (value + t * ops.cast(self._anchors[index], value.dtype)) / (1.0 + t)
-
-
-class _Pull(keras.constraints.Constraint):
-    def __init__(self, tether, index, before):
-        self.tether = tether
-        self.index = index
-        self.before = before
-
-    def __call__(self, value):
-        if self.before is not None:
-            value = self.before(value)
-        return self.tether.pull(value, self.index)
+        rho, anchor = self.parameters["rho"][0], self.parameters["anchor"][index]
+        t = ops.cast(self.learning_rate() * rho, value.dtype)
+        return (value + t * ops.cast(anchor, value.dtype)) / (1.0 + t)

@@ -59,7 +59,7 @@ class SizeSearch(Search):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self.loose = None
-        self.space.tether.attach(inner_optimizer(self.model))
+        self.space.admm_step.attach(inner_optimizer(self.model))
         keras_private.rebuild_train_function(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -88,7 +88,7 @@ class SizeSearch(Search):
             steps = ADMM * self.steps()
             self.pull = PULL / sum_of_learning_rates(inner_optimizer(self.model), steps)
         self.next_projection = share + 1.0 / self.steps()
-        self.space.tether.assign(self.pull, self.space.anchors())
+        self.space.admm_step.assign(self.pull, self.space.anchors())
 
     def state(self):
         return {
@@ -120,7 +120,7 @@ class SizeSearch(Search):
     def _project(self):
         self.space.project(LOOSE)
         self._wait()
-        self.space.tether.assign(self.pull, self.space.anchors())
+        self.space.admm_step.assign(self.pull, self.space.anchors())
 
     def _wait(self):
         epoch = 1.0 / (self.fraction * self.params["epochs"])
@@ -129,7 +129,7 @@ class SizeSearch(Search):
     def _tighten(self):
         """Comes down to the budget along a straight line of the logarithm."""
         if self.loose is None:
-            self.space.tether.assign(0.0)
+            self.space.admm_step.assign(0.0)
             self.space.set_quantizing(True)
             # From the zeros of the start or of ADMM: what goes early is learnt to do
             # without, and bits follow.
@@ -154,7 +154,7 @@ class SizeSearch(Search):
             self.space.set_quantizing(True)
 
     def settle(self):
-        self.space.tether.assign(0.0)
+        self.space.admm_step.assign(0.0)
         self._measure()
         self.space.tighten(worth=WORTH)
         self.space.fix()
@@ -163,7 +163,7 @@ class SizeSearch(Search):
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
-        self.space.tether.detach()
+        self.space.admm_step.detach()
         self.recalibrate()
         self._keep_promise()
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
-from tfcompress.core.allocation import allocate_bits, keep_largest, largest
+from tfcompress.core.knapsack import multiple_choice_knapsack
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Codebook
@@ -18,7 +18,8 @@ from tfcompress.quantizers.clustering import (
     uniform_step,
 )
 from tfcompress.quantizers.packing import code_limit
-from tfcompress.schemes.size_constrained.admm import Tether
+from tfcompress.schemes.size_constrained.admm import AdmmStep
+from tfcompress.schemes.size_constrained.allocation import keep_largest, largest
 from tfcompress.schemes.size_constrained.rate_distortion import operating_points
 
 # A layer of fewer weights passes nothing on.
@@ -65,8 +66,10 @@ class SizeSpace:
         return {name: int(width) for name, width in widths.items()}
 
     def connect(self):
-        """Ties the kernels to anchors, see `Tether`."""
-        self.tether = Tether([layer.latent_kernel for layer in self.layers.values()])
+        """Ties the kernels to anchors, see `AdmmStep`."""
+        self.admm_step = AdmmStep(
+            [layer.latent_kernel for layer in self.layers.values()]
+        )
 
     def anchors(self):
         """What ADMM draws the kernels to, V - U: list of arrays."""
@@ -187,7 +190,9 @@ class SizeSpace:
         least = sum(x.min() for x in costs.values())
         allowed = factor * self.budget.allowed()
         for _ in range(_ROUNDS if self.budget.sparse else 1):
-            chosen = allocate_bits(costs, losses, max(allowed, least), off_hull=True)
+            chosen = multiple_choice_knapsack(
+                costs, losses, max(allowed, least), off_hull=True
+            )
             bits = {name: int(points[name].bits[i]) for name, i in chosen.items()}
             masks = {
                 name: largest(kernels[name], points[name].kept[i])
@@ -284,7 +289,7 @@ class SizeSpace:
             )
             losses[name] = np.array([distortion for _, distortion in found])
             spent += costs[name][self.bit_widths.index(now)]
-        chosen = allocate_bits(costs, losses, max(granted, share * spent))
+        chosen = multiple_choice_knapsack(costs, losses, max(granted, share * spent))
         return {name: self.bit_widths[i] for name, i in chosen.items()}
 
     def _fitted(self, values, bits):
