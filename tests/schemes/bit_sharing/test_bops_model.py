@@ -97,10 +97,10 @@ def test_it_agrees_with_the_cost_of_a_student_and_of_its_finished_model(bits):
         for quantizer in (layer.kernel_quantizer, layer.input_quantizer):
             wanted = bits if len(quantizer.candidates) > 1 else quantizer.bits
             quantizer.gates.freeze(wanted)
-    space.filter_gates["first"].fix(np.ones(4, bool))
+    space.filter_gates["first"].freeze(np.ones(4, bool))
     # A student still has all of its filters.
     assert float(space.expected_bops()) == total_cost(layer_costs(student)).bops
-    space.filter_gates["first"].fix(np.array([True, False, True, True]))
+    space.filter_gates["first"].freeze(np.array([True, False, True, True]))
     found = float(space.expected_bops())
     assert found == total_cost(layer_costs(tfc.finalize(student))).bops
     assert space.bops_model.float_bops == model_of(network()).float_bops

@@ -131,7 +131,7 @@ def test_gradient_of_the_threshold():
     # An importance that grows keeps its filter open: the weights learn that too.
     to_kernel = tape.gradient(outputs, layer.latent_kernel.value)
     assert np.isfinite(to_kernel).all() and np.abs(to_kernel).max() > 0
-    gate.fix(np.ones(4, bool))
+    gate.freeze(np.ones(4, bool))
     with tf.GradientTape() as tape:
         kept = gate.kept()
     assert tape.gradient(kept, raw, unconnected_gradients=zero).numpy() == 0
@@ -142,7 +142,7 @@ def test_gradient_of_the_threshold():
 ])  # fmt: skip
 def test_fix_ends_the_search(open_groups, mask):
     gate, layer = gated(5, 2, random_magnitudes(5))
-    gate.fix(np.array(open_groups))
+    gate.freeze(np.array(open_groups))
     layer.latent_kernel.assign(-3 * layer.latent_kernel)
     gate.threshold.raw.assign([1.0])
     np.testing.assert_array_equal(gate.gates(), mask)

@@ -177,7 +177,7 @@ def test_closed_gates_and_removed_filters_predict_the_same(function, consumer):
         for layer in named.values()
         if isinstance(layer, FilterGate) and layer.source in ("conv", "outer")
     ]
-    gate.fix(np.array([True, False, True, False]))
+    gate.freeze(np.array([True, False, True, False]))
     for layer in named.values():
         for quantizer in ("kernel_quantizer", "input_quantizer"):
             gates = getattr(getattr(layer, quantizer, None), "gates", None)

@@ -18,7 +18,7 @@ def measured(trained, mnist):
     measure_sensitivities(student, space, [images[:200], images[200:]])
     for value, variable in zip(before, student.trainable_variables, strict=True):
         np.testing.assert_array_equal(value, variable)
-    assert not space.is_fixed()
+    assert not space.is_frozen()
     return student, space, images[:SAMPLES]
 
 

@@ -45,7 +45,7 @@ class WhatValidationSees(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         space = self.model.size_space
-        self.searching.append(not space.is_fixed())
+        self.searching.append(not space.is_frozen())
         self.quantized.append(True)
         for layer in space.layers.values():
             codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
@@ -99,7 +99,7 @@ def test_bits_and_zeros_are_those_of_the_finished_model(searched):
     _, student, *_, key = searched
     space = student.size_space
     costs = {cost.name: cost for cost in layer_costs(tfc.finalize(student))}
-    assert space.is_fixed()
+    assert space.is_frozen()
     for name, (codes, bits) in space.codes().items():
         mask = space.masks()[name]
         assert codes.any() and mask.sum() >= 10
@@ -219,7 +219,7 @@ def test_a_search_of_the_whole_training_without_a_learning_rate(
     before = student.size_space.kernels()
     compile_for_digits(student, keras.optimizers.SGD(0.0))
     fit(student, mnist, 1)
-    assert student.size_space.is_fixed()
+    assert student.size_space.is_frozen()
     assert value_bits(tfc.finalize(student)) <= scheme.total(model)
     for name, kernel in student.size_space.kernels().items():
         kept = kernel != 0

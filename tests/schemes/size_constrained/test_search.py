@@ -88,7 +88,7 @@ class Look(keras.callbacks.Callback):
         self.size.append(space.budget.size_of(space.codes()) / space.budget.total)
         self.bits.append(sum(space.bits.values()))
         self.without_v.append(space.residual is None)
-        self.fixed.append(space.is_fixed())
+        self.fixed.append(space.is_frozen())
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ class Sizes(keras.callbacks.Callback):
         self.share = []
 
     def on_train_batch_begin(self, batch, logs=None):
-        if not batch and self.model.size_space.is_fixed():
+        if not batch and self.model.size_space.is_frozen():
             size = packed_size(tfc.finalize(self.model), compressed=True)
             self.share.append(size / self.model.scheme.total(self.model))
 
@@ -185,4 +185,4 @@ def test_a_loaded_student_may_have_no_step_to_project_in(
     student = keras.models.load_model(tmp_path / "student.keras")
     compile_for_digits(student, keras.optimizers.SGD(0.01))
     student.fit(*(x[:120] for x in mnist[0]), batch_size=60, epochs=1, verbose=0)
-    assert student.size_space.is_fixed()
+    assert student.size_space.is_frozen()

@@ -137,9 +137,9 @@ def test_it_takes_all_layers_with_a_codebook():
     space, _ = space_and_budget("bytes")
     assert {name: kernel.size for name, kernel in space.kernels().items()} == SIZES
     assert space.floors() == {**dict.fromkeys(SIZES, 10), "few": 6}
-    assert not space.is_fixed()
-    space.fix()
-    assert space.is_fixed()
+    assert not space.is_frozen()
+    space.freeze()
+    assert space.is_frozen()
 
 
 def test_the_start_takes_the_budget_and_nearly_all_of_it(started):

@@ -17,7 +17,7 @@ class Search(ProgressCallback):
     searches on. Subclasses give `begin`, `state`, `resume`, `advance` and `settle`.
 
     Args:
-        space: what is searched; `space.is_fixed()` says whether that is over.
+        space: what is searched; `space.is_frozen()` says whether that is over.
         recalibrate: the student's `Recalibration`.
         fraction: share of the training that searches.
     """
@@ -43,7 +43,7 @@ class Search(ProgressCallback):
         """Now and then during the search."""
         raise NotImplementedError
 
-    def settle(self):
+    def freeze(self):
         """At the end of the search: decides."""
         raise NotImplementedError
 
@@ -53,20 +53,20 @@ class Search(ProgressCallback):
     def on_progress(self, share):
         if self.searching is None:
             # Not before: by now a callback has restored an interrupted run.
-            self.searching = not self.space.is_fixed()
+            self.searching = not self.space.is_frozen()
             if self.searching:
                 self._start(share / self.fraction)
         if not self.searching:
             return
         if share >= self.fraction:
-            self._settle()
+            self._freeze()
         else:
             self.advance(share / self.fraction)
 
     def on_train_end(self, logs=None):
         # A search of the whole training ends with its last step.
         if self.searching:
-            self._settle()
+            self._freeze()
 
     def _start(self, share):
         restored, self.model.restored = self.model.restored, {}
@@ -76,9 +76,9 @@ class Search(ProgressCallback):
             self.begin(share)
         self.model.search = self
 
-    def _settle(self):
+    def _freeze(self):
         self.searching, self.model.search = False, None
-        self.settle()
+        self.freeze()
 
     def steps(self):
         """How many steps the search takes, at least one."""

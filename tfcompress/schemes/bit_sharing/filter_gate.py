@@ -155,7 +155,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         sizes[-1] -= self.group_count * self.group_size - self.filters
         return sizes
 
-    def fix(self, open_groups):
+    def freeze(self, open_groups):
         """Ends the search.
 
         Args:

@@ -95,12 +95,14 @@ class BitSearch(Search):
     def _bops(self):
         return float(ops.convert_to_numpy(self.space.expected_bops()))
 
-    def settle(self):
+    def freeze(self):
         self._strength.assign(0.0)
         margins = self._record_margins()
         # Gates that compete for the budget take turns in being open; what each is
         # worth shows in the average.
-        self.space.fix(_unflatten(np.mean(self.margins, axis=0), margins), self.budget)
+        self.space.freeze(
+            _unflatten(np.mean(self.margins, axis=0), margins), self.budget
+        )
         # The ranges served all candidates so far; now they serve one.
         calibrate_weights(self.model)
         self.recalibrate()

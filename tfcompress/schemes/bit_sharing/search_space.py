@@ -65,7 +65,7 @@ class SearchSpace:
         """The `Threshold`s of activation bits."""
         return _thresholds(layer.input_quantizer for layer in self.layers.values())
 
-    def is_fixed(self):
+    def is_frozen(self):
         """Whether nothing is left to choose."""
         quantizers = [
             quantizer
@@ -91,7 +91,7 @@ class SearchSpace:
         counted = {term.name for term in self.bops_model.terms}
         return [(n, layer) for n, layer in self.layers.items() if n in counted]
 
-    def fix(self, margins, budget=None):
+    def freeze(self, margins, budget=None):
         """Ends the search with what the gates say, put right to meet the budget.
 
         Args:
@@ -122,7 +122,7 @@ class SearchSpace:
                     gates = quantizer.gates
                     gates.freeze(bits[name][i] if name in bits else gates.bits())
         for name, gate in self.filter_gates.items():
-            gate.fix(open_groups[name])
+            gate.freeze(open_groups[name])
 
 
 def candidates(quantizer):

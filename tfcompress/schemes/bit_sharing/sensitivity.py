@@ -86,7 +86,7 @@ class _Finest:
         for gates in self.gates:
             gates.freeze(gates.candidates[-1])
         for gate in self._filter_gates:
-            gate.fix(np.ones(gate.group_count, bool))
+            gate.freeze(np.ones(gate.group_count, bool))
 
     def damage_at(self, gates, bits, damage):
         gates.freeze(bits)
@@ -97,9 +97,9 @@ class _Finest:
     def damage_without(self, gate, groups, damage):
         stay = np.ones(gate.group_count, bool)
         stay[groups] = False
-        gate.fix(stay)
+        gate.freeze(stay)
         value = damage()
-        gate.fix(np.ones(gate.group_count, bool))
+        gate.freeze(np.ones(gate.group_count, bool))
         return value
 
     def release(self):

@@ -81,7 +81,7 @@ class RankSearch(Search):
         scores = self.space.scores(self.moments(self._few()))
         self.space.press(self._cut_to(goal, scores), self.unit * strength)
 
-    def settle(self):
+    def freeze(self):
         self.space.lasso.assign(0.0)
         self.space.apply(self._cut())
         self.recalibrate()

@@ -177,7 +177,7 @@ class RankSpace:
         taken += [~cut.alive[group.classes] for group, _ in self._classes]
         self.lasso.assign(strength * np.concatenate(taken))
 
-    def is_fixed(self):
+    def is_frozen(self):
         """Whether it is decided what goes."""
         return all(float(ops.convert_to_numpy(x.cut)) for x in self.layers.values())
 

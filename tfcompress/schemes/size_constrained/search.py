@@ -153,11 +153,11 @@ class SizeSearch(Search):
             self._project()
             self.space.set_quantizing(True)
 
-    def settle(self):
+    def freeze(self):
         self.space.admm_step.assign(0.0)
         self._measure()
         self.space.tighten(worth=WORTH)
-        self.space.fix()
+        self.space.freeze()
         self.space.set_quantizing(True)
         self.recalibrate()
 

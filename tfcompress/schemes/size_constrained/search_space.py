@@ -85,7 +85,7 @@ class SizeSpace:
         """`{name: how many weights stay in any case}`."""
         return {n: min(LEAST_WEIGHTS, x.size) for n, x in self.kernels().items()}
 
-    def is_fixed(self):
+    def is_frozen(self):
         """Whether it is decided which weights are zero, and all bits."""
         return all(float(ops.convert_to_numpy(q.frozen)) for q in self._all())
 
@@ -94,7 +94,7 @@ class SizeSpace:
         for quantizer in self._all():
             quantizer.quantizes.assign(float(on))
 
-    def fix(self):
+    def freeze(self):
         """Settles zeros and bits for good."""
         for quantizer in self._all():
             quantizer.frozen.assign(1.0)
