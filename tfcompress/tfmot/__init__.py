@@ -1,8 +1,8 @@
-"""The quantizers as `QuantizeConfig`s of tensorflow-model-optimization (tf_keras).
+"""Quantizers as `QuantizeConfig`s of tensorflow-model-optimization (tf_keras).
 
-For models of Keras 2 that are trained with `quantize_annotate_layer` and
-`quantize_apply`. The quantizers are those of `tfcompress.quantizers`; `finalize` gives
-the Keras 3 model that `tfcompress.export` writes.
+They serve models of Keras 2 that are trained with `quantize_annotate_layer` and
+`quantize_apply`. The quantizers are those of `tfcompress.quantizers`; `finalize`
+returns the Keras 3 model that `tfcompress.export` writes.
 
 >>> from tfcompress import tfmot as tfc_mot
 >>> annotate = tfmot.quantization.keras.quantize_annotate_layer

@@ -1,26 +1,30 @@
-"""From a trained tf_keras model to a Keras 3 model of packed integer layers."""
+"""Conversion of a trained tf_keras model to a Keras 3 model of packed layers."""
 
 import os
 import tempfile
 import warnings
+from typing import Any
 
 import keras
+import numpy as np
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras import (
-    quantize_layer,
-    quantize_wrapper,
-)
+from tensorflow_model_optimization.quantization.keras import QuantizeWrapper
 
 from tfcompress import layers
+from tfcompress.compat.tfmot_private import (
+    QuantizeLayer,
+    kernels_and_quantizers,
+    output_quantizers,
+)
 from tfcompress.core.config import QuantizeConfig
 from tfcompress.core.finalize import finalize as finalize_student
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.tfmot.configs import Config
-from tfcompress.tfmot.quantizer import PricedQuantizer
+from tfcompress.tfmot.quantizer import PricedQuantizer, Quantizer
 
 
 def _without_groups(kind):
-    """A class that loads the layers of Keras 2 which say how many groups they have."""
+    """Creates a class that ignores the `groups` of Keras 2 in a configuration."""
 
     def from_config(config):
         return kind.from_config({k: v for k, v in config.items() if k != "groups"})
@@ -28,7 +32,7 @@ def _without_groups(kind):
     return type(kind.__name__, (kind,), {"from_config": staticmethod(from_config)})
 
 
-# Keras 3 does not know the argument of theirs, which is always 1.
+# Keras 2 saves `groups`, always 1, for these layers; Keras 3 refuses the argument.
 _LEGACY_LAYERS = {
     kind.__name__: _without_groups(kind)
     for kind in (
@@ -43,8 +47,8 @@ _LEGACY_LAYERS = {
 }
 
 
-def fix_bits(model):
-    """Ends the search of all `BitSharingQuantizeConfig`s; a further fit fine-tunes.
+def fix_bits(model: tf_keras.Model) -> dict[str, int]:
+    """Freezes the bits of all `BitSharingQuantizeConfig`s; a further fit fine-tunes.
 
     Args:
         model: a tf_keras model from `quantize_apply`, changed in place.
@@ -56,26 +60,26 @@ def fix_bits(model):
     for name, wrapper in _wrappers(model).items():
         kernel, _ = _quantizers(wrapper)
         if isinstance(kernel, PricedQuantizer):
-            kernel.fix_bits()
+            kernel.freeze_bits()
             found[name] = kernel.quantizer.bits
     return found
 
 
-def finalize(model):
-    """The Keras 3 model of packed layers that computes what a tf_keras model trained.
+def finalize(model: tf_keras.Model) -> keras.Model:
+    """Converts a trained tf_keras model to a Keras 3 model of packed layers.
 
-    See `tfcompress.finalize`, of which it is the counterpart.
+    It is the counterpart of `tfcompress.finalize`.
 
     Args:
         model: a tf_keras model from `quantize_apply`, with configurations of this
-            module. It is left untouched.
+            package. It is left untouched.
 
     Returns:
         A Functional `keras.Model` for `tfcompress.export`.
 
     Raises:
         TypeError: if it is no tf_keras model.
-        ValueError: if no configuration of this module was applied to it, or if
+        ValueError: if no configuration of this package was applied to it, or if
             `tfcompress.finalize` refuses it.
     """
     if not isinstance(model, tf_keras.Model):
@@ -86,41 +90,45 @@ def finalize(model):
     wrappers = _wrappers(model)
     if not wrappers:
         raise ValueError(
-            "No layer has a QuantizeConfig of `tfcompress.tfmot`. Received: "
-            f"'{model.name}'. Annotate its layers and call `quantize_apply`."
+            "A model with QuantizeConfigs of `tfcompress.tfmot` is expected. Received: "
+            f"'{model.name}', without any. Annotate its layers and call "
+            "`quantize_apply`."
         )
     _warn_of_others(model)
     return finalize_student(_student(model, wrappers))
 
 
-def _wrappers(model):
-    """`{layer name: wrapper}` of the layers with a configuration of this module."""
+def _wrappers(model: tf_keras.Model) -> dict[str, QuantizeWrapper]:
+    """Finds `{layer name: wrapper}` of layers with a configuration of this package."""
     return {
         layer.layer.name: layer
         for layer in model.layers
-        if isinstance(layer, quantize_wrapper.QuantizeWrapper)
+        if isinstance(layer, QuantizeWrapper)
         and isinstance(layer.quantize_config, Config)
     }
 
 
 def _warn_of_others(model):
-    kinds = (quantize_wrapper.QuantizeWrapper, quantize_layer.QuantizeLayer)
+    kinds = (QuantizeWrapper, QuantizeLayer)
     ours = list(_wrappers(model).values())
     names = [x.name for x in model.layers if isinstance(x, kinds) and x not in ours]
     if names:
         warnings.warn(
             f"Layers {', '.join(names)} are quantized by tensorflow-model-optimization "
-            "itself; the finalized model computes them in float. Train with "
-            "`quantize_apply(model, tfcompress.tfmot.AnnotatedOnlyScheme())` to do "
-            "without.",
+            "itself; the finalized model computes them in float. Train without these "
+            "quantizers: `quantize_apply(model, "
+            "tfcompress.tfmot.AnnotatedOnlyScheme())`.",
             stacklevel=3,
         )
 
 
-def _student(model, wrappers):
-    """A Keras 3 student with the quantizers of a tf_keras model, and their state."""
-    plain, quantize_layers = _without_wrappers(model)
-    new, outputs = {}, {}
+def _student(
+    model: tf_keras.Model, wrappers: dict[str, QuantizeWrapper]
+) -> keras.Model:
+    """Builds a Keras 3 student with the quantizers of a tf_keras model."""
+    plain, quantize_layers = _plain_keras_3(model)
+    new: dict[keras.layers.Layer, Any] = {}
+    outputs: dict[keras.layers.Layer, layers.QuantizeActivation] = {}
 
     def replace(layer):
         if layer.name in quantize_layers:
@@ -153,28 +161,29 @@ def _student(model, wrappers):
     return student
 
 
-def _quantizers(wrapper):
-    """The `Quantizer`s of a wrapper's kernel and output, None where there is none."""
+def _quantizers(
+    wrapper: QuantizeWrapper | None,
+) -> tuple[Quantizer | None, Quantizer | None]:
+    """Returns the quantizers of a wrapper's kernel and output, None without one."""
     if wrapper is None:
         return None, None
-    kernel = wrapper._weight_vars[0][1] if wrapper._weight_vars else None
-    output = wrapper._output_quantizers[0] if wrapper._output_quantizers else None
-    return kernel, output
+    kernels, outputs = kernels_and_quantizers(wrapper), output_quantizers(wrapper)
+    return (kernels[0][1] if kernels else None), (outputs[0] if outputs else None)
 
 
-def _without_wrappers(model):
-    """What a tf_keras model is without its quantization, in Keras 3.
+def _plain_keras_3(model: tf_keras.Model) -> tuple[keras.Model, set[str]]:
+    """Converts a tf_keras model to Keras 3, without its quantization.
 
     Returns:
         `(plain, quantize_layers)`: the model with the float weights, and the names of
-        the layers in it that only stand where a `QuantizeLayer` was.
+        its layers that take the place of a `QuantizeLayer` and do nothing.
     """
     pairs = []
 
     def clone(layer):
-        if isinstance(layer, quantize_layer.QuantizeLayer):
+        if isinstance(layer, QuantizeLayer):
             return tf_keras.layers.Activation("linear", name=layer.name)
-        wrapped = isinstance(layer, quantize_wrapper.QuantizeWrapper)
+        wrapped = isinstance(layer, QuantizeWrapper)
         new = clone_layer(layer.layer if wrapped else layer)
         pairs.append((layer, new))
         return new
@@ -182,9 +191,7 @@ def _without_wrappers(model):
     plain = tf_keras.models.clone_model(model, clone_function=clone)
     for old, new in pairs:
         new.set_weights(_float_weights(old))
-    quantize_layers = {
-        x.name for x in model.layers if isinstance(x, quantize_layer.QuantizeLayer)
-    }
+    quantize_layers = {x.name for x in model.layers if isinstance(x, QuantizeLayer)}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are saving your model as an HDF5")
         path = os.path.join(folder, "plain.h5")
@@ -193,10 +200,10 @@ def _without_wrappers(model):
     return loaded, quantize_layers
 
 
-def _float_weights(layer):
-    """A layer's weights, or those of a wrapped one before they are quantized."""
-    if not isinstance(layer, quantize_wrapper.QuantizeWrapper):
+def _float_weights(layer: tf_keras.layers.Layer) -> list[np.ndarray]:
+    """Returns a layer's weights; those of a wrapped one before quantization."""
+    if not isinstance(layer, QuantizeWrapper):
         return layer.get_weights()
-    # A quantized kernel, which comes first, is no longer among its layer's own weights.
-    kernels = [weight.numpy() for weight, _, _ in layer._weight_vars]
+    # A quantized kernel, which comes first, is no longer a weight of its layer.
+    kernels = [kernel.numpy() for kernel, _ in kernels_and_quantizers(layer)]
     return kernels + layer.layer.get_weights()

@@ -2,14 +2,19 @@
 
 import functools
 from inspect import signature
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
 from tensorflow_model_optimization.quantization import keras as tfmot
 
+from tfcompress.compat.keras_private import flatten_layers
+from tfcompress.compat.tfmot_private import add_layer_weights
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops, kernel_macs
 from tfcompress.layers.registry import LAST_AXIS
+from tfcompress.quantizers.quantizer import Quantizer as KerasQuantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
+from tfcompress.types import ArrayLike, Tensor
 
 _AGGREGATIONS = {
     "none": tf.VariableAggregation.NONE,
@@ -19,32 +24,50 @@ _AGGREGATIONS = {
 
 
 class Quantizer(tfmot.quantizers.Quantizer):
-    """A quantizer of `tfcompress.quantizers` that keeps its state in a tf_keras layer.
+    """Quantizer of `tfcompress.quantizers` with its state in a tf_keras layer.
+
+    Attributes:
+        quantizer: `tfcompress.quantizers.Quantizer`. Copy of the one given.
+        knows_training: bool. Whether the quantizer computes differently in training.
+        state: `{name: variable of tf_keras}`, of the quantizer's state.
 
     Args:
-        quantizer: a `tfcompress.quantizers.Quantizer`, not built. One serves one
-            tensor.
-        channel_axes: the tensor's axes of output channels.
+        quantizer: a `tfcompress.quantizers.Quantizer`, not built. One object quantizes
+            one tensor.
+        channel_axes: tuple of ints. The tensor's axes of output channels.
     """
 
-    def __init__(self, quantizer, channel_axes=LAST_AXIS):
+    def __init__(
+        self,
+        quantizer: KerasQuantizer,
+        channel_axes: tuple[int, ...] = LAST_AXIS,
+    ) -> None:
         self.quantizer = copy_quantizer(quantizer)
         self.quantizer.channel_axes = channel_axes
         self.knows_training = "training" in signature(self.quantizer.call).parameters
-        self.state = {}
+        self.state: dict[str, tf.Variable] = {}
 
-    def build(self, tensor_shape, name, layer):
-        """Makes the quantizer's variables weights of `layer`; returns them by name."""
-        # In a model that is loaded, wrappers are built before the layers in them, and
-        # these weights would come behind the quantizer's.
-        layer._trainable_weights.extend(layer.layer.trainable_weights)
-        for part in (self.quantizer, *self.quantizer._flatten_layers(False)):
+    def build(
+        self, tensor_shape: tf.TensorShape, name: str, layer: tfmot.QuantizeWrapper
+    ) -> dict[str, tf.Variable]:
+        """Makes the quantizer's variables weights of a wrapper.
+
+        Args:
+            tensor_shape: shape of the tensor to quantize.
+            name: prefix of the weights' names.
+            layer: the wrapper.
+
+        Returns:
+            `{name without the prefix: variable}`.
+        """
+        add_layer_weights(layer)
+        for part in flatten_layers(self.quantizer):
             part.add_weight = functools.partial(self._add_weight, layer, name)
         self.quantizer.build(tuple(tensor_shape))
         return self.state
 
     def _add_weight(self, layer, prefix, name, aggregation="none", **kwargs):
-        kwargs.pop("autocast", None)  # Float32 they stay, as their dtype says.
+        kwargs.pop("autocast", None)  # unknown to tf_keras; the dtype is float32
         variable = layer.add_weight(
             name=f"{prefix}_{name}",
             aggregation=_AGGREGATIONS[aggregation],
@@ -53,39 +76,60 @@ class Quantizer(tfmot.quantizers.Quantizer):
         self.state[name] = variable
         return variable
 
-    def __call__(self, inputs, training, weights, **kwargs):
+    def __call__(
+        self,
+        inputs: Tensor,
+        training: bool,
+        weights: dict[str, tf.Variable],
+        **kwargs: Any,
+    ) -> tf.Tensor:
         inputs = tf.cast(inputs, "float32")
         if self.knows_training:
             return self.quantizer.call(inputs, training=training)
         return self.quantizer.call(inputs)
 
-    def copy_state(self, quantizer):
-        """Gives a built quantizer of the same configuration the state of this one."""
+    def copy_state(self, quantizer: KerasQuantizer) -> None:
+        """Copies the state to a built quantizer of the same configuration."""
         for variable in quantizer.variables:
             variable.assign(self.state[variable.name])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "quantizer": keras.saving.serialize_keras_object(self.quantizer),
             "channel_axes": self.quantizer.channel_axes,
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         quantizer = keras.saving.deserialize_keras_object(config["quantizer"])
         return cls(quantizer, tuple(config["channel_axes"]))
 
 
 class PricedQuantizer(Quantizer):
-    """Starts its range by the kernel, and adds what the bits cost to the loss."""
+    """Quantizer that calibrates its range, and adds the cost of its bits to the loss.
 
-    def __init__(self, config, kernel, channel_axes):
+    Attributes:
+        kernel: variable. Float kernel that it quantizes.
+        penalty: float. Growth of the loss per bit operation.
+        activation_bits: int. Bits of the layer's output, which stand for its inputs'.
+
+    Args:
+        config: the layer's `BitSharingQuantizeConfig`.
+        kernel: variable of the layer's kernel.
+        channel_axes: tuple of ints. The kernel's axes of output channels.
+    """
+
+    def __init__(
+        self, config: Any, kernel: ArrayLike, channel_axes: tuple[int, ...]
+    ) -> None:
         super().__init__(config.kernel_quantizer(), channel_axes)
         self.kernel = kernel
         self.penalty = config.penalty * 1e-9
         self.activation_bits = config.activation_bits or FLOAT_BITS
 
-    def build(self, tensor_shape, name, layer):
+    def build(
+        self, tensor_shape: tf.TensorShape, name: str, layer: tfmot.QuantizeWrapper
+    ) -> dict[str, tf.Variable]:
         state = super().build(tensor_shape, name, layer)
         self.quantizer.calibrate(self.kernel)
         layer.add_loss(lambda: self.penalty * self._bops(layer.get_output_shape_at(0)))
@@ -95,14 +139,14 @@ class PricedQuantizer(Quantizer):
         positions = output_shape[1:-1]
         if None in positions:
             raise ValueError(
-                "The cost of a layer is known where the size of its output is. "
-                f"Received: output shape {output_shape}. Give the model's input a size."
+                "The cost of a layer needs the size of its output. Received: output "
+                f"shape {output_shape}. Give the model's input a size."
             )
         macs = kernel_macs(self.kernel.shape, positions)
         bits = self.quantizer.gates.expected_bits()
         return bops(float(macs), bits, self.activation_bits)
 
-    def fix_bits(self):
-        """Ends the search with the bits of now, and the range that suits them."""
+    def freeze_bits(self) -> None:
+        """Ends the search: freezes the current bits, and calibrates the range."""
         self.quantizer.gates.freeze(self.quantizer.bits)
         self.quantizer.calibrate(self.kernel)
