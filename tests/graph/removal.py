@@ -24,14 +24,14 @@ def randomize(model, rng):
     return model
 
 
-def some_classes(channels, rng, share=0.3):
+def some_groups(channels, rng, share=0.3):
     """About a share of each group's removable classes, never all: boolean array."""
     dropped = np.zeros(len(channels.frozen), bool)
-    for group in channels.groups:
-        size = len(group.classes)
-        if group.producers and not group.frozen and size > 1:
+    for group_set in channels.group_sets:
+        size = len(group_set.groups)
+        if group_set.producers and not group_set.frozen and size > 1:
             count = min(size - 1, max(1, round(share * size)))
-            dropped[rng.permutation(group.classes)[:count]] = True
+            dropped[rng.permutation(group_set.groups)[:count]] = True
     return dropped
 
 
@@ -101,7 +101,7 @@ def remove_some(model, rng, share=0.3):
         model itself no longer reads the dropped channels.
     """
     channels = Channels(Graph(model))
-    dropped = some_classes(channels, rng, share)
+    dropped = some_groups(channels, rng, share)
     smaller = remove_groups(model, channels, dropped)
     mask_reads(model, channels, dropped)
     call = call_on_random(model, rng)

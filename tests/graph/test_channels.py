@@ -18,8 +18,8 @@ def members(channels, name):
     Of all groups that the layer takes part in.
     """
     return {
-        (g.producers, g.carriers, g.consumers, len(g.classes))
-        for g in channels.groups
+        (g.producers, g.carriers, g.consumers, len(g.groups))
+        for g in channels.group_sets
         if name in g.producers
     }
 
@@ -92,7 +92,7 @@ def test_all_readers_of_a_tensor_are_consumers():
         return [conv("left")(x), conv("right")(y), conv("third")(y)]
 
     channels = channels_of(fork)
-    (group,) = [g for g in channels.groups if "conv" in g.producers]
+    (group,) = [g for g in channels.group_sets if "conv" in g.producers]
     assert sorted(group.consumers) == ["left", "right", "third"]
     assert not group.frozen
 
@@ -282,9 +282,9 @@ def test_all_channels_but_the_logits_of_the_builtin_networks_can_go():
 
 def test_a_cifar_resnets_shortcuts_tie_stages():
     channels = Channels(Graph(BUILDERS["resnet20"]((28, 28, 1), 10)))
-    sizes = [len(g.classes) for g in channels.groups if "stage3_block3_conv2" in
+    sizes = [len(g.groups) for g in channels.group_sets if "stage3_block3_conv2" in
              g.producers]  # fmt: skip
     # Channels of stage 3 alone, of stages 2 and 3, and of all stages.
     assert sorted(sizes) == [16, 16, 32]
-    inside = [g for g in channels.groups if g.producers == ("stage2_block1_conv1",)]
-    assert [len(g.classes) for g in inside] == [32]
+    inside = [g for g in channels.group_sets if g.producers == ("stage2_block1_conv1",)]
+    assert [len(g.groups) for g in inside] == [32]

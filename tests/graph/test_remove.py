@@ -25,7 +25,7 @@ from tests.graph.removal import (
     mask_reads,
     randomize,
     remove_some,
-    some_classes,
+    some_groups,
 )
 from tests.litert.packed_models import make_packed
 from tfcompress.graph.channels import Channels
@@ -108,7 +108,7 @@ def test_what_is_read_is_missed(rng):
     """The comparison would see a channel taken for another."""
     model = make(chain, rng)
     channels = Channels(Graph(model))
-    dropped = some_classes(channels, rng)
+    dropped = some_groups(channels, rng)
     call = call_on_random(model, rng)
     expected = call(model)
     smaller = remove_groups(model, channels, dropped)
@@ -233,7 +233,7 @@ def test_wrong_classes(rng):
     model = make(slices, rng)
     channels = Channels(Graph(model))
     with pytest.raises(
-        ValueError, match="one for each class.*Received: shape \\(2,\\)"
+        ValueError, match="one for each dependency group.*Received: shape \\(2,\\)"
     ):
         remove_groups(model, channels, [True, False])
     dropped = np.zeros(len(channels.frozen), bool)

@@ -9,11 +9,11 @@ from tfcompress.graph.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class GroupSet:
     """Classes of channels that the same layers make, carry and read.
 
     Attributes:
-        classes: int array, ascending.
+        groups: int array, ascending.
         producers: names of the layers that make the channels.
         carriers: names of the layers that have weights for each of them:
             BatchNormalization, PReLU, depthwise convolutions.
@@ -21,7 +21,7 @@ class Group:
         frozen: why none of them can be removed, or "".
     """
 
-    classes: np.ndarray
+    groups: np.ndarray
     producers: tuple
     carriers: tuple
     consumers: tuple
@@ -41,7 +41,7 @@ class Channels:
         read: `{name: int array}`, the class at each index of the channel axis that
             a producer or carrier reads.
         frozen: list with, for every class, why it cannot be removed, or "".
-        groups: list of `Group`, of all classes that a layer makes, carries or reads.
+        group_sets: list of `GroupSet`, of all groups of layers.
         resized: `{id(operation): tfcompress.graph.trace.Resized}` with classes in
             place of ids, of what changes with the number of channels.
         tensors: list of `(name of what makes it, int array)`, the classes of every
@@ -55,19 +55,19 @@ class Channels:
 
     def __init__(self, graph):
         trace = Trace(graph, rule_of)
-        classes = trace.union.classes()
-        count = classes.max(initial=-1) + 1
+        groups = trace.union.classes()
+        count = groups.max(initial=-1) + 1
         self.resized = {
-            key: _in_classes(resized, classes) for key, resized in trace.resized.items()
+            key: _in_groups(resized, groups) for key, resized in trace.resized.items()
         }
         self.written = {r.name: r.written for r in self._of_role("producer")}
         self.read = {r.name: r.read for r in self._of_role("producer", "carrier")}
-        reasons = _first_reasons(trace.frozen, classes)
+        reasons = _first_reasons(trace.frozen, groups)
         self.frozen = [reasons.get(c, "") for c in range(count)]
-        self.merged = _first_reasons(trace.merged, classes)
-        self.tensors = [(name, classes[space.ids]) for name, space in trace.spaces]
+        self.merged = _first_reasons(trace.merged, groups)
+        self.tensors = [(name, groups[space.ids]) for name, space in trace.spaces]
         self.unknown = trace.unknown
-        self.groups = self._make_groups()
+        self.group_sets = self._make_group_sets()
 
     def removable(self):
         """Boolean array: the classes that a layer makes and nothing freezes."""
@@ -79,13 +79,13 @@ class Channels:
     def details(self):
         """Text: every group with its layers, or why it stays, and what is unknown."""
         lines = []
-        for group in self.groups:
-            state = f"frozen: {group.frozen}" if group.frozen else "removable"
-            lines.append(f"{len(group.classes)} channels, {state}")
+        for group_set in self.group_sets:
+            state = f"frozen: {group_set.frozen}" if group_set.frozen else "removable"
+            lines.append(f"{len(group_set.groups)} channels, {state}")
             for verb, names in (
-                ("made", group.producers),
-                ("carried", group.carriers),
-                ("read", group.consumers),
+                ("made", group_set.producers),
+                ("carried", group_set.carriers),
+                ("read", group_set.consumers),
             ):
                 if names:
                     lines.append(f"    {verb} by {', '.join(names)}")
@@ -96,7 +96,7 @@ class Channels:
     def _of_role(self, *roles):
         return [r for r in self.resized.values() if r.role in roles]
 
-    def _make_groups(self):
+    def _make_group_sets(self):
         members = {}
         for kind, role, side in (
             (0, "producer", "written"),
@@ -106,30 +106,30 @@ class Channels:
             for resized in self._of_role(role):
                 for c in np.unique(getattr(resized, side)):
                     members.setdefault(c, ([], [], []))[kind].append(resized.name)
-        groups = {}
+        sets = {}
         for c, names in sorted(members.items()):
             key = (*map(tuple, names), self.frozen[c])
-            groups.setdefault(key, []).append(c)
-        return [Group(np.array(classes), *key) for key, classes in groups.items()]
+            sets.setdefault(key, []).append(c)
+        return [GroupSet(np.array(ids), *key) for key, ids in sets.items()]
 
 
-def _in_classes(resized, classes):
+def _in_groups(resized, groups):
     """A `Resized` with the classes of its ids."""
     return dataclasses.replace(
         resized,
-        read=classes[resized.read],
-        written=classes[resized.written],
+        read=groups[resized.read],
+        written=groups[resized.written],
         weights={
-            name: {axis: classes[ids] for axis, ids in axes.items()}
+            name: {axis: groups[ids] for axis, ids in axes.items()}
             for name, axes in resized.weights.items()
         },
-        changes=lambda count: resized.changes(lambda ids: count(classes[ids])),
+        changes=lambda count: resized.changes(lambda ids: count(groups[ids])),
     )
 
 
-def _first_reasons(found, classes):
+def _first_reasons(found, groups):
     reasons = {}
     for ids, reason in found:
-        for c in np.unique(classes[ids]).tolist():
+        for c in np.unique(groups[ids]).tolist():
             reasons.setdefault(c, reason)
     return reasons

@@ -66,8 +66,8 @@ def remove_groups(model, channels, dropped):
     dropped = np.asarray(dropped, bool)
     _check_removable(channels, dropped)
 
-    def count(classes):
-        return int((~dropped[classes]).sum())
+    def count(groups):
+        return int((~dropped[groups]).sum())
 
     def changes(operation):
         found = channels.resized.get(id(operation))
@@ -151,18 +151,18 @@ def _check_removable(channels, dropped):
     if dropped.shape != (len(channels.frozen),):
         raise ValueError(
             f"`dropped` is a boolean array of shape ({len(channels.frozen)},), one "
-            f"for each class of channels. Received: shape {dropped.shape}."
+            f"for each dependency group. Received: shape {dropped.shape}."
         )
-    for name, classes in channels.tensors:
-        frozen = [c for c in classes[dropped[classes]] if channels.frozen[c]]
+    for name, groups in channels.tensors:
+        frozen = [g for g in groups[dropped[groups]] if channels.frozen[g]]
         if frozen:
             raise ValueError(
                 "Only channels that nothing freezes are expected to go. Received some "
                 f"of '{name}', which stay: {channels.frozen[frozen[0]]}. Leave "
                 f"'{name}', and what is tied to it, as it is."
             )
-    for name, classes in channels.tensors:
-        if len(classes) and dropped[classes].all():
+    for name, groups in channels.tensors:
+        if len(groups) and dropped[groups].all():
             raise ValueError(
                 f"At least one channel is expected to stay of what '{name}' makes. "
                 "Received: none of them. Keep one."
@@ -173,10 +173,10 @@ def _copy_kept(old, new, weights, stays):
     """Copies the weights of one layer, but for the channels that are gone."""
 
     def cut(values, axes):
-        for axis, classes in axes.items():
+        for axis, groups in axes.items():
             # Scales, and a PReLU's slopes, are shared along axes of size one.
             if values.shape[axis] != 1:
-                values = np.compress(stays[classes], values, axis)
+                values = np.compress(stays[groups], values, axis)
         return values
 
     for name, axes in weights.items():

@@ -73,7 +73,7 @@ class Trace:
         self.unknown = []
         self._space_of = {}
         for tensor in graph.inputs:
-            self.fix(tensor, "it is the model's input", "input")
+            self.put_frozen(tensor, "it is the model's input", "input")
         for call in graph.calls:
             rule = rule_of(call)
             if rule is None:
@@ -101,7 +101,7 @@ class Trace:
             space.ids,
             f"{described(call)} has its channels on axis {axis}, not {space.axis}",
         )
-        return self._fixed_space(tensor, axis, f"{described(call)} takes axis {axis}")
+        return self._frozen_space(tensor, axis, f"{described(call)} takes axis {axis}")
 
     def new(self, count):
         """Ids of new channels."""
@@ -130,12 +130,12 @@ class Trace:
         for tensor in call.inputs:
             self.freeze(self.space(tensor).ids, reason or f"read by {described(call)}")
         for tensor in call.outputs:
-            self.fix(tensor, reason or f"made by {described(call)}", call.name)
+            self.put_frozen(tensor, reason or f"made by {described(call)}", call.name)
 
-    def fix(self, tensor, reason, name):
+    def put_frozen(self, tensor, reason, name):
         """Frozen channels on the last axis of a tensor."""
         axis = max(len(tensor.shape) - 1, 0)
-        self._put(tensor, self._fixed_space(tensor, axis, reason), name)
+        self._put(tensor, self._frozen_space(tensor, axis, reason), name)
 
     def resize(self, call, role, read, written, weights, changes):
         """Notes what depends on the number of channels; see `Resized`.
@@ -159,7 +159,7 @@ class Trace:
         self._space_of[id(tensor)] = space
         self.spaces.append((name, space))
 
-    def _fixed_space(self, tensor, axis, reason):
+    def _frozen_space(self, tensor, axis, reason):
         size = tensor.shape[axis] if len(tensor.shape) > 1 else None
         ids = self.new(size or 0)
         self.freeze(ids, reason)

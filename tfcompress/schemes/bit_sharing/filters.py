@@ -47,7 +47,7 @@ class Filters:
             name: len(graph.calls_of(layer)) for name, layer in self._layers.items()
         }
         self._group_of = {
-            c: group for group in self._channels.groups for c in group.classes
+            c: group for group in self._channels.group_sets for c in group.groups
         }
         self.source = {}
         for name, read in self._channels.read.items():

@@ -130,7 +130,7 @@ class Decomposition(SearchingScheme):
         channels = Channels(Graph(model))
         factorized = {row.name for row in plan.treated()}
         notes = {}
-        for group in channels.groups:
+        for group in channels.group_sets:
             why = why_kept(group, factorized)
             for name in factorized.intersection(group.producers):
                 tied = [other for other in group.producers if other != name]

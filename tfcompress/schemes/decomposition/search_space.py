@@ -40,7 +40,7 @@ class RankSpace:
             n: x for n, x in named.items() if isinstance(x, FactorizedKernel)
         }
         self.channels = Channels(graph)
-        self.removable = removable_classes(self.channels, self.layers)
+        self.removable = removable_groups(self.channels, self.layers)
         self.width_model = WidthModel(student, self.channels, unit, self.layers, margin)
         self._norms = {n: foldable(graph, layer) for n, layer in self.layers.items()}
         self._named = named
@@ -62,9 +62,9 @@ class RankSpace:
             self._ranks[name] = groups
         self._classes = []
         per_class = self.width_model.per_class(len(self.removable))
-        for group in self.channels.groups:
-            if self.removable[group.classes].all():
-                groups = Groups(np.sqrt(per_class[group.classes]))
+        for group in self.channels.group_sets:
+            if self.removable[group.groups].all():
+                groups = Groups(np.sqrt(per_class[group.groups]))
                 self._join_all(groups, group)
                 self._classes.append((group, groups))
         for groups in self._all_groups():
@@ -72,7 +72,7 @@ class RankSpace:
 
     def _join_all(self, groups, group):
         position = np.full(len(self.removable), -1)
-        position[group.classes] = np.arange(len(group.classes))
+        position[group.groups] = np.arange(len(group.groups))
         for name in group.producers:
             layer, index = self.layers[name], position[self.channels.written[name]]
             groups.add(layer.coefficients, 1, index)
@@ -150,16 +150,16 @@ class RankSpace:
         for group, groups in self._classes:
             energies, others = self._energies(group, read)
             energies[:, _sizes(groups) <= gone] = 0.0
-            costs = per_class[group.classes]
-            classes[group.classes] = channel_scores(energies, others, costs)
-        return Scores(classes, [group.classes for group, _ in self._classes], ranks)
+            costs = per_class[group.groups]
+            classes[group.groups] = channel_scores(energies, others, costs)
+        return Scores(classes, [group.groups for group, _ in self._classes], ranks)
 
     def _energies(self, group, read):
         """What a group's channels add to each layer that reads them, and others."""
         energies, others = [], []
         for name in group.consumers:
             classes, energy = self.channels.read[name], read[name]
-            sums = np.bincount(classes, energy, len(self.removable))[group.classes]
+            sums = np.bincount(classes, energy, len(self.removable))[group.groups]
             energies.append(sums)
             others.append(energy.sum() - sums.sum())
         return np.array(energies), np.maximum(others, 0.0)
@@ -174,7 +174,7 @@ class RankSpace:
     def press(self, cut, strength):
         """Makes the groups shrink that a `Cut` takes, and leaves the others alone."""
         taken = [~cut.ranks[name] for name in self._ranks]
-        taken += [~cut.alive[group.classes] for group, _ in self._classes]
+        taken += [~cut.alive[group.groups] for group, _ in self._classes]
         self.lasso.assign(strength * np.concatenate(taken))
 
     def is_frozen(self):
@@ -194,7 +194,7 @@ class RankSpace:
         return [*self._ranks.values(), *(groups for _, groups in self._classes)]
 
 
-def removable_classes(channels, factorized):
+def removable_groups(channels, factorized):
     """Which classes of channels a decomposition may remove.
 
     Those that only factorized layers write and sum over.
@@ -207,8 +207,8 @@ def removable_classes(channels, factorized):
         Boolean array over the classes.
     """
     removable = np.zeros(len(channels.frozen), bool)
-    for group in channels.groups:
-        removable[group.classes] = why_kept(group, factorized) == ""
+    for group in channels.group_sets:
+        removable[group.groups] = why_kept(group, factorized) == ""
     return removable
 
 
@@ -226,12 +226,12 @@ def why_kept(group, factorized):
 
 def equal_scores(width_model, channels):
     """`Scores` in which everything that may go is worth the same."""
-    removable = removable_classes(channels, width_model.factorized)
+    removable = removable_groups(channels, width_model.factorized)
     ranks = {
         name: np.zeros(min(width_model.terms[name].matrix))
         for name in width_model.factorized
     }
-    groups = [g.classes for g in channels.groups if removable[g.classes].all()]
+    groups = [g.groups for g in channels.group_sets if removable[g.groups].all()]
     return Scores(np.where(removable, 0.0, np.inf), groups, ranks)
 
 
