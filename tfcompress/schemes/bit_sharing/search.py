@@ -11,7 +11,7 @@ from tfcompress.core.training.calibration import (
     calibrate_weights,
 )
 from tfcompress.core.training.learning_rate import inner_optimizer
-from tfcompress.core.training.penalty import DESCENT, Steering
+from tfcompress.core.training.penalty import DESCENT, PenaltyMultiplier
 from tfcompress.core.training.search import Search
 from tfcompress.schemes.bit_sharing.sensitivity import measure_sensitivities
 
@@ -23,8 +23,8 @@ TRAVEL = 10.0
 class BitSearch(Search):
     """Steers the penalty so that the budget is met, then fixes the choice.
 
-    The search finds the paper's lambda by itself, see `Steering`. Where the BOPs are
-    below their course the penalty is negative and opens gates. In a student whose
+    The search adapts the paper's lambda, see `PenaltyMultiplier`. Where the BOPs are
+    below their target the penalty is negative and opens gates. In a student whose
     search was interrupted the gates stand as they are.
 
     Args:
@@ -49,17 +49,23 @@ class BitSearch(Search):
         self.margins = []
         if self.budget is not None:
             reached = abs(float(ops.convert_to_numpy(self._strength)))
-            self.steering = Steering(self._bops(), self.budget, share, reached or 1.0)
+            self.penalty_multiplier = PenaltyMultiplier(
+                self._bops(), self.budget, share, reached or 1.0
+            )
 
     def state(self):
         state = {"margins": np.array(self.margins)}
-        return state | (vars(self.steering) if self.budget is not None else {})
+        return state | (
+            vars(self.penalty_multiplier) if self.budget is not None else {}
+        )
 
     def resume(self, state):
         self.margins = list(state.pop("margins"))
         if self.budget is not None:
-            self.steering = Steering(1.0, 1.0)
-            vars(self.steering).update({name: float(x) for name, x in state.items()})
+            self.penalty_multiplier = PenaltyMultiplier(1.0, 1.0)
+            vars(self.penalty_multiplier).update(
+                {name: float(x) for name, x in state.items()}
+            )
         for threshold in self.space.thresholds():
             threshold.follow_pace()
         keras_private.rebuild_train_function(self.model)
@@ -77,7 +83,7 @@ class BitSearch(Search):
             self._record_margins()
         penalty = self.penalty
         if self.budget is not None:
-            penalty = self.steering.penalty(share, self._bops())
+            penalty = self.penalty_multiplier.penalty(share, self._bops())
         self._strength.assign(penalty)
 
     def on_train_end(self, logs=None):
