@@ -1,13 +1,14 @@
 """What is to be done with one layer."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 
 from tfcompress import layers
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.registry import FORMS, forms_of
-from tfcompress.quantizers import Quantizer
+from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
 
 
@@ -143,6 +144,33 @@ def config_with_decay(layer, weight_decay):
     if config[regularizer] is None and weight_decay:
         config[regularizer] = keras.regularizers.L2(weight_decay / 2)
     return config
+
+
+def learned_range_config(
+    weight_bits: int | Sequence[int],
+    activation_bits: int | Sequence[int],
+    signed: bool,
+    grid: str = "symmetric",
+) -> QuantizeConfig:
+    """Returns a `QuantizeConfig` with learned ranges for weights and activations.
+
+    Args:
+        weight_bits: int, or ints as candidates for gates; see `BitSharing`.
+        activation_bits: the same for the activations.
+        signed: bool. Whether the activations have negative values.
+        grid: str. Grid of the weights; see `BitSharing`.
+
+    Raises:
+        ValueError: if the bits are no such candidates, or the grid is unknown.
+    """
+
+    def candidates(bits):
+        return bits if isinstance(bits, (list, tuple)) else (bits,)
+
+    return QuantizeConfig(
+        BitSharing(candidates(weight_bits), grid),
+        BitSharingActivation(candidates(activation_bits), signed),
+    )
 
 
 def _describe(quantizer):

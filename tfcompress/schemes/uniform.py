@@ -1,24 +1,31 @@
-"""The same bits for every layer: the baseline of all bit-choosing schemes."""
+"""Baseline of bit sharing: the same bits for every layer."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
-from tfcompress.core.config import QuantizeConfig
-from tfcompress.core.scheme import Scheme
+from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_config
+from tfcompress.core.scheme import Place, Scheme
+from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
-from tfcompress.quantizers import BitSharing, BitSharingActivation
+from tfcompress.core.training.recalibration import Recalibration
 
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class Uniform(Scheme):
-    """The same bits for the weights, and for the activations, of every layer.
+    """Scheme with the same weight bits and the same activation bits in every layer.
 
-    With the quantizers of `BitSharing`, so that the two compare. The first and the
-    last layers have 8 and 8 bits.
+    It uses the quantizers of `BitSharing`, so the two compare. The first and the last
+    layers have 8-bit weights and 8-bit activations.
 
     Args:
-        weight_bits: 2 to 8.
-        activation_bits: 2 to 8.
+        weight_bits: int, 2 to 8. Bits of a weight.
+        activation_bits: int, 2 to 8. Bits of an activation.
         weight_decay, overrides: see `Scheme`.
+
+    Raises:
+        ValueError: if a number of bits is out of range.
 
     Example:
 
@@ -26,41 +33,35 @@ class Uniform(Scheme):
     """
 
     def __init__(
-        self, weight_bits=4, activation_bits=4, weight_decay=1e-4, overrides=None
-    ):
+        self,
+        weight_bits: int = 4,
+        activation_bits: int = 4,
+        weight_decay: float = 1e-4,
+        overrides: Mapping[str, KeepFloat | QuantizeConfig] | None = None,
+    ) -> None:
         super().__init__(overrides, weight_decay)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
-        quantize_config(weight_bits, activation_bits, False)  # checks them
+        learned_range_config(weight_bits, activation_bits, False)  # checks them
 
-    def config_for(self, layer, place):
+    def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
         if place.is_first or place.is_last:
-            return quantize_config(8, 8, place.signed_input)
-        return quantize_config(
+            return learned_range_config(8, 8, place.signed_input)
+        return learned_range_config(
             self.weight_bits, self.activation_bits, place.signed_input
         )
 
-    def prepare(self, student):
+    def prepare(self, student: Student) -> None:
         calibrate_weights(student)
 
-    def callbacks(self, student, recalibrate):
+    def callbacks(
+        self, student: Student, recalibrate: Recalibration
+    ) -> list[keras.callbacks.Callback]:
         return [CalibrateActivations(recalibrate.batches)]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
         }
-
-
-def quantize_config(weight_bits, activation_bits, signed, grid="symmetric"):
-    """`QuantizeConfig` with learned ranges; bits are integers, or candidates."""
-
-    def candidates(bits):
-        return bits if isinstance(bits, (list, tuple)) else (bits,)
-
-    return QuantizeConfig(
-        BitSharing(candidates(weight_bits), grid),
-        BitSharingActivation(candidates(activation_bits), signed),
-    )

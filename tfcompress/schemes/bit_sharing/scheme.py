@@ -3,6 +3,7 @@
 import keras
 
 from tfcompress.core.budget import parse_budget
+from tfcompress.core.config import learned_range_config
 from tfcompress.core.scheme import SearchingScheme
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
 from tfcompress.graph.graph import Graph
@@ -13,7 +14,6 @@ from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.filters import Filters
 from tfcompress.schemes.bit_sharing.search import BitSearch
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace, candidates
-from tfcompress.schemes.uniform import quantize_config
 
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
@@ -78,14 +78,15 @@ class BitSharing(SearchingScheme):
         self.group_size = group_size
         self.max_pruned = max_pruned
         self.grid = grid
-        quantize_config(self.weight_bits, self.activation_bits, False, grid)  # checks
+        # Checks the candidates and the grid.
+        learned_range_config(self.weight_bits, self.activation_bits, False, grid)
         if group_size is not None:
             FilterGate("", 1, group_size, max_pruned)  # checks
 
     def config_for(self, layer, place):
         if place.is_first or place.is_last:
-            return quantize_config(8, 8, place.signed_input, self.grid)
-        return quantize_config(
+            return learned_range_config(8, 8, place.signed_input, self.grid)
+        return learned_range_config(
             self.weight_bits, self.activation_bits, place.signed_input, self.grid
         )
 
