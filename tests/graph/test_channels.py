@@ -72,14 +72,14 @@ def test_a_residual_stage_is_one_group():
 def test_groups_name_what_writes_carries_reads_and_freezes_in_details():
     channels = channels_of(then(layers.BatchNormalization(name="norm"), Halve()))
     assert channels.details().splitlines() == [
-        "3 channels, frozen: it is the model's input",
+        "3 dependency groups, frozen: it is the model's input",
         "    read by conv",
-        "4 channels, frozen: read by 'halve' (Halve)",
+        "4 dependency groups, frozen: read by 'halve' (Halve)",
         "    made by conv",
         "    carried by norm",
-        "4 channels, frozen: made by 'halve' (Halve)",
+        "4 dependency groups, frozen: made by 'halve' (Halve)",
         "    read by head",
-        "2 channels, frozen: the model returns them",
+        "2 dependency groups, frozen: the model returns them",
         "    made by head",
         "Unknown operations: 'halve' (Halve)",
     ]

@@ -3,7 +3,7 @@ import numpy as np
 from tfcompress.graph.union_find import UnionFind
 
 
-def test_classes_against_a_search_of_the_graph():
+def test_classes_are_the_connected_components_of_the_united_pairs():
     rng = np.random.default_rng(0)
     union = UnionFind()
     for _ in range(3):
@@ -22,7 +22,7 @@ def test_classes_against_a_search_of_the_graph():
     assert (np.diff(first) > 0).all()
 
 
-def test_no_ids():
+def test_union_of_empty_arrays_has_no_classes():
     union = UnionFind()
     union.unite(union.new(0), union.new(0))
     assert union.classes().tolist() == []

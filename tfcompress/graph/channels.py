@@ -1,87 +1,103 @@
-"""Which channels are tied together, and which of them can be removed."""
+"""Channel dependency groups: which channels can only be removed together.
+
+DepGraph (https://arxiv.org/abs/2301.12900) groups whole layers. Here each set of tied
+channels is a group.
+"""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
+from tfcompress.graph.graph import Graph
 from tfcompress.graph.rules.table import rule_of
-from tfcompress.graph.trace import Trace
+from tfcompress.graph.trace import Resized, Trace
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupSet:
-    """Classes of channels that the same layers make, carry and read.
+    """Dependency groups that the same layers make, carry and read.
 
     Attributes:
-        groups: int array, ascending.
-        producers: names of the layers that make the channels.
-        carriers: names of the layers that have weights for each of them:
+        groups: int array (n,). The groups, ascending.
+        producers: tuple of str. Names of the layers that make their channels.
+        carriers: tuple of str. Names of the layers that have weights for each channel:
             BatchNormalization, PReLU, depthwise convolutions.
-        consumers: names of the layers that sum over them.
-        frozen: why none of them can be removed, or "".
+        consumers: tuple of str. Names of the layers that sum over their channels.
+        frozen: str. Reason that none of the groups can be removed, or "".
     """
 
     groups: np.ndarray
-    producers: tuple
-    carriers: tuple
-    consumers: tuple
+    producers: tuple[str, ...]
+    carriers: tuple[str, ...]
+    consumers: tuple[str, ...]
     frozen: str
 
 
 class Channels:
-    """The channels of a graph, in classes that can only be removed together.
+    """Channels of a graph in dependency groups, which are removed as a whole.
 
-    Channels that are added, multiplied or compared element by element are tied, and
-    so are those at the same place in all groups of a grouped convolution and in
-    all calls of a shared layer. What is not known to treat each channel on its own
-    freezes what it reads and makes.
+    Channels that are added, multiplied or compared element by element are in one
+    group. So are channels at the same place in all groups of a grouped convolution,
+    and in all calls of a shared layer. An operation that is not known to treat each
+    channel on its own freezes the channels that it reads and makes.
 
     Attributes:
-        written: `{producer's name: int array}`, the class of each output channel.
-        read: `{name: int array}`, the class at each index of the channel axis that
-            a producer or carrier reads.
-        frozen: list with, for every class, why it cannot be removed, or "".
-        group_sets: list of `GroupSet`, of all groups of layers.
-        resized: `{id(operation): tfcompress.graph.trace.Resized}` with classes in
-            place of ids, of what changes with the number of channels.
-        tensors: list of `(name of what makes it, int array)`, the classes of every
-            tensor's channels.
-        merged: `{class: which operation tied its channels}`.
-        unknown: descriptions of the operations that no rule covers.
+        written: `{producer's name: int array}`. Group of each output channel.
+        read: `{name: int array}`. Group at each index of the channel axis that a
+            producer or carrier reads.
+        frozen: list of str. For each group, the reason that it cannot be removed,
+            or "".
+        group_sets: list of `GroupSet`. All groups that a layer makes, carries or reads.
+        resized: `{id(operation): tfcompress.graph.trace.Resized}`, with groups in
+            place of channel ids. Operations that depend on their channels.
+        tensors: list of `(name, int array)`. Groups of each tensor's channels, with
+            the name of the call that makes it.
+        merged: `{group: str}`. Operation that tied the group's channels.
+        unknown: list of str. Descriptions of the operations that no rule covers.
 
     Args:
-        graph: a `tfcompress.graph.graph.Graph`.
+        graph: `tfcompress.graph.Graph`.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph: Graph) -> None:
         trace = Trace(graph, rule_of)
-        groups = trace.union.classes()
-        count = groups.max(initial=-1) + 1
-        self.resized = {
-            key: _in_groups(resized, groups) for key, resized in trace.resized.items()
+        group_of = trace.union.classes()
+        count = group_of.max(initial=-1) + 1
+        self.resized: dict[int, Resized] = {
+            key: _in_groups(resized, group_of) for key, resized in trace.resized.items()
         }
-        self.written = {r.name: r.written for r in self._of_role("producer")}
-        self.read = {r.name: r.read for r in self._of_role("producer", "carrier")}
-        reasons = _first_reasons(trace.frozen, groups)
-        self.frozen = [reasons.get(c, "") for c in range(count)]
-        self.merged = _first_reasons(trace.merged, groups)
-        self.tensors = [(name, groups[space.ids]) for name, space in trace.spaces]
-        self.unknown = trace.unknown
-        self.group_sets = self._make_group_sets()
+        self.written: dict[str, np.ndarray] = {
+            r.name: r.written for r in self._of_role("producer")
+        }
+        self.read: dict[str, np.ndarray] = {
+            r.name: r.read for r in self._of_role("producer", "carrier")
+        }
+        reasons = _first_reasons(trace.frozen, group_of)
+        self.frozen: list[str] = [reasons.get(group, "") for group in range(count)]
+        self.merged: dict[int, str] = _first_reasons(trace.merged, group_of)
+        self.tensors: list[tuple[str, np.ndarray]] = [
+            (name, group_of[space.ids]) for name, space in trace.spaces
+        ]
+        self.unknown: list[str] = trace.unknown
+        self.group_sets: list[GroupSet] = self._make_group_sets()
 
-    def removable(self):
-        """Boolean array: the classes that a layer makes and nothing freezes."""
-        made = np.zeros(len(self.frozen), bool)
+    def removable(self) -> np.ndarray:
+        """Boolean array over the groups: made by a layer, and not frozen."""
+        made: np.ndarray = np.zeros(len(self.frozen), bool)
         for written in self.written.values():
             made[written] = True
         return made & np.array([not reason for reason in self.frozen], bool)
 
-    def details(self):
-        """Text: every group with its layers, or why it stays, and what is unknown."""
+    def details(self) -> str:
+        """Text that lists all group sets with their layers and reasons.
+
+        Unknown operations come last.
+        """
         lines = []
         for group_set in self.group_sets:
             state = f"frozen: {group_set.frozen}" if group_set.frozen else "removable"
-            lines.append(f"{len(group_set.groups)} channels, {state}")
+            lines.append(f"{len(group_set.groups)} dependency groups, {state}")
             for verb, names in (
                 ("made", group_set.producers),
                 ("carried", group_set.carriers),
@@ -97,39 +113,40 @@ class Channels:
         return [r for r in self.resized.values() if r.role in roles]
 
     def _make_group_sets(self):
-        members = {}
-        for kind, role, side in (
-            (0, "producer", "written"),
-            (1, "carrier", "read"),
-            (2, "producer", "read"),
-        ):
+        layers = {}
+        # Producers, carriers and consumers, the order of `GroupSet`.
+        sides = ("producer", "written"), ("carrier", "read"), ("producer", "read")
+        for place, (role, side) in enumerate(sides):
             for resized in self._of_role(role):
-                for c in np.unique(getattr(resized, side)):
-                    members.setdefault(c, ([], [], []))[kind].append(resized.name)
+                for group in np.unique(getattr(resized, side)):
+                    names = layers.setdefault(group, ([], [], []))
+                    names[place].append(resized.name)
         sets = {}
-        for c, names in sorted(members.items()):
-            key = (*map(tuple, names), self.frozen[c])
-            sets.setdefault(key, []).append(c)
-        return [GroupSet(np.array(ids), *key) for key, ids in sets.items()]
+        for group, names in sorted(layers.items()):
+            key = (*map(tuple, names), self.frozen[group])
+            sets.setdefault(key, []).append(group)
+        return [GroupSet(np.array(groups), *key) for key, groups in sets.items()]
 
 
-def _in_groups(resized, groups):
-    """A `Resized` with the classes of its ids."""
+def _in_groups(resized: Resized, group_of: np.ndarray) -> Resized:
+    """A `Resized` with groups in place of channel ids."""
     return dataclasses.replace(
         resized,
-        read=groups[resized.read],
-        written=groups[resized.written],
+        read=group_of[resized.read],
+        written=group_of[resized.written],
         weights={
-            name: {axis: groups[ids] for axis, ids in axes.items()}
+            name: {axis: group_of[ids] for axis, ids in axes.items()}
             for name, axes in resized.weights.items()
         },
-        changes=lambda count: resized.changes(lambda ids: count(groups[ids])),
+        changes=lambda count: resized.changes(lambda ids: count(group_of[ids])),
     )
 
 
-def _first_reasons(found, groups):
-    reasons = {}
+def _first_reasons(
+    found: Iterable[tuple[np.ndarray, str]], group_of: np.ndarray
+) -> dict[int, str]:
+    reasons: dict[int, str] = {}
     for ids, reason in found:
-        for c in np.unique(groups[ids]).tolist():
-            reasons.setdefault(c, reason)
+        for group in np.unique(group_of[ids]).tolist():
+            reasons.setdefault(group, reason)
     return reasons

@@ -1,6 +1,7 @@
 """A model's graph as a flat list of calls, nested models included."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -12,47 +13,49 @@ class Call:
     """One call of a layer or operation.
 
     Attributes:
-        name: the operation's name; inside nested models "outer/inner".
-        operation: the `keras.Layer` or `keras.Operation` that is called.
-        arguments: `(args, kwargs)` of the call.
-        inputs: list of `KerasTensor`, in the order of the arguments.
-        outputs: list of `KerasTensor`; they belong to this trace alone.
+        name: str. Name of the operation; "outer/inner" inside nested models.
+        operation: `keras.layers.Layer` or another `keras.Operation`. It is called.
+        arguments: `(args, kwargs)`. Arguments of the call.
+        inputs: list of `KerasTensor`. Tensors among the arguments, in their order.
+        outputs: list of `KerasTensor`. Results; they belong to this `Graph` alone.
     """
 
     name: str
     operation: keras.Operation
-    arguments: tuple
-    inputs: list
-    outputs: list
+    arguments: tuple[tuple, dict[str, Any]]
+    inputs: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
 
 
 class Graph:
-    """Every call of a Functional or Sequential model, in running order.
+    """Calls of a Functional or Sequential model's layers and operations.
 
-    Nothing is computed and the model is not touched. Nested models are walked
-    through with the tensors they are called on, so that a layer's producers and
-    consumers are found across their borders; a nested model that is called
+    Shapes and dtypes are traced, and no values. The model is left untouched. Nested
+    models are walked through with the tensors that they are called on. Producers and
+    consumers are therefore found across their borders. A nested model that is called
     twice contributes its layers' calls twice.
 
     Attributes:
-        calls: list of `Call`.
-        model_calls: list of `Call`, those of the nested models themselves.
-        inputs: the model's input `KerasTensor`s.
-        outputs: the model's output `KerasTensor`s.
+        calls: list of `Call`. All calls but those of nested models, in running order.
+        model_calls: list of `Call`. Calls of the nested models themselves.
+        inputs: list of `KerasTensor`. The model's inputs.
+        outputs: list of `KerasTensor`. The model's outputs.
 
     Args:
-        model: a built Functional or Sequential `keras.Model`.
+        model: built Functional or Sequential `keras.Model`.
 
     Raises:
         ValueError: if the model is subclassed or not built.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         check_has_graph(model)
-        self.calls = []
-        self.model_calls = []
-        self.inputs = model.inputs
-        self.outputs = keras.tree.flatten(self._walk(model, model.inputs, ""))
+        self.calls: list[Call] = []
+        self.model_calls: list[Call] = []
+        self.inputs: list[keras.KerasTensor] = model.inputs
+        self.outputs: list[keras.KerasTensor] = keras.tree.flatten(
+            self._walk(model, model.inputs, "")
+        )
 
     def _walk(self, model, inputs, prefix):
         def recorder(operation):
@@ -77,19 +80,19 @@ class Graph:
             return x
         return keras_private.run_through_graph(model, inputs, recorder)
 
-    def layers(self):
-        """`{name: layer}` of every layer that is called; shared ones once."""
-        first_names = {}
+    def layers(self) -> dict[str, keras.layers.Layer]:
+        """`{name: layer}` of all called layers; a shared one by its first name."""
+        first_names: dict[int, tuple[str, keras.layers.Layer]] = {}
         for call in self.calls:
             if isinstance(call.operation, keras.layers.Layer):
                 first_names.setdefault(id(call.operation), (call.name, call.operation))
         return dict(first_names.values())
 
-    def calls_of(self, operation):
+    def calls_of(self, operation: keras.Operation) -> list[Call]:
         """The calls of one layer or operation."""
         return [call for call in self.calls if call.operation is operation]
 
-    def consumers(self, tensor):
+    def consumers(self, tensor: keras.KerasTensor) -> list[Call]:
         """The calls that read a tensor."""
         return [
             call
@@ -97,17 +100,17 @@ class Graph:
             if any(operand is tensor for operand in call.inputs)
         ]
 
-    def is_output(self, tensor):
+    def is_output(self, tensor: keras.KerasTensor) -> bool:
         """Whether the model returns a tensor."""
         return any(output is tensor for output in self.outputs)
 
 
-def is_model(operation):
+def is_model(operation: Any) -> bool:
     """Whether an operation is a nested Functional or Sequential model."""
     return isinstance(operation, (keras.Function, keras.Sequential))
 
 
-def check_has_graph(model):
+def check_has_graph(model: Any) -> None:
     """Raises ValueError unless `model` is a built Functional or Sequential model."""
     if isinstance(model, keras.Sequential):
         if model.built and model.inputs:
@@ -117,7 +120,7 @@ def check_has_graph(model):
         return
     else:
         hint = (
-            "A subclassed model has no graph to read: wrap what it computes in "
+            "A subclassed model has no graph to read: wrap its layers in "
             "`keras.Model(inputs, outputs)`."
         )
     raise ValueError(

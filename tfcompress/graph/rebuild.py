@@ -1,63 +1,80 @@
 """A new model from an old one, layer by layer."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
 
+Layer: TypeAlias = keras.layers.Layer
 
-def clone_layer(layer, **changes):
-    """A fresh layer of the same class and configuration, with `changes` to it."""
+
+def clone_layer(layer: keras.Operation, **changes: Any) -> Any:
+    """A new, unbuilt layer or operation of the same class and configuration.
+
+    Args:
+        layer: layer or operation with a configuration.
+        **changes: entries that replace those of the configuration.
+    """
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
-def copy_weights(old, new):
-    """Gives a layer the weights of another with the same variables."""
+def copy_weights(old: Layer, new: Layer) -> None:
+    """Gives the layer `new` the weights of `old`, which has the same variables."""
     new.set_weights(old.get_weights())
     if isinstance(new, keras.layers.Normalization):
         # It computes with tensors that are derived from its weights.
         new.finalize_state()
 
 
-def rebuild(model, replace, replace_operation=None, model_class=keras.Model):
-    """Builds the same graph from new layers; the old model is left untouched.
+def rebuild(
+    model: keras.Model,
+    replace: Callable[[Layer], Any],
+    replace_operation: Callable[[keras.Operation], Callable] | None = None,
+    model_class: type[keras.Model] = keras.Model,
+) -> tuple[keras.Model, list[tuple[Layer, Layer]]]:
+    """Builds the same graph from new layers.
 
     Args:
-        model: a built Functional or Sequential model.
-        replace: function from an old layer to its unbuilt replacement, to a
-            list of layers to call one after the other, the last of which is the
-            replacement, or to None to take the layer out of the graph (its input
-            passes through). Called once per layer.
-        replace_operation: function from an operation that is no layer to what is
-            called in its place, with the same arguments. By default such
-            operations are cloned.
-        model_class: class of the result; nested models become `keras.Model`, with
+        model: built Functional or Sequential model. It is left untouched.
+        replace: function from an old layer to its unbuilt replacement. It may also
+            return a list of layers to call one after the other, of which the last is
+            the replacement. None takes the layer out of the graph, and its input
+            passes through. It is called once per layer.
+        replace_operation: function from an operation that is no layer to a callable
+            with the same arguments. By default such operations are cloned.
+        model_class: class of the result. Nested models become `keras.Model`, with
             inputs of the shape that they are called with.
 
     Returns:
-        `(new_model, replacements)`: a Functional model with new, not yet copied
-        weights, and the list of `(old layer, new layer)` pairs of all levels.
+        `(new_model, pairs)`: a Functional model with newly initialized weights, and
+        a list of `(old layer, new layer)`, those of nested models included.
     """
-    replace_operation = replace_operation or clone_layer
-    new = {}
+    rebuilding = _Rebuilding(replace, replace_operation or clone_layer)
+    new_model = rebuilding.build(model, model.inputs, model_class)
+    return new_model, rebuilding.pairs()
 
-    def replacement(operation):
-        if id(operation) not in new:
-            if is_model(operation):
-                built = _Nested(lambda inputs: build(operation, inputs, keras.Model))
-            elif isinstance(operation, keras.layers.Layer):
-                built = replace(operation)
-            else:
-                built = replace_operation(operation)
-            chain = built if isinstance(built, list) else [built or _pass_through]
-            new[id(operation)] = (operation, chain)
-        chain = new[id(operation)][1]
-        return chain[0] if len(chain) == 1 else functools.partial(_call_all, chain)
 
-    def build(model, tensors, model_class):
-        """A model with inputs like `tensors`, whose structure is that of its own."""
+class _Rebuilding:
+    """Replacements for the layers and operations of a model and its nested models."""
+
+    def __init__(
+        self,
+        replace: Callable[[Layer], Any],
+        replace_operation: Callable[[keras.Operation], Callable],
+    ) -> None:
+        self._replace = replace
+        self._replace_operation = replace_operation
+        # `(old, chain)` by the old one's id; a chain is called one after the other.
+        self._chains: dict[int, tuple[keras.Operation, list[Callable]]] = {}
+
+    def build(
+        self, model: keras.Model, tensors: Any, model_class: type[keras.Model]
+    ) -> keras.Model:
+        """The rebuilt model, with inputs of the shapes of `tensors`."""
         is_sequential = isinstance(model, keras.Sequential)
         shapes = iter([tensor.shape for tensor in keras.tree.flatten(tensors)])
         inputs = keras.tree.map_structure(
@@ -71,28 +88,43 @@ def rebuild(model, replace, replace_operation=None, model_class=keras.Model):
         if is_sequential:
             outputs = inputs
             for layer in model.layers:
-                outputs = replacement(layer)(outputs)
+                outputs = self._replacement(layer)(outputs)
         else:
-            outputs = keras_private.run_through_graph(model, inputs, replacement)
+            outputs = keras_private.run_through_graph(model, inputs, self._replacement)
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 
-    new_model = build(model, model.inputs, model_class)
-    pairs = [
-        (old, chain[-1])
-        for old, chain in new.values()
-        if isinstance(chain[-1], keras.layers.Layer)
-    ]
-    return new_model, pairs
+    def pairs(self) -> list[tuple[Layer, Layer]]:
+        """`(old layer, new layer)` of all layers that a layer replaces."""
+        return [
+            (old, chain[-1])
+            for old, chain in self._chains.values()
+            if isinstance(chain[-1], keras.layers.Layer)
+        ]
+
+    def _replacement(self, operation):
+        if id(operation) not in self._chains:
+            built = self._new(operation)
+            chain = built if isinstance(built, list) else [built or _pass_through]
+            self._chains[id(operation)] = (operation, chain)
+        chain = self._chains[id(operation)][1]
+        return chain[0] if len(chain) == 1 else functools.partial(_call_all, chain)
+
+    def _new(self, operation):
+        if is_model(operation):
+            return _Nested(lambda inputs: self.build(operation, inputs, keras.Model))
+        if isinstance(operation, keras.layers.Layer):
+            return self._replace(operation)
+        return self._replace_operation(operation)
 
 
 class _Nested:
     """A nested model that is built when it is first called."""
 
-    def __init__(self, build):
+    def __init__(self, build: Callable[[Any], keras.Model]) -> None:
         self._build = build
-        self._model = None
+        self._model: keras.Model | None = None
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self._model = self._model or self._build(inputs)
         return self._model(inputs, *args, **kwargs)
 

@@ -14,7 +14,7 @@ def flatten(trace, call):
     source = trace.space(call.inputs[0])
     sizes = call.inputs[0].shape
     if None in sizes[1:] or len(sizes) < 2:
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     order = list(range(1, len(sizes)))
     if channel_axis(call.operation) == 1:  # it moves the channels to the end
@@ -33,7 +33,7 @@ def reshape_layer(trace, call):
 def reshape_operation(trace, call):
     shape = call.operation.newshape
     if not isinstance(shape, (tuple, list)):
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     _reshape(trace, call, "newshape", shape, first_axis=0)
 
@@ -51,7 +51,7 @@ def transpose(trace, call):
 def expand_dims(trace, call):
     space, axis = trace.space(call.inputs[0]), call.operation.axis
     if not isinstance(axis, int):
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     axis %= len(call.outputs[0].shape)
     moved = space.axis + (axis <= space.axis)
@@ -66,11 +66,11 @@ def drop_axes(trace, call):
     ndim = len(call.inputs[0].shape)
     # A reduction over all axes, or one that starts at a given value.
     if axes is None or getattr(operation, "initial", None) is not None:
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     axes = [axis % ndim for axis in axes]
     if space.axis in axes:
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     before = sum(axis < space.axis for axis in axes)
     moved = space.axis - (0 if getattr(operation, "keepdims", False) else before)
@@ -88,7 +88,7 @@ def pad(trace, call):
     zeros = operation.mode == "constant" and (value is None or np.all(value == 0))
     before, after = (trace.new(width) for width in widths[space.axis])
     if (len(before) or len(after)) and not zeros:
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
 
     def changes(count):
@@ -110,14 +110,14 @@ def concatenate(trace, call):
     same_size = len({len(space.ids) for space in spaces}) == 1
     ids = [space.ids for space in spaces]
     if len(operands) != len(spaces) or not same_axis:
-        trace.give_up(call)
+        trace.freeze_call(call)
     elif axis == spaces[0].axis:
         trace.put(call, Space(axis, np.concatenate(ids)))
     elif same_size:
         trace.unite(call, ids)
         trace.put(call, Space(spaces[0].axis, ids[0]))
     else:
-        trace.give_up(call)
+        trace.freeze_call(call)
 
 
 def split(trace, call):
@@ -150,7 +150,7 @@ def get_item(trace, call):
     key = list(key) if isinstance(key, (tuple, list)) else [key]
     plain = (int, slice, type(None), type(Ellipsis))
     if not all(isinstance(part, plain) for part in key):
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     taken = sum(part is not None and part is not Ellipsis for part in key)
     rest = [slice(None)] * (len(call.inputs[0].shape) - taken)
@@ -167,7 +167,7 @@ def get_item(trace, call):
     if isinstance(key[place], slice):
         start, stop, step = key[place].indices(len(space.ids))
     if step != 1:
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     ids = space.ids[start:stop]
     axis = sum(not isinstance(part, int) for part in key[:place])
@@ -228,7 +228,7 @@ def _reshape(trace, call, argument, shape, first_axis):
         or len(source.shape) < 2
         or not all(isinstance(size, int) for size in shape)
     ):
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     stride = math.prod(source.shape[space.axis + 1 :])
     axes = [
@@ -245,7 +245,7 @@ def _reshape(trace, call, argument, shape, first_axis):
         outer = last // (stride * len(space.ids))
         _put_repeated(trace, call, space, stride, outer)
     else:
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     made = trace.space(output)
 

@@ -41,7 +41,7 @@ def passing(trace, call):
 def activation(trace, call):
     reason = elementwise.why_mixed(call.operation)
     if reason:
-        trace.give_up(call, reason)
+        trace.freeze_call(call, reason)
     else:
         passing(trace, call)
 
@@ -50,21 +50,21 @@ def dropout(trace, call):
     shape = getattr(call.operation, "noise_shape", None)
     axis = trace.space(call.inputs[0]).axis
     if shape is not None and shape[axis] not in (None, 1):
-        trace.give_up(call, f"'{call.name}' has a noise_shape with the channels")
+        trace.freeze_call(call, f"'{call.name}' has a noise_shape with the channels")
     else:
         passing(trace, call)
 
 
 def rescaling(trace, call):
     if np.ndim(call.operation.scale) or np.ndim(call.operation.offset):
-        trace.give_up(call, f"'{call.name}' scales each channel differently")
+        trace.freeze_call(call, f"'{call.name}' scales each channel differently")
     else:
         passing(trace, call)
 
 
 def clip(trace, call):
     if np.ndim(call.operation.x_min) or np.ndim(call.operation.x_max):
-        trace.give_up(call, f"{described(call)} has a constant for each channel")
+        trace.freeze_call(call, f"{described(call)} has a constant for each channel")
     else:
         passing(trace, call)
 
@@ -100,14 +100,14 @@ def merge(trace, call):
     others = [call.inputs[i] for i in range(len(spaces)) if i not in wide]
     sizes = [_size(constant, axis - ndim) for constant in constants]
     if any(size != 1 for size in sizes):
-        trace.give_up(call, f"{described(call)} has a constant for each channel")
+        trace.freeze_call(call, f"{described(call)} has a constant for each channel")
         return
     if (
         any(places[i] != axis for i in wide)
         or len({len(spaces[i].ids) for i in wide}) > 1
         or any(_size(tensor, axis - ndim) != 1 for tensor in others)
     ):
-        trace.give_up(call)
+        trace.freeze_call(call)
         return
     for tensor in others:
         trace.freeze(trace.space(tensor).ids, f"{described(call)} broadcasts it")
@@ -117,15 +117,15 @@ def merge(trace, call):
 
 
 def normalises(trace, call):
-    trace.give_up(call, f"{described(call)} normalises over the channels")
+    trace.freeze_call(call, f"{described(call)} normalises over the channels")
 
 
 def attends(trace, call):
-    trace.give_up(call, f"{described(call)} splits the channels into heads")
+    trace.freeze_call(call, f"{described(call)} splits the channels into heads")
 
 
 def recurs(trace, call):
-    trace.give_up(call, f"{described(call)} feeds its channels back to itself")
+    trace.freeze_call(call, f"{described(call)} feeds its channels back to itself")
 
 
 _PASSING = (
@@ -203,9 +203,9 @@ def _checked(rule):
 
     def checked(trace, call):
         if getattr(call.operation, "lora_enabled", False):
-            trace.give_up(call, f"'{call.name}' has LoRA weights")
+            trace.freeze_call(call, f"'{call.name}' has LoRA weights")
         elif getattr(call.operation, "quantization_mode", None):
-            trace.give_up(call, f"'{call.name}' is quantized by Keras")
+            trace.freeze_call(call, f"'{call.name}' is quantized by Keras")
         else:
             rule(trace, call)
 

@@ -66,7 +66,7 @@ def einsum_dense(trace, call):
     )
     if not is_dense:
         reason = f"'{call.name}' computes {layer.equation}, no dense layer"
-        trace.give_up(call, reason)
+        trace.freeze_call(call, reason)
         return
     source = trace.read(call, -1)
     made = trace.new(layer.kernel.shape[-1])
@@ -110,7 +110,7 @@ def group_normalization(trace, call):
     layer = call.operation
     source = trace.read(call, layer.axis)
     if layer.groups != len(source.ids):
-        trace.give_up(call, f"'{call.name}' normalises over groups of channels")
+        trace.freeze_call(call, f"'{call.name}' normalises over groups of channels")
         return
     weights = {name: {-1: source.ids} for name in ("gamma", "beta")}
     _carry(trace, call, source, weights, lambda count: {"groups": count(source.ids)})
