@@ -1,8 +1,9 @@
-"""From a finalized Keras model to a float `.tflite` of the same graph."""
+"""Conversion of a Keras model to a float `.tflite` of the same graph."""
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 
 import keras
 from keras import ops
@@ -13,17 +14,17 @@ from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert.signature import functional
 
 
-def float_tflite(model):
-    """Converts a model to `.tflite` with float32 kernels, as TensorFlow does it.
+def float_tflite(model: keras.Model) -> bytes:
+    """Converts a model to a `.tflite` with float32 kernels, by TensorFlow's converter.
 
-    The counterpart that size and latency of the packed file are compared with.
+    Size and latency of packed files are compared with this file.
 
     Args:
         model: a built Functional or Sequential model; packed layers are decoded.
 
     Returns:
-        The file's content, bytes. Its inputs are named `input_0`, ..., its outputs
-        `output_0`, ..., in the order of `keras.tree.flatten(model.input)` and
+        The file's content. Inputs are named `input_0`, ..., and outputs `output_0`,
+        ..., in the order of `keras.tree.flatten(model.input)` and
         `keras.tree.flatten(model.output)`.
 
     Raises:
@@ -41,7 +42,7 @@ def float_tflite(model):
 
 
 def _decode(model):
-    """The same model with plain Keras layers and float kernels."""
+    """Copies a model, with plain Keras layers and float kernels for packed ones."""
 
     def replace(layer):
         if not isinstance(layer, layers.PackedKernel):
@@ -63,8 +64,8 @@ def _decode(model):
 def _convert(model):
     import tensorflow as tf  # not at the top: a machine that only trains may lack it
 
-    # Weights enter the traced graph as constants: nothing is left to freeze, and
-    # the converter takes 1 s for a ResNet-20 instead of 5 s.
+    # Weights are constants of the traced graph. The converter then has no variables to
+    # freeze, and takes 1 s for a ResNet-20 instead of 5 s.
     trainable, frozen = (
         [tf.constant(ops.convert_to_numpy(variable)) for variable in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)
@@ -81,7 +82,7 @@ def _convert(model):
         tf.TensorSpec(x.shape, x.dtype, name=f"input_{i}")
         for i, x in enumerate(keras.tree.flatten(model.input))
     ]
-    with _quiet() as log:
+    with captured_stderr() as log:
         try:
             graph = serve.get_concrete_function(*specs)
             converter = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -97,8 +98,12 @@ def _convert(model):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Keeps the converter's C++ log off stderr; yields a function to read it."""
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Redirects the process's stderr, also of C++ code, to a temporary file.
+
+    Yields:
+        Function that returns the last 2000 bytes of the file as text.
+    """
     with tempfile.TemporaryFile() as log:
         stderr = os.dup(2)
         os.dup2(log.fileno(), 2)

@@ -1,36 +1,38 @@
-"""The kernels a model plans to have in the file, and how to recognise them."""
+"""Kernels that a model plans to have in the file, and their recognition."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import PackedKernel, TrainingForm
 
-# Operators that read the kernels of packed layers, as their second input, and the
-# containers that they read themselves, right and no slower than INT8, the fewest bits
-# first: LiteRT 2.3.0, x86-64, `python -m benchmarks.native_kernels`. INT4 convolutions
+# Operators that read the kernels of packed layers as their second input, and the bits
+# of the containers that they read themselves, correctly and no slower than INT8, fewest
+# first. LiteRT 2.3.0, x86-64, `python -m benchmarks.native_kernels`: INT4 convolutions
 # take twice the time, INT2 ones return NaN, and INT2 takes longer than INT4.
 NATIVE_BITS = {
     "CONV_2D": (8,),
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (4, 8),
 }
-# Relative. Folding a factor into `codes * scale` rounds a few times by 6e-8;
-# neighbouring codes differ by 8e-3 at least.
+# Largest relative difference of equal values. Folding a factor into `codes * scale`
+# rounds a few times by 6e-8; neighbouring codes differ by 8e-3 at least.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a packed layer plans to have in the file.
+    """Kernel that a packed layer plans to have in the file.
 
     Attributes:
-        layer: the layer's name; inside nested models "outer/inner".
+        layer: str. Name of the layer; "outer/inner" inside nested models.
         codes: int8 array, (weights per output channel, output channels).
-        scale: float32 array, (output channels,), positive.
-        bits: container bits, 2, 4 or 8.
+        scale: float32 array, (output channels,). Positive scales.
+        bits: int. Bits of a code in its container: 2, 4 or 8.
     """
 
     layer: str
@@ -41,16 +43,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Match:
-    """How to write a constant of the file with the codes of a kernel.
+    """Constant of the file, expressed by the codes of a kernel.
 
     Attributes:
-        kernel: the `Kernel`.
-        axis: the constant's axis of output channels.
-        codes: int8 array of the constant's shape. They are the kernel's codes,
-            negated where the converter folded in a negative factor and zero
-            where it folded in a zero.
-        scale: float32 array, (output channels,), positive.
-        folded: whether `scale` differs from the kernel's own.
+        kernel: `Kernel`.
+        axis: int. The constant's axis of output channels.
+        codes: int8 array of the constant's shape. The kernel's codes, negated where
+            the converter folded in a negative factor, and zero where it folded in a
+            zero.
+        scale: float32 array, (output channels,). Positive scales.
+        folded: bool. Whether `scale` differs from the kernel's own.
     """
 
     kernel: Kernel
@@ -59,15 +61,19 @@ class Match:
     scale: np.ndarray
     folded: bool
 
-    def read_by(self, operators):
-        """The same in a container that these operators, by name, read themselves."""
+    def read_by(self, operators: Iterable[str]) -> "Match":
+        """Returns the same in the smallest container that all operators read.
+
+        Args:
+            operators: names of operators, such as "CONV_2D".
+        """
         native = set.intersection(*(set(NATIVE_BITS[name]) for name in operators))
         bits = min(bits for bits in native if bits >= self.kernel.bits)
         return replace(self, kernel=replace(self.kernel, bits=bits))
 
 
-def packed_kernels(model):
-    """The `Kernel` of each packed layer of a model, in the order of their calls.
+def packed_kernels(model: keras.Model) -> list[Kernel]:
+    """Returns the `Kernel` of each packed layer of a model, in the order of calls.
 
     Raises:
         ValueError: if the model has layers that are still in training, or has no graph.
@@ -95,19 +101,19 @@ def _kernel(name, layer):
     return Kernel(name, codes, scale, layer.container_bits)
 
 
-def match(values, kernel):
+def match(values: np.ndarray, kernel: Kernel) -> Match | None:
     """Recognises a kernel in a constant, up to a factor per output channel.
 
-    LiteRT keeps output channels first in convolutions and fully connected
-    layers, and last in depthwise convolutions; the other axes keep the order
-    they have in Keras. Both places are tried.
+    Output channels are the first axis of LiteRT's convolutions and fully connected
+    operators, and the last of its depthwise convolutions. The other axes have Keras's
+    order. Both places are tried.
 
     Args:
         values: float32 array of any shape.
         kernel: a `Kernel`.
 
     Returns:
-        A `Match`, or None if `values` is something else.
+        A `Match`, or None if `values` is not this kernel.
     """
     weights, channels = kernel.codes.shape
     if values.size != kernel.codes.size:
@@ -135,11 +141,11 @@ def match(values, kernel):
 
 
 def _factors(columns, kernel):
-    """Per channel, the factor that turns codes into values: the scale, signed."""
+    """Returns the factor from codes to values per channel: the signed scale."""
     strongest = np.abs(kernel.codes).argmax(axis=0)[None]
     code = np.take_along_axis(kernel.codes, strongest, axis=0)[0]
     value = np.take_along_axis(columns, strongest, axis=0)[0]
-    # A channel without any weight has no factor of its own.
+    # A channel of zeros has no factor of its own.
     factor = np.where(code == 0, kernel.scale, value / np.where(code == 0, 1, code))
     unfolded = (columns == kernel.codes * kernel.scale).all(axis=0)
     return np.where(unfolded, kernel.scale, factor).astype(np.float32)
