@@ -1,4 +1,4 @@
-"""Configurations for tensorflow-model-optimization, with its own entry points."""
+"""Quantization configurations, applied by tensorflow-model-optimization."""
 
 import keras
 import numpy as np
@@ -24,13 +24,15 @@ def digits():
 
 
 def every_configuration():
+    """An annotated tf_keras model that uses every configuration."""
     kl = tf_keras.layers
     tf_keras.utils.set_random_seed(0)
     inputs = kl.Input((28, 28, 1))
     x = annotate(kl.Conv2D(8, 3, strides=2), wrappers.TernaryQuantizeConfig(0.4))(
         inputs
     )
-    x = kl.BatchNormalization(momentum=0.9)(x)  # its statistics follow in few steps
+    # A small momentum, so that few training steps suffice for the statistics.
+    x = kl.BatchNormalization(momentum=0.9)(x)
     x = annotate(
         kl.ReLU(name="rectified"), wrappers.UniformQuantizeConfig(activation_bits=4)
     )(x)
@@ -62,7 +64,7 @@ def student(digits):
     return model
 
 
-def test_what_was_trained_is_what_ships(student, digits, tmp_path):
+def test_finalized_model_predicts_like_the_trained_one(student, digits, tmp_path):
     images, labels = digits
     tiny = wrappers.finalize(student)
     expected = student.predict(images[4000:], verbose=0)
@@ -81,7 +83,7 @@ def test_what_was_trained_is_what_ships(student, digits, tmp_path):
     assert (levels.bits, levels.signed) == (4, False)
 
 
-def test_a_penalty_closes_gates_and_a_further_fit_keeps_fixed_bits(student, digits):
+def test_penalty_closes_gates_and_a_further_fit_keeps_frozen_bits(student, digits):
     images, labels = digits
     before = student.get_weights()
     bits = wrappers.fix_bits(student)
@@ -92,7 +94,9 @@ def test_a_penalty_closes_gates_and_a_further_fit_keeps_fixed_bits(student, digi
     student.set_weights(before)
 
 
-def test_saved_and_loaded_again(student, digits, tmp_path):
+def test_loaded_student_predicts_and_finalizes_like_the_saved_one(
+    student, digits, tmp_path
+):
     path = tmp_path / "student.h5"
     student.save(path)
     with tfmot.quantization.keras.quantize_scope():
@@ -123,7 +127,7 @@ def dense(config):
         (wrappers.UniformQuantizeConfig(3), tfc.quantizers.Uniform(3)),
     ],
 )
-def test_kernels_as_in_keras_3(config, quantizer):
+def test_wrapped_kernels_equal_those_of_keras_3_quantizers(config, quantizer):
     model = quantize_apply(dense(config), wrappers.AnnotatedOnlyScheme())
     kernel = np.random.default_rng(0).normal(size=(12, 6)).astype("float32")
     model.set_weights([kernel, np.zeros(6, "float32"), *model.get_weights()[2:]])
@@ -133,7 +137,7 @@ def test_kernels_as_in_keras_3(config, quantizer):
     )
 
 
-def test_the_loss_grows_with_the_cost():
+def test_penalty_adds_the_bit_operations_to_the_loss():
     config = wrappers.BitSharingQuantizeConfig(5e9, bits=(4,), activation_bits=2)
     model = quantize_apply(dense(config), wrappers.AnnotatedOnlyScheme())
     model(np.zeros((1, 12), "float32"))
@@ -143,14 +147,14 @@ def test_the_loss_grows_with_the_cost():
     assert float(loss) == 5 * cost.macs * 4 * 2
 
 
-def test_the_default_scheme_quantizes_more_and_that_is_told():
+def test_finalize_warns_of_quantizers_of_the_default_scheme():
     model = quantize_apply(dense(wrappers.TernaryQuantizeConfig()))
     with pytest.warns(UserWarning, match="quantize_layer.*AnnotatedOnlyScheme"):
         tiny = wrappers.finalize(model)
     assert [type(x).__name__ for x in tiny.layers] == ["InputLayer", "PackedDense"]
 
 
-def test_configurations_survive_their_serialization():
+def test_configurations_equal_their_deserialized_copies():
     for config in (
         wrappers.TernaryQuantizeConfig(0.7, activation_bits=8),
         wrappers.UniformQuantizeConfig(4, initial_clip=2.0),
@@ -160,7 +164,7 @@ def test_configurations_survive_their_serialization():
 
 
 @pytest.mark.parametrize(
-    "make, told",
+    "make, message",
     [
         (lambda: wrappers.TernaryQuantizeConfig(1.5), "sparsity"),
         (lambda: wrappers.UniformQuantizeConfig(1), "bits"),
@@ -170,26 +174,26 @@ def test_configurations_survive_their_serialization():
         (lambda: wrappers.BitSharingQuantizeConfig(1.0, bits=(3, 4)), "bits"),
     ],
 )
-def test_arguments_out_of_range(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_configurations_refuse_arguments_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize(
-    "layer, told",
+    "layer, message",
     [
         (tf_keras.layers.Conv2DTranspose(3, 2), "Do not annotate it"),
         (tf_keras.layers.ReLU(), "activation_bits=None"),
     ],
 )
-def test_layers_that_cannot_be_quantized(layer, told):
+def test_quantize_apply_refuses_layers_that_cannot_be_quantized(layer, message):
     config = wrappers.UniformQuantizeConfig()
     model = tf_keras.Sequential([tf_keras.Input((8, 8, 2)), annotate(layer, config)])
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         quantize_apply(model, wrappers.AnnotatedOnlyScheme())
 
 
-def test_a_cost_needs_a_size():
+def test_penalty_needs_inputs_of_known_size():
     config = wrappers.BitSharingQuantizeConfig(1.0)
     model = tf_keras.Sequential(
         [
@@ -202,7 +206,7 @@ def test_a_cost_needs_a_size():
         _ = model.losses
 
 
-def test_models_that_cannot_be_finalized():
+def test_finalize_refuses_keras_3_models_and_models_without_configurations():
     with pytest.raises(TypeError, match="tfcompress.finalize"):
         wrappers.finalize(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])

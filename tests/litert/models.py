@@ -1,4 +1,4 @@
-"""Models of every kind that can be exported, and checks that several tests share."""
+"""Models of every kind that can be exported, and checks that tests share."""
 
 import keras
 from keras import layers as kl
@@ -10,7 +10,7 @@ from tfcompress.litert.flatbuffer import operator_name, read
 
 def every_operator_in_every_width():
     x = inputs = keras.Input((12, 12, 5))
-    for _ in range(3):  # and widths go round in threes
+    for _ in range(3):  # three bit-widths rotate
         x = kl.Conv2D(7, 3, padding="same", activation="relu")(x)
     for _ in range(3):
         x = kl.DepthwiseConv2D(3, padding="same", activation="relu")(x)
@@ -84,7 +84,7 @@ def shared_layer():
     return inputs, conv(kl.ReLU()(conv(inputs)))
 
 
-def normalized_before_and_behind():
+def normalized_before_and_after():
     x = inputs = keras.Input((9, 9, 3))
     for layer in (kl.Conv2D(5, 3), kl.DepthwiseConv2D(3), kl.Dense(6)):
         x = kl.BatchNormalization()(layer(kl.BatchNormalization()(kl.ReLU()(x))))
@@ -153,7 +153,7 @@ MODELS = [
     several_inputs_and_outputs,
     nested,
     shared_layer,
-    normalized_before_and_behind,
+    normalized_before_and_after,
     one_weight_per_channel,
     zero_kernels,
     operations_that_are_no_layers,
@@ -166,7 +166,7 @@ MODELS = [
 
 
 def check_native_types(report, model):
-    """INT4 where it is as fast: in fully connected layers of few bits."""
+    """Checks for INT4 in dense layers of at most 4 bits, and INT8 elsewhere."""
     layers = Graph(model).layers()
     for row in report["tensors"]:
         layer = layers[row["layer"]]
@@ -175,5 +175,6 @@ def check_native_types(report, model):
 
 
 def operators(content):
+    """Names of a file's operators."""
     model = read(content)
     return [operator_name(model, x) for x in model.subgraphs[0].operators]

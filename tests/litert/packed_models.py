@@ -17,10 +17,10 @@ PACKED = {
 
 
 def make_packed(model, bits=(2, 4, 8)):
-    """Packs a plain model's layers with random codes, going round in `bits`.
+    """Packs a plain model's layers with random codes, with `bits` in rotation.
 
-    Layers named "float..." are left alone; those named "zero..." get zero codes.
-    Other weights become random, of both signs; variances stay positive.
+    Layers named "float..." stay plain; those named "zero..." get zero codes. Other
+    weights become random, of both signs; variances stay positive.
     """
     rng = np.random.default_rng(0)
     widths = iter(bits * 99)

@@ -1,3 +1,5 @@
+"""Check of a file against its packed model."""
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from tfcompress.litert import check, export, float_tflite
 from tfcompress.litert.flatbuffer import operator_name, read, write
 
 
-def test_a_sound_file_passes(exported, images):
+def test_check_reports_agreement_and_tensors_of_a_sound_file(exported, images):
     path, model = exported
     report = check(path, model, images)
     assert report["agreement"]["samples"] == 64
@@ -33,14 +35,14 @@ def test_a_sound_file_passes(exported, images):
     ]
 
 
-def test_random_samples_are_the_same_each_time(exported):
+def test_check_takes_the_same_random_samples_each_time(exported):
     reports = [check(*exported) for _ in range(2)]
     assert reports[0] == reports[1]
     assert reports[0]["verified_on"] == "random"
     assert reports[0]["agreement"]["samples"] == 8
 
 
-def test_datasets_of_samples_with_or_without_labels(exported, images):
+def test_check_takes_datasets_with_and_without_labels(exported, images):
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(25)
     labelled = dataset.map(lambda x: (x, x[:, 0, 0, 0]))
     for verify in (dataset, labelled):
@@ -48,7 +50,7 @@ def test_datasets_of_samples_with_or_without_labels(exported, images):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.05, 0.3, 0.7, 0.95, 0.999])
-def test_truncated_files_are_refused(exported, fraction):
+def test_check_refuses_truncated_files(exported, fraction):
     path, model = exported
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
@@ -57,7 +59,7 @@ def test_truncated_files_are_refused(exported, fraction):
 
 
 @pytest.mark.slow
-def test_flipped_bytes_never_get_further_than_a_value_error(exported):
+def test_check_raises_value_errors_only_for_flipped_bytes(exported):
     path, model = exported
     content = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -74,22 +76,22 @@ def test_flipped_bytes_never_get_further_than_a_value_error(exported):
     assert refused > 50
 
 
-def flip(path, offset):
+def flip_byte(path, offset):
     content = bytearray(path.read_bytes())
     content[offset] ^= 0x55
     path.write_bytes(content)
 
 
-def test_flipped_codes_are_found(exported):
+def test_check_finds_flipped_codes(exported):
     path, model = exported
     codes = [b.data for b in read(path.read_bytes()).buffers if b.data is not None]
     (packed,) = [data for data in codes if data.size == 3 * 3 * 6 * 5]
-    flip(path, path.read_bytes().index(packed.tobytes()) + 100)
+    flip_byte(path, path.read_bytes().index(packed.tobytes()) + 100)
     with pytest.raises(ValueError, match="should hold the kernel of layer 'last'"):
         check(path, model)
 
 
-def edited(path, edit):
+def edit_file(path, edit):
     """Applies `edit(model, graph)` to the file's flatbuffer."""
     model = read(path.read_bytes())
     edit(model, model.subgraphs[0])
@@ -100,19 +102,19 @@ def tensor_named(graph, name):
     return next(t for t in graph.tensors if t.name == name.encode())
 
 
-def test_a_changed_scale_is_found_by_running(exported):
+def test_check_finds_a_changed_scale_by_running(exported):
     def edit(model, graph):
         quantization = tensor_named(graph, "head").quantization
         quantization.scale = quantization.scale * np.float32(1.1)
 
     path, model = exported
-    edited(path, edit)
+    edit_file(path, edit)
     with pytest.raises(ValueError, match="should predict like Keras: 'output_0'"):
         check(path, model)
 
 
-def test_a_convolution_that_reads_int2_directly_is_found(exported):
-    """This runtime computes NaN there, and reports no error."""
+def test_check_finds_a_convolution_that_reads_int2_directly(exported):
+    """The runtime returns NaN for it without an error."""
 
     def edit(model, graph):
         for operator in list(graph.operators):
@@ -125,12 +127,12 @@ def test_a_convolution_that_reads_int2_directly_is_found(exported):
                         reader.inputs = np.where(inputs == decoded, codes, inputs)
 
     path, model = exported
-    edited(path, edit)
+    edit_file(path, edit)
     with pytest.raises(ValueError, match="CONV_2D, which reads 'first' of type INT2"):
         check(path, model)
 
 
-def test_outputs_that_are_not_finite_are_found(tmp_path):
+def test_check_finds_outputs_that_are_not_finite(tmp_path):
     def edit(model, graph):
         (bias,) = [b for b in model.buffers if b.data is not None and b.data.size == 12]
         bias.data = np.full(3, np.nan, np.float32).view(np.uint8)
@@ -139,7 +141,7 @@ def test_outputs_that_are_not_finite_are_found(tmp_path):
     inputs = keras.Input((40,))
     model = make_packed(keras.Model(inputs, kl.Dense(3, name="head")(inputs)))
     export(model, path)
-    edited(path, edit)
+    edit_file(path, edit)
     with pytest.raises(ValueError, match="NaN or infinity in 'output_0' from LiteRT"):
         check(path, model)
     model.get_layer("head").bias.assign([np.nan] * 3)
@@ -147,7 +149,7 @@ def test_outputs_that_are_not_finite_are_found(tmp_path):
         check(path, model)
 
 
-def test_files_of_other_models_are_refused(exported, tmp_path):
+def test_check_refuses_files_of_other_models(exported, tmp_path):
     path, model = exported
     (tmp_path / "float.tflite").write_bytes(float_tflite(model))
     with pytest.raises(ValueError, match="kernel of layer 'first'"):
@@ -168,7 +170,7 @@ def test_files_of_other_models_are_refused(exported, tmp_path):
         check(path, sequences)
 
 
-def test_missing_files_and_unfitting_samples_are_errors(exported, tmp_path):
+def test_check_refuses_missing_files_and_samples_of_other_shapes(exported, tmp_path):
     path, model = exported
     with pytest.raises(FileNotFoundError, match=r"absent\.tflite"):
         check(tmp_path / "absent.tflite", model)
@@ -186,7 +188,7 @@ def for_latency(digit_model, tmp_path_factory):
     return path.read_bytes()
 
 
-def test_a_file_for_latency_is_checked_to_be_close(
+def test_check_compares_a_file_for_latency_nearly(
     digit_model, for_latency, images, tmp_path
 ):
     path = tmp_path / "digits.tflite"
@@ -194,13 +196,13 @@ def test_a_file_for_latency_is_checked_to_be_close(
     # Random weights tell classes apart less than trained ones do.
     with pytest.warns(UserWarning, match="same class for 9.* less than 99.5%"):
         report = check(path, digit_model, images)
-    # Inputs are rounded to 8 bits, so that it is not as exact as the other.
+    # Operators round their inputs to 8 bits, so that outputs are less exact.
     assert 1e-5 < report["agreement"]["max_abs_diff"] < 0.05
     types = ["INT8", "INT8", "INT8", "INT4"]
     assert [row["type"] for row in report["tensors"]] == types
 
 
-def test_a_file_for_latency_with_a_changed_scale_is_found(
+def test_check_finds_a_changed_scale_in_a_file_for_latency(
     digit_model, for_latency, tmp_path
 ):
     def edit(model, graph):
@@ -209,6 +211,6 @@ def test_a_file_for_latency_with_a_changed_scale_is_found(
 
     path = tmp_path / "digits.tflite"
     path.write_bytes(for_latency)
-    edited(path, edit)
+    edit_file(path, edit)
     with pytest.raises(ValueError, match="nearly like Keras.*optimize='size'"):
         check(path, digit_model)

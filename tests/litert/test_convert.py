@@ -1,3 +1,5 @@
+"""Conversion of packed models to float files."""
+
 import os
 
 import keras
@@ -7,7 +9,7 @@ from keras import layers as kl
 
 from tfcompress.layers import PackedDense, QuantizeActivation
 from tfcompress.litert import float_tflite, predict
-from tfcompress.litert.convert import _quiet
+from tfcompress.litert.convert import captured_stderr
 from tfcompress.litert.flatbuffer import operator_name, read
 
 
@@ -17,7 +19,7 @@ def test_float_file_predicts_like_the_packed_model(digit_model, images):
     np.testing.assert_allclose(predict(content, images), expected, atol=1e-5)
 
 
-def test_it_has_float_kernels_and_nothing_to_decode(digit_model):
+def test_float_file_has_float_kernels_and_no_quantized_tensors(digit_model):
     content = float_tflite(digit_model)
     parameters = 3 * 3 * 6 + 3 * 3 * 6 + 3 * 3 * 6 * 5 + 5 * 10
     assert len(content) > 4 * parameters
@@ -28,15 +30,15 @@ def tensors(content):
     return read(content).subgraphs[0].tensors
 
 
-def test_the_log_of_the_converter_is_kept_for_errors(capfd):
-    with _quiet() as log:
+def test_captured_stderr_returns_the_log_and_restores_stderr(capfd):
+    with captured_stderr() as log:
         os.write(2, b"converter at work")
         assert log() == "converter at work"
     os.write(2, b"back to normal")
     assert capfd.readouterr().err == "back to normal"
 
 
-def test_the_model_is_not_touched(digit_model):
+def test_float_tflite_leaves_the_model_unchanged(digit_model):
     before = digit_model.get_config(), digit_model.get_weights()
     float_tflite(digit_model)
     after = digit_model.get_config(), digit_model.get_weights()
@@ -46,7 +48,7 @@ def test_the_model_is_not_touched(digit_model):
     assert digit_model.get_layer("head").output.shape == (None, 10)
 
 
-def test_adapted_normalization_keeps_its_statistics():
+def test_float_tflite_keeps_the_statistics_of_adapted_normalization():
     norm = kl.Normalization()
     norm.adapt(np.random.default_rng(0).normal(3, 2, (100, 4)))
     dense = PackedDense(2, kernel_bits=2)
@@ -57,7 +59,7 @@ def test_adapted_normalization_keeps_its_statistics():
     np.testing.assert_allclose(predict(float_tflite(model), x), expected, atol=1e-6)
 
 
-def test_an_operation_that_litert_lacks_is_an_error():
+def test_float_tflite_refuses_operations_that_litert_lacks():
     inputs = keras.Input((4,))
     outputs = keras.ops.linalg.det(kl.Reshape((2, 2))(inputs))
     model = keras.Model(inputs, outputs, name="determinant")
@@ -65,7 +67,7 @@ def test_an_operation_that_litert_lacks_is_an_error():
         float_tflite(model)
 
 
-def test_other_backends_are_refused(digit_model, monkeypatch):
+def test_float_tflite_refuses_other_backends(digit_model, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ValueError, match="Received: jax"):
         float_tflite(digit_model)

@@ -1,3 +1,5 @@
+"""Export of packed models to proven files."""
+
 import lzma
 import os
 import time
@@ -24,23 +26,23 @@ from tfcompress.quantizers.packing import packed_bytes
 
 
 @pytest.mark.parametrize("build", MODELS)
-def test_every_kind_of_model_passes_its_proof(build, tmp_path):
+def test_export_proves_every_kind_of_model(build, tmp_path):
     model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
     path = tmp_path / "model.tflite"
     report = export(model, path)
-    # All that is planned is there, in a container of the layer's width; equal
-    # kernels share the narrowest.
+    # Each kernel has a container of its layer's bits; equal kernels share the
+    # smallest one.
     stored = {row["layer"]: row["container_bits"] for row in report["tensors"]}
     for kernel in packed_kernels(model):
         assert stored[kernel.layer] == (kernel.bits if kernel.codes.any() else 2)
     rows = [{**row, "type": f"INT{row['container_bits']}"} for row in report["tensors"]]
     assert rows == report["tensors"]
-    # And it is there for a check that knows the model only.
+    # A check without the plan finds the same.
     assert check(path, model) == {k: v for k, v in report.items() if k != "size"}
 
 
 @pytest.mark.parametrize("build", MODELS)
-def test_for_latency_operators_read_the_same_codes(build, tmp_path):
+def test_export_for_latency_lets_operators_read_the_codes(build, tmp_path):
     model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
     path = tmp_path / "model.tflite"
     report = export(model, path, optimize="latency")
@@ -51,13 +53,13 @@ def test_for_latency_operators_read_the_same_codes(build, tmp_path):
     assert check(path, model) == {k: v for k, v in report.items() if k != "size"}
 
 
-def test_another_aim_is_refused(digit_model, tmp_path):
+def test_export_refuses_an_unknown_optimize(digit_model, tmp_path):
     with pytest.raises(ValueError, match="`optimize` is one of .* optimize='speed'"):
         export(digit_model, tmp_path / "model.tflite", optimize="speed")
     assert not os.listdir(tmp_path)
 
 
-def test_sequential_models_too(tmp_path):
+def test_export_takes_sequential_models(tmp_path):
     model = keras.Sequential(
         [keras.Input((9,)), tfc.layers.PackedDense(3, kernel_bits=2, name="only")]
     )
@@ -66,7 +68,7 @@ def test_sequential_models_too(tmp_path):
     assert [row["layer"] for row in report["tensors"]] == ["only"]
 
 
-def test_from_a_ternary_student_to_a_proven_file(images, tmp_path):
+def test_export_proves_a_ternary_student(images, tmp_path):
     def ternary():
         return {"kernel_quantizer": tfc.quantizers.Ternary()}
 
@@ -87,7 +89,7 @@ def test_from_a_ternary_student_to_a_proven_file(images, tmp_path):
     np.testing.assert_allclose(outputs, student.predict(images, verbose=0), atol=1e-5)
 
 
-def test_sizes_are_those_of_the_files(digit_model, tmp_path):
+def test_export_reports_the_sizes_of_the_files(digit_model, tmp_path):
     path = tmp_path / "model.tflite"
     size = export(digit_model, path)["size"]
     assert size["tflite_bytes"] == path.stat().st_size
@@ -97,7 +99,7 @@ def test_sizes_are_those_of_the_files(digit_model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["list", "dict", "dataset"])
-def test_verify_takes_several_inputs(kind, tmp_path):
+def test_export_verifies_models_of_several_inputs(kind, tmp_path):
     model = make_packed(keras.Model(*several_inputs_and_outputs()))
     image, age = np.ones((6, 8, 8, 3), "float32"), np.ones((6, 5), "float32")
     named = {"image": image, "age": age}
@@ -111,7 +113,7 @@ def test_verify_takes_several_inputs(kind, tmp_path):
     assert report["verified_on"] == "samples"
 
 
-def test_a_file_that_fails_is_not_left_behind(tmp_path, monkeypatch):
+def test_export_keeps_the_old_file_when_the_new_one_fails(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("it does not predict like Keras")
 
@@ -132,8 +134,8 @@ def test_a_file_that_fails_is_not_left_behind(tmp_path, monkeypatch):
     assert path.read_bytes() != before
 
 
-def test_what_was_written_is_read_back(digit_model, tmp_path, monkeypatch):
-    """A bug of the writer, such as another packing order, does not ship."""
+def test_export_reads_back_the_written_file(digit_model, tmp_path, monkeypatch):
+    """It finds bugs of the writer, such as another packing order."""
     real = exporter.pack_kernels
 
     def swapped(*args):
@@ -147,7 +149,7 @@ def test_what_was_written_is_read_back(digit_model, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
-def test_unwritable_paths_are_refused_before_the_work(
+def test_export_refuses_unwritable_paths_before_conversion(
     digit_model, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(exporter, "float_tflite", None)
@@ -179,8 +181,8 @@ def resnet20():
     return make_packed(keras.Model(inputs, outputs), bits=(2,))
 
 
-def test_a_resnet_takes_seconds_and_hardly_more_than_its_codes(tmp_path):
-    """At most 1.05 x what must be stored, over the same graph without it."""
+def test_export_of_a_resnet_takes_seconds_and_few_bytes_besides_codes(tmp_path):
+    """At most 1.05 x the constants, on top of the same graph without them."""
     model, path = resnet20(), tmp_path / "resnet20.tflite"
     start = time.monotonic()
     export(model, path)

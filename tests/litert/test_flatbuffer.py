@@ -1,12 +1,14 @@
+"""Reader and writer of the flatbuffer."""
+
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
 
 
 def model_of(buffers, names=None):
-    """A graph with one float tensor per buffer and no operators."""
+    """Model of one graph, with one float tensor per buffer and no operators."""
     tensors = [
         schema.TensorT(
             name=name,
@@ -46,7 +48,7 @@ def test_write_and_read_are_inverse():
     assert back.description == b"made by hand"
 
 
-def test_buffers_behind_the_flatbuffer_come_inside():
+def test_read_moves_buffers_after_the_flatbuffer_into_it():
     data = floats(*range(9))
     model = model_of([None, floats(1), None])
     model.buffers[2].offset = model.buffers[2].size = 36
@@ -61,7 +63,7 @@ def test_buffers_behind_the_flatbuffer_come_inside():
 
 
 @pytest.mark.parametrize("lengths", [(3, 5, 17), (1, 2, 3), (16, 1, 40)])
-def test_buffers_lie_on_16_bytes_as_the_schema_asks(lengths):
+def test_write_aligns_buffers_to_16_bytes_as_the_schema_asks(lengths):
     data = [np.arange(n, dtype=np.uint8) + 200 + n for n in lengths]
     content = flatbuffer.write(model_of([None, *data]))
     for array in data:
@@ -70,7 +72,7 @@ def test_buffers_lie_on_16_bytes_as_the_schema_asks(lengths):
         assert start % 16 == 0
 
 
-def test_equal_vectors_and_strings_are_written_once():
+def test_write_stores_equal_vectors_and_strings_once():
     zeros = np.zeros(4000, np.uint8)
     once = flatbuffer.write(model_of([None, zeros], ["a" * 500] * 2))
     thrice = flatbuffer.write(model_of([None, zeros, zeros, zeros], ["a" * 500] * 4))

@@ -1,3 +1,5 @@
+"""Recognition of planned kernels in constants."""
+
 from dataclasses import replace
 
 import keras
@@ -14,7 +16,7 @@ def kernel():
     return Kernel("conv", codes, np.array([0.5, 0.25, 0.1], np.float32), 2)
 
 
-def test_channels_are_found_first_and_last(kernel):
+def test_match_finds_channels_on_the_first_and_the_last_axis(kernel):
     columns = kernel.codes * kernel.scale
     first = match(columns.T.reshape(3, 2, 2, 1), kernel)
     last = match(columns.reshape(1, 2, 2, 3), kernel)
@@ -24,22 +26,22 @@ def test_channels_are_found_first_and_last(kernel):
     np.testing.assert_array_equal(last.codes.reshape(4, 3), kernel.codes)
 
 
-def test_a_folded_factor_goes_into_scale_and_sign(kernel):
+def test_match_puts_a_folded_factor_into_scale_and_sign(kernel):
     factor = np.array([3.0, 2.0, -0.3], np.float32)
     found = match((kernel.codes * kernel.scale * factor).T, kernel)
     assert found.folded
-    # The second channel has no weight, and so nothing to learn a factor from.
+    # The second channel is zero, so that its factor is unknown.
     np.testing.assert_allclose(found.scale, [1.5, 0.25, 0.03], rtol=1e-6)
     np.testing.assert_array_equal(found.codes.T, kernel.codes * [1, 1, -1])
 
 
-def test_a_folded_zero_empties_the_channel(kernel):
+def test_match_zeroes_the_codes_of_a_channel_with_a_folded_zero(kernel):
     found = match((kernel.codes * kernel.scale * [0, 1, 1]).T, kernel)
     np.testing.assert_array_equal(found.codes.T, kernel.codes * [0, 1, 1])
     assert (found.scale > 0).all()
 
 
-def test_rounding_of_a_fold_is_tolerated_and_a_wrong_code_is_not():
+def test_match_tolerates_rounding_of_folds_but_no_wrong_code():
     rng = np.random.default_rng(0)
     codes = rng.integers(-127, 128, (50, 8)).astype(np.int8)
     kernel = Kernel("conv", codes, rng.uniform(0.1, 1, 8).astype(np.float32), 8)
@@ -52,7 +54,7 @@ def test_rounding_of_a_fold_is_tolerated_and_a_wrong_code_is_not():
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (4, 4, 3), (12,), (2, 6)])
-def test_other_shapes_do_not_match(kernel, shape):
+def test_match_refuses_other_shapes(kernel, shape):
     assert match(np.ones(shape, np.float32), kernel) is None
 
 
@@ -66,7 +68,7 @@ def test_other_shapes_do_not_match(kernel, shape):
         ({"CONV_2D", "FULLY_CONNECTED"}, 2, 8),
     ],
 )
-def test_operators_read_containers_that_all_of_them_can(
+def test_read_by_takes_the_smallest_container_of_all_operators(
     kernel, operators, bits, container
 ):
     found = match(kernel.codes * kernel.scale, replace(kernel, bits=bits))
@@ -75,7 +77,7 @@ def test_operators_read_containers_that_all_of_them_can(
     assert replace(native, kernel=found.kernel) == found
 
 
-def test_kernels_of_all_layers_with_their_path():
+def test_packed_kernels_name_nested_layers_by_their_path():
     inner = keras.Sequential(
         [keras.Input((4,)), layers.PackedDense(3, kernel_bits=5, name="dense")],
         name="inner",
@@ -89,7 +91,7 @@ def test_kernels_of_all_layers_with_their_path():
     ]
 
 
-def test_depthwise_channels_are_input_times_multiplier():
+def test_packed_kernels_have_input_times_multiplier_depthwise_channels():
     layer = layers.PackedDepthwiseConv2D(3, depth_multiplier=2, kernel_bits=2)
     model = keras.Sequential([keras.Input((8, 8, 5)), layer])
     (kernel,) = packed_kernels(model)
@@ -97,7 +99,7 @@ def test_depthwise_channels_are_input_times_multiplier():
     assert kernel.scale.shape == (5 * 2,)
 
 
-def test_plain_models_have_no_packed_kernels():
+def test_packed_kernels_of_plain_models_are_none():
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     assert packed_kernels(plain) == []
 
@@ -109,7 +111,7 @@ def test_plain_models_have_no_packed_kernels():
         layers.FactorizedDense(2, name="training"),
     ],
 )
-def test_students_are_refused(layer):
+def test_packed_kernels_refuse_layers_in_training(layer):
     student = keras.Sequential([keras.Input((4,)), layer])
     message = "1 layers that are still in training, the first 'training'.*finalize"
     with pytest.raises(ValueError, match=message):
@@ -117,6 +119,6 @@ def test_students_are_refused(layer):
 
 
 @pytest.mark.parametrize("model", [keras.Sequential(), "model.keras", None])
-def test_what_has_no_graph_is_refused(model):
+def test_packed_kernels_refuse_models_without_a_graph(model):
     with pytest.raises(ValueError, match="Functional or Sequential"):
         packed_kernels(model)

@@ -1,3 +1,5 @@
+"""Comparison of Keras and LiteRT on equal levels of activations."""
+
 import keras
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def quantizers(bits, signed=False, clip=2.0):
 
 
 def student():
-    """Chains, branches that round the same tensor twice, and a nested model."""
+    """A student with chains, a tensor rounded by two branches, and a nested model."""
     x = inputs = keras.Input((28, 28, 1), name="digit")
     x = QuantConv2D(8, 3, strides=2, **quantizers(8, clip=1.0), name="stem")(x)
     x = kl.ReLU()(kl.BatchNormalization(name="norm")(x))
@@ -65,6 +67,7 @@ def trained(digits):
 
 @pytest.fixture(scope="module")
 def content(trained, tmp_path_factory):
+    """Content of the finalized student's file."""
     path = tmp_path_factory.mktemp("exported") / "digits.tflite"
     export(tfc.finalize(trained), path)
     return path.read_bytes()
@@ -72,17 +75,19 @@ def content(trained, tmp_path_factory):
 
 @pytest.fixture
 def tiny(trained):
-    """The model of that file; it may be changed."""
+    """The finalized student; it may be changed."""
     return tfc.finalize(trained)
 
 
 @pytest.fixture
 def prove(digits, content):
-    """Compares the file with a model on 64 digits."""
+    """Function that compares the file with a model on 64 digits."""
     return lambda model: compare(content, model, Samples(model, digits[0][-64:]))
 
 
-def test_quantized_activations_go_all_the_way(trained, digits, tmp_path):
+def test_export_proves_quantized_activations_of_a_trained_student(
+    trained, digits, tmp_path
+):
     images, labels = digits[0][-256:], digits[1][-256:]
     tiny = tfc.finalize(trained)
     tiny.save(tmp_path / "tiny.keras")
@@ -105,7 +110,7 @@ def test_quantized_activations_go_all_the_way(trained, digits, tmp_path):
     assert "QuantizeActivation" not in tfc.summary(tiny)
 
 
-def test_both_run_on_the_same_levels(tiny, content, digits):
+def test_same_levels_make_keras_and_litert_agree(tiny, content, digits):
     images = digits[0][-64:]
     assert has_quantized_activations(tiny)
     expected, received = SameLevels(content, tiny, TOLERANCE)([images])
@@ -114,11 +119,11 @@ def test_both_run_on_the_same_levels(tiny, content, digits):
     np.testing.assert_array_equal(received[0], Runner(content)([images])[0])
 
 
-def test_levels_that_tip_do_not_count_if_every_step_is_right(tiny, prove, monkeypatch):
-    """As on another machine, exaggerated: predictions are off, steps are not."""
+def test_compare_ignores_moved_levels_if_every_step_agrees(tiny, prove, monkeypatch):
+    """Rounding differs as on another machine, exaggerated: only predictions move."""
     real = QuantizeActivation.call
 
-    def moved(self, x):  # in the model itself; the copy on given levels has its own
+    def moved(self, x):  # the copy on given levels has a `call` of its own
         return real(self, x * 1.02 if self.name == "last_input" else x)
 
     assert prove(tiny)["agreement"]["top1"] > 0.95
@@ -126,45 +131,45 @@ def test_levels_that_tip_do_not_count_if_every_step_is_right(tiny, prove, monkey
     assert prove(tiny)["agreement"]["max_abs_diff"] > 0.01
 
 
-def change(layer, name, factor):
+def scale_variable(layer, name, factor):
     variable = getattr(layer, name)
     variable.assign(variable * factor)
 
 
 LAYERS = ["stem", "block/conv", "block/shortcut", "last", "head"]
-CAUGHT = "LiteRT should (round what Keras rounds|predict like Keras)"
+MESSAGE = "LiteRT should (round what Keras rounds|predict like Keras)"
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_what_is_off_by_1_percent_is_caught(layer, trained, prove):
+def test_compare_finds_parameters_that_differ_by_1_percent(layer, trained, prove):
     for name in ("kernel_scale", "bias"):
         tiny = tfc.finalize(trained)
-        change(Graph(tiny).layers()[layer], name, 1.01)
-        with pytest.raises(ValueError, match=CAUGHT):
+        scale_variable(Graph(tiny).layers()[layer], name, 1.01)
+        with pytest.raises(ValueError, match=MESSAGE):
             prove(tiny)
     tiny = tfc.finalize(trained)
     activation = Graph(tiny).layers()[f"{layer}_input"]
     activation.set_scale(float(activation.scale) * 1.01)
-    with pytest.raises(ValueError, match=CAUGHT):
+    with pytest.raises(ValueError, match=MESSAGE):
         prove(tiny)
 
 
-def test_a_wrong_code_is_caught(tiny, prove):
+def test_compare_finds_a_wrong_code(tiny, prove):
     layer = tiny.get_layer("last")
     codes = layer.codes
     codes[1, 1, 0, 0] += 1 if codes[1, 1, 0, 0] < 7 else -1
     layer.set_kernel(codes, keras.ops.convert_to_numpy(layer.kernel_scale))
-    with pytest.raises(ValueError, match=CAUGHT):
+    with pytest.raises(ValueError, match=MESSAGE):
         prove(tiny)
 
 
-def test_wrong_bits_are_caught(tiny, prove):
-    with pytest.raises(ValueError, match=CAUGHT):
+def test_compare_finds_wrong_bits(tiny, prove):
+    with pytest.raises(ValueError, match=MESSAGE):
         prove(clone_with(tiny, "last_input", bits=3))
 
 
 def clone_with(model, name, **changes):
-    """A copy of a model with one layer configured otherwise."""
+    """Copies a model, with changes in the configuration of one layer."""
 
     def replace(layer):
         return clone_layer(layer, **(changes if layer.name == name else {}))
@@ -175,11 +180,11 @@ def clone_with(model, name, **changes):
     return copy
 
 
-def test_the_layer_that_rounds_something_else_is_named(tiny, prove):
-    change(tiny.get_layer("last"), "bias", 1.5)
+def test_compare_names_the_layer_that_rounds_other_values(tiny, prove):
+    scale_variable(tiny.get_layer("last"), "bias", 1.5)
     with pytest.raises(ValueError, match=r"^LiteRT.*rounds: 'head_input' within 0\.0"):
         prove(tiny)
 
 
-def test_a_float_model_needs_no_levels(digit_model):
+def test_float_models_have_no_quantized_activations(digit_model):
     assert not has_quantized_activations(digit_model)

@@ -1,4 +1,4 @@
-"""The arena of nets small enough to be planned by hand."""
+"""Peak memory of networks small enough to be planned by hand."""
 
 import keras
 import pytest
@@ -7,7 +7,7 @@ from keras import layers as kl
 from tfcompress.litert import float_tflite, peak_memory
 
 
-def test_a_chain_needs_its_largest_step():
+def test_peak_memory_of_a_chain_is_that_of_its_largest_step():
     model = keras.Sequential(
         [
             keras.Input((32, 32, 3)),
@@ -15,14 +15,14 @@ def test_a_chain_needs_its_largest_step():
             kl.Conv2D(8, 3),
         ]
     )
-    # The second step: what it reads and writes, and the patches that LiteRT's float
-    # convolution multiplies; inputs of the model are never given up.
+    # The second step: its input and output, and the patches that LiteRT's float
+    # convolution multiplies. The memory of the model's inputs is never reused.
     read, written, patches = 32 * 32 * 16, 30 * 30 * 8, 30 * 30 * 9 * 16
     floats = 32 * 32 * 3 + read + written + patches
     assert peak_memory(float_tflite(model)) == pytest.approx(4 * floats, rel=0.001)
 
 
-def test_a_tensor_that_is_needed_later_stays():
+def test_peak_memory_includes_tensors_that_are_read_later():
     def net(short_cut):
         inputs = keras.Input((16, 16, 8))
         x = kl.DepthwiseConv2D(3, padding="same", name="a")(inputs)
@@ -34,6 +34,6 @@ def test_a_tensor_that_is_needed_later_stays():
     assert with_ - without == pytest.approx(4 * 16 * 16 * 8, rel=0.01)
 
 
-def test_damaged_files_are_refused():
+def test_peak_memory_refuses_damaged_files():
     with pytest.raises(ValueError, match="LiteRT can run"):
         peak_memory(b"TFL3" * 20)

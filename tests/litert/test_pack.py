@@ -1,3 +1,5 @@
+"""Replacement of float kernels by packed integers."""
+
 import keras
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def packed_content(model, kernels=None):
     return content
 
 
-def test_types_names_and_scales_are_the_layers(digit_model):
+def test_packed_tensors_have_types_names_and_scales_of_the_layers(digit_model):
     (graph,) = read(packed_content(digit_model)).subgraphs
     stored = {t.name.decode(): t for t in graph.tensors if t.quantization is not None}
     types = {name: tensor.type for name, tensor in stored.items()}
@@ -29,7 +31,7 @@ def test_types_names_and_scales_are_the_layers(digit_model):
     for name, tensor in stored.items():
         layer = digit_model.get_layer(name)
         scale = np.ravel(layer.kernel_scale)
-        if name == "last":  # the converter folds the normalization behind it
+        if name == "last":  # the converter folds the normalization after it
             norm = digit_model.get_layer("norm")
             deviation = np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
             scale = scale * np.abs(norm.gamma.numpy()) / deviation
@@ -38,7 +40,7 @@ def test_types_names_and_scales_are_the_layers(digit_model):
         assert len(tensor.quantization.zeroPoint) == len(scale)
 
 
-def test_convolutions_read_the_result_of_dequantize(digit_model):
+def test_packed_convolutions_read_the_result_of_dequantize(digit_model):
     model = read(packed_content(digit_model))
     (graph,) = model.subgraphs
     made_by = {
@@ -52,7 +54,7 @@ def test_convolutions_read_the_result_of_dequantize(digit_model):
     assert code.version == 6  # per-channel and below a byte
 
 
-def test_no_float_kernel_and_no_empty_talk_is_left(digit_model):
+def test_packed_file_has_no_float_kernel_and_no_metadata(digit_model):
     content = packed_content(digit_model)
     sizes = [b.data.size for b in read(content).buffers if b.data is not None]
     codes = [9 * 6 // 4 + 1, 9 * 6 // 2, 9 * 6 * 5, 5 * 10 // 4 + 1]
@@ -63,7 +65,7 @@ def test_no_float_kernel_and_no_empty_talk_is_left(digit_model):
         assert word not in content
 
 
-def test_inputs_and_outputs_keep_their_names_and_order():
+def test_packed_file_keeps_names_and_order_of_inputs_and_outputs():
     inputs = [keras.Input((2,), name=f"in_{i}") for i in reversed(range(11))]
     outputs = [kl.Dense(i + 1)(x) for i, x in enumerate(inputs)]
     model = read(packed_content(make_packed(keras.Model(inputs, outputs))))
@@ -78,7 +80,7 @@ def test_inputs_and_outputs_keep_their_names_and_order():
     ]
 
 
-def test_equal_kernels_share_their_bytes():
+def test_packed_file_stores_equal_kernels_once():
     inputs = x = keras.Input((8, 8, 16))
     for i in range(6):
         x = kl.ReLU()(kl.Conv2D(16, 3, padding="same", name=f"zero{i}")(x))
@@ -86,7 +88,7 @@ def test_equal_kernels_share_their_bytes():
     assert len(packed_content(model)) < 2 * 3 * 3 * 16 * 16
 
 
-def test_a_kernel_under_two_factors_is_stored_for_each():
+def test_packed_file_stores_a_kernel_for_each_folded_factor():
     inputs = keras.Input((8, 8, 4))
     shared = kl.Conv2D(4, 3, name="shared")
     branches = [kl.BatchNormalization()(shared(kl.ReLU()(inputs))), shared(inputs)]
@@ -100,7 +102,7 @@ def test_a_kernel_under_two_factors_is_stored_for_each():
     )
 
 
-def test_a_kernel_that_is_not_there_is_named(digit_model):
+def test_pack_kernels_names_a_missing_kernel(digit_model):
     other = Kernel("elsewhere", np.ones((9, 6), np.int8), np.ones(6, np.float32), 2)
     with pytest.raises(ValueError, match=r"\['elsewhere'\]"):
         packed_content(digit_model, [*packed_kernels(digit_model), other])

@@ -1,3 +1,8 @@
+"""Inference in the LiteRT runtime."""
+
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from tfcompress.litert.runtime import Runner, try_out
 
 @pytest.fixture(scope="module")
 def two_inputs(tmp_path_factory):
-    """`(path, model)`; inputs "b" (3,) and "a" (4,), two outputs."""
+    """`(path, model)` with inputs "b" (3,) and "a" (4,), and two outputs."""
     b, a = keras.Input((3,), name="b"), keras.Input((4,), name="a")
     sum_ = kl.Add()([kl.Dense(2)(b), kl.Dense(2)(a)])
     model = make_packed(keras.Model([b, a], [sum_, kl.Dense(5)(a)]))
@@ -22,7 +27,7 @@ def two_inputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("resolver", list(OpResolverType)[:3])
-def test_all_sets_of_kernels_decode_alike(exported, images, resolver):
+def test_runner_decodes_kernels_alike_with_all_resolvers(exported, images, resolver):
     path, model = exported
     (outputs,) = Runner(path, resolver=resolver)([images])
     np.testing.assert_allclose(outputs, model.predict(images, verbose=0), atol=1e-5)
@@ -68,12 +73,12 @@ def test_predict_takes_several_inputs_by_order_or_name(two_inputs):
         ([3.0, 4.0], "As many samples"),
     ],
 )
-def test_data_that_does_not_fit_is_refused(two_inputs, x, message):
+def test_predict_refuses_data_that_does_not_fit(two_inputs, x, message):
     with pytest.raises(ValueError, match=message):
         predict(two_inputs[0], x)
 
 
-def test_datasets_without_end_or_samples_are_refused(exported, images):
+def test_predict_refuses_infinite_and_empty_datasets(exported, images):
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(8)
     with pytest.raises(ValueError, match="without end"):
         predict(exported[0], dataset.repeat())
@@ -81,7 +86,7 @@ def test_datasets_without_end_or_samples_are_refused(exported, images):
         predict(exported[0], dataset.take(0))
 
 
-def test_a_fixed_batch_size_is_kept(tmp_path):
+def test_predict_uses_the_fixed_batch_size_of_a_file(tmp_path):
     inputs = keras.Input(batch_shape=(2, 4))
     model = make_packed(keras.Model(inputs, kl.Dense(3)(inputs)))
     export(model, tmp_path / "pairs.tflite")
@@ -97,7 +102,7 @@ def test_latency_gives_one_time_for_each_file(exported):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 4096])
-def test_what_is_no_tflite_is_refused(content, tmp_path):
+def test_runner_and_try_out_refuse_other_files(content, tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
     for file in (content, path):
@@ -107,7 +112,7 @@ def test_what_is_no_tflite_is_refused(content, tmp_path):
         try_out(path, [(1, 2)])
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_runner_and_try_out_name_a_missing_file(tmp_path):
     for use in (Runner, lambda path: try_out(path, [])):
         with pytest.raises(FileNotFoundError, match=r"absent\.tflite"):
             use(tmp_path / "absent.tflite")
@@ -125,11 +130,8 @@ def test_try_out_survives_a_crash_and_a_hang(exported, tmp_path, monkeypatch):
         try_out(exported[0], [(1, 28, 28, 1)])
 
 
-def test_the_runtime_part_imports_no_tensorflow():
+def test_runtime_imports_no_tensorflow():
     """`try_out` starts it for every check; TensorFlow would cost seconds."""
-    import subprocess
-    import sys
-
     code = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("runtime", {runtime.__file__!r})

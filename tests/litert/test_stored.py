@@ -1,3 +1,5 @@
+"""Packed kernels read back from a file."""
+
 import dataclasses
 
 import numpy as np
@@ -17,7 +19,7 @@ def stored(codes=CODES, scale=KERNEL.scale, bits=2, name="dense"):
     return KernelTensor(name, f"INT{bits}", bits, (3, 2), pack(codes.T, bits), scale, 0)
 
 
-def test_values_are_codes_times_scales():
+def test_kernel_tensor_values_are_codes_times_scales():
     expected = (CODES * KERNEL.scale).T
     np.testing.assert_array_equal(stored().values(), expected)
 
@@ -32,7 +34,7 @@ def test_values_are_codes_times_scales():
     ],
     ids=["as planned", "other name", "scales with a factor", "negated channel"],
 )
-def test_a_kernel_is_recognised(tensor):
+def test_recognise_finds_a_kernel(tensor):
     (row,) = recognise([tensor], [KERNEL])
     assert row == {
         "layer": "dense",
@@ -53,21 +55,21 @@ def test_a_kernel_is_recognised(tensor):
     ],
     ids=["other codes", "wider type", "transposed"],
 )
-def test_another_kernel_is_not_recognised(tensor):
+def test_recognise_refuses_tensors_of_other_kernels(tensor):
     with pytest.raises(
         ValueError, match="kernel of layer 'dense', 6 codes of .* 2 bits"
     ):
         recognise([tensor], [KERNEL])
 
 
-def test_equal_values_from_other_codes_are_not_the_plan():
+def test_recognise_refuses_equal_values_from_other_codes():
     wide = dataclasses.replace(KERNEL, bits=4)
     doubled = stored(codes=2 * CODES, scale=KERNEL.scale / 2, bits=4)
     with pytest.raises(ValueError, match="kernel of layer 'dense'"):
         recognise([doubled], [wide])
 
 
-def test_kernels_with_equal_codes_may_share_a_tensor():
+def test_recognise_lets_kernels_with_equal_codes_share_a_tensor():
     twin = dataclasses.replace(KERNEL, layer="twin")
     rows = recognise([stored()], [KERNEL, twin])
     assert [(row["layer"], row["tensor"]) for row in rows] == [
@@ -89,7 +91,7 @@ def test_kernels_with_equal_codes_may_share_a_tensor():
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_tensors_that_are_not_well_formed_are_refused(digit_content, changes):
+def test_kernel_tensors_refuse_malformed_tensors(digit_content, changes):
     model = read(digit_content)
     (head,) = [t for t in model.subgraphs[0].tensors if t.name == b"head"]
     for field, value in changes.items():
@@ -100,7 +102,7 @@ def test_tensors_that_are_not_well_formed_are_refused(digit_content, changes):
         kernel_tensors(write(model))
 
 
-def test_codes_that_are_cut_short_are_refused(digit_content):
+def test_kernel_tensors_refuse_truncated_codes(digit_content):
     model = read(digit_content)
     (head,) = [t for t in model.subgraphs[0].tensors if t.name == b"head"]
     buffer = model.buffers[head.buffer]

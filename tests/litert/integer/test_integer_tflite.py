@@ -1,16 +1,16 @@
-"""Files that compute with integers throughout."""
+"""Files in which all operators compute with integers."""
 
 import sys
 
 import keras
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 from keras import layers as kl
 
 import tfcompress as tfc
 from tests.litert.models import MODELS, check_native_types, operators
 from tests.litert.packed_models import make_packed, quantize_activation
+from tfcompress.compat.litert_private import schema
 from tfcompress.litert import export, predict
 from tfcompress.litert.check import Samples
 from tfcompress.litert.flatbuffer import constant, operator_name, read
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.mark.parametrize("build", MODELS)
-def test_every_kind_of_model(build, tmp_path):
+def test_integer_export_takes_every_kind_of_model(build, tmp_path):
     model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
     samples = [np.concatenate([x] * 2) for x in next(iter(Samples(model, None)))]
     if model.inputs[0].shape[0]:
@@ -42,7 +42,7 @@ def test_every_kind_of_model(build, tmp_path):
 
 
 def residual():
-    """Inputs of 8 bits signed, 4, 2 and 8 bits; two layers read one sum."""
+    """Plain model with quantized inputs of several bits; two layers read one sum."""
     inputs = keras.Input((12, 12, 3))
     x = kl.Conv2D(8, 3, padding="same")(quantize_activation(8, True, 0.03)(inputs))
     x = shortcut = kl.ReLU()(x)
@@ -57,7 +57,7 @@ def residual():
 
 @pytest.fixture(scope="module")
 def exported_residual(tmp_path_factory):
-    """`(model, samples, path, report)`"""
+    """`(model, samples, path, report)` of the residual model's integer file."""
     plain = residual()
     model = make_packed(plain, bits=(8, 4, 2))
     for old, new in zip(plain.layers, model.layers, strict=True):
@@ -78,7 +78,7 @@ def exported_residual(tmp_path_factory):
     return model, samples, path, report
 
 
-def test_learned_ranges_are_those_of_the_file(exported_residual):
+def test_integer_file_has_the_learned_ranges(exported_residual):
     model, _, path, report = exported_residual
     assert report["ranges"] == {"learned": 5, "calibrated": 0}
     parsed = read(path.read_bytes())
@@ -94,7 +94,7 @@ def test_learned_ranges_are_those_of_the_file(exported_residual):
     assert sorted(scales[x.name] for x in layers) == pytest.approx(sorted(expected))
 
 
-def test_biases_are_rounded_once_in_units_of_both_scales(exported_residual):
+def test_integer_file_counts_biases_in_units_of_both_scales(exported_residual):
     model, _, path, _ = exported_residual
     parsed = read(path.read_bytes())
     (graph,) = parsed.subgraphs
@@ -115,8 +115,10 @@ def test_biases_are_rounded_once_in_units_of_both_scales(exported_residual):
     assert checked == 5
 
 
-def test_inputs_and_outputs_in_int8(exported_residual, tmp_path):
-    """The same file without its two conversions: the same codes, to the last."""
+def test_integer_file_with_int8_ends_returns_the_same_codes(
+    exported_residual, tmp_path
+):
+    """Only the two conversions are missing."""
     model, samples, path, report = exported_residual
     ends = tmp_path / "ends.tflite"
     with_ends = export(
@@ -140,12 +142,12 @@ def test_inputs_and_outputs_in_int8(exported_residual, tmp_path):
         runner([codes.astype("int64")[:, :5]])
 
 
-def test_int8_ends_are_for_integer_files(tmp_path, exported_residual):
+def test_export_refuses_int8_ends_of_float_files(tmp_path, exported_residual):
     with pytest.raises(ValueError, match="io='int8' is expected with activations"):
         export(exported_residual[0], tmp_path / "model.tflite", io="int8")
 
 
-def test_no_operator_computes_with_floats(exported_residual):
+def test_integer_file_has_no_operator_on_floats(exported_residual):
     *_, path, _ = exported_residual
     parsed = read(path.read_bytes())
     (graph,) = parsed.subgraphs
@@ -157,7 +159,7 @@ def test_no_operator_computes_with_floats(exported_residual):
     assert operators(path.read_bytes())[-1] == "DEQUANTIZE"
 
 
-def test_it_predicts_nearly_as_keras(exported_residual):
+def test_integer_file_predicts_nearly_like_keras(exported_residual):
     model, samples, path, report = exported_residual
     outputs = predict(path, samples)
     expected = model.predict(samples, verbose=0)
@@ -174,11 +176,17 @@ def test_it_predicts_nearly_as_keras(exported_residual):
         ({"representative_data": [1]}, "with optimize='latency'"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(digit_model, arguments, message):
+def test_export_refuses_arguments_that_contradict_int8(digit_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         export(digit_model, "x.tflite", **{"activations": "int8", **arguments})
+
+
+def test_export_refuses_representative_data_of_float_files(digit_model):
     with pytest.raises(ValueError, match="`representative_data` is expected with"):
         export(digit_model, "x.tflite", representative_data=[1])
+
+
+def test_export_refuses_representative_data_of_other_shapes(digit_model):
     with pytest.raises(ValueError, match="`representative_data` should hold batches"):
         export(
             digit_model,
@@ -189,7 +197,7 @@ def test_arguments_that_do_not_fit_are_refused(digit_model, arguments, message):
         )
 
 
-def test_without_the_package_the_error_says_what_to_install(
+def test_integer_export_names_the_package_to_install(
     digit_model, images, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "litert_quantizer", None)

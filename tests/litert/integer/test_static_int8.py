@@ -12,8 +12,8 @@ from tfcompress.litert.integer.static_int8 import quantized_tflite
 pytest.importorskip("litert_quantizer")
 
 
-def test_stock_files_keep_their_floats_outside_and_large_kernels_inside():
-    """litert-quantizer writes buffers of a few kilobytes behind the flatbuffer."""
+def test_quantized_tflite_has_float_ends_and_keeps_large_kernels():
+    """litert-quantizer writes buffers of a few kilobytes after the flatbuffer."""
     inputs = keras.Input((8, 8, 32))
     model = keras.Model(inputs, kl.Conv2D(32, 3, padding="same")(inputs))
     samples = np.random.default_rng(0).normal(size=(50, 8, 8, 32)).astype("float32")
@@ -22,7 +22,7 @@ def test_stock_files_keep_their_floats_outside_and_large_kernels_inside():
     assert np.std(outputs - expected) < 0.03 * np.std(expected)
 
 
-def test_ranges_have_room_for_the_largest_value_of_all_samples():
+def test_quantized_tflite_represents_the_largest_value_of_all_samples():
     inputs = keras.Input((8,))
     model = keras.Model(inputs, kl.Dense(4)(inputs))
     samples = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
