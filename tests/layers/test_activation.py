@@ -1,3 +1,5 @@
+"""Layer that quantizes activations in inference."""
+
 import keras
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ def model_of(bits, signed, scale, **config):
 
 
 @pytest.mark.parametrize("bits, signed", GRIDS)
-def test_rounds_half_to_even_on_its_levels_and_reloads(bits, signed, tmp_path):
+def test_quantize_activation_rounds_to_its_levels_and_reloads(bits, signed, tmp_path):
     model, _ = model_of(bits, signed, 0.3)
     low, high = (
         (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -32,14 +34,14 @@ def test_rounds_half_to_even_on_its_levels_and_reloads(bits, signed, tmp_path):
     np.testing.assert_array_equal(restored(x), model(x))
 
 
-def test_ties():
+def test_quantize_activation_rounds_ties_to_even():
     model, _ = model_of(4, True, 0.25)
     x = np.zeros((1, 40), "float32")
     x[0, :6] = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 99]) / 4
     np.testing.assert_array_equal(model(x)[0, :6] * 4, [0, 2, 2, 0, -2, 7])
 
 
-def test_computes_in_float32_whatever_the_policy():
+def test_quantize_activation_computes_in_float32_under_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model, layer = model_of(8, False, 0.01)
@@ -50,7 +52,7 @@ def test_computes_in_float32_whatever_the_policy():
     np.testing.assert_array_equal(model(x), np.float32(128) * np.float32(0.01) + 0 * x)
 
 
-def test_nothing_in_it_trains_and_it_can_be_cloned():
+def test_quantize_activation_is_not_trainable_and_can_be_cloned():
     model, layer = model_of(3, True, 0.5)
     assert not model.trainable_variables
     clone = clone_layer(layer)
@@ -59,7 +61,7 @@ def test_nothing_in_it_trains_and_it_can_be_cloned():
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf")])
-def test_wrong_scales_are_refused(scale):
+def test_scale_that_is_not_positive_and_finite_is_refused(scale):
     _, layer = model_of(4, False, 0.5)
     with pytest.raises(ValueError, match="positive and finite. Received"):
         layer.set_scale(scale)
@@ -67,6 +69,6 @@ def test_wrong_scales_are_refused(scale):
 
 
 @pytest.mark.parametrize("bits", [1, 9, 4.5])
-def test_bits_out_of_range(bits):
+def test_quantize_activation_refuses_bits_outside_of_2_to_8(bits):
     with pytest.raises(ValueError, match="from 2 to 8"):
         QuantizeActivation(bits)

@@ -1,3 +1,5 @@
+"""Factorized layers, compared with the plain layers of the same kernel."""
+
 import keras
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def copy(plain, factorized, start="svd"):
         factorized.bias.assign(plain.bias)
 
 
-def test_the_product_of_an_svd_is_the_kernel(pair):
+def test_svd_start_reproduces_the_kernel(pair):
     plain, factorized, x = pair
     copy(plain, factorized)
     np.testing.assert_allclose(factorized.kernel, plain.kernel, atol=1e-6)
@@ -54,7 +56,7 @@ def test_the_product_of_an_svd_is_the_kernel(pair):
     assert factorized.coefficients.shape[0] == min(matrix.shape)
 
 
-def test_an_identity_start_keeps_the_kernel_as_the_basis():
+def test_identity_start_keeps_the_kernel_as_the_basis():
     plain, factorized = kl.Dense(6), FactorizedDense(6, kernel_rank=6)
     for layer in (plain, factorized):
         layer.build((None, 4))
@@ -63,20 +65,21 @@ def test_an_identity_start_keeps_the_kernel_as_the_basis():
     np.testing.assert_array_equal(factorized.coefficients, np.eye(6))
 
 
-def test_two_layers_of_the_factors_compute_the_same(pair):
+def test_factors_of_the_kept_ranks_multiply_to_the_kernel(pair):
     plain, factorized, x = pair
     copy(plain, factorized)
     keep = np.ones(factorized.coefficients.shape[0], "float32")
     keep[2:] = 0
     factorized.rank_mask.assign(keep)
     assert factorized.is_decomposed()
-    basis, coefficients, _ = factorized.factors()
+    basis, coefficients, bias = factorized.factors()
     assert basis.shape[-1] == 2 == coefficients.shape[0]
+    assert (bias is None) == (not plain.use_bias)
     product = (basis.reshape(-1, 2) @ coefficients).reshape(plain.kernel.shape)
     np.testing.assert_allclose(factorized.kernel, product, atol=1e-6)
 
 
-def test_a_masked_input_channel_is_not_read(pair):
+def test_masked_input_channel_is_not_read(pair):
     plain, factorized, x = pair
     copy(plain, factorized)
     mask = np.ones(x.shape[-1], "float32")
@@ -85,7 +88,7 @@ def test_a_masked_input_channel_is_not_read(pair):
     np.testing.assert_allclose(factorized(x), plain(x * mask), atol=1e-5)
 
 
-def test_it_trains_saves_and_loads(tmp_path):
+def test_factorized_layers_train_save_and_load(tmp_path):
     inputs = keras.Input((8, 8, 3))
     x = FactorizedConv2D(6, 3, kernel_rank=4, kernel_regularizer="l2")(inputs)
     model = keras.Model(inputs, FactorizedDense(2)(kl.Flatten()(x)))
@@ -104,13 +107,28 @@ def test_it_trains_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+def test_variables_keep_the_names_and_the_order_of_saved_files():
+    layer = FactorizedConv2D(6, 3, kernel_rank=4)
+    layer.build((None, 8, 8, 3))
+    shapes = {variable.name: tuple(variable.shape) for variable in layer.weights}
+    assert list(shapes.items()) == [
+        ("kernel", (3, 3, 3, 4)),
+        ("bias", (6,)),
+        ("coefficients", (4, 6)),
+        ("pace", (4,)),
+        ("rank_mask", (4,)),
+        ("input_mask", (3,)),
+        ("cut", ()),
+    ]
+
+
 @pytest.mark.parametrize("rank", [0, -1, 1.5, "full"])
-def test_rank_is_a_positive_integer(rank):
+def test_kernel_rank_that_is_no_positive_integer_is_refused(rank):
     with pytest.raises(ValueError, match="positive integer"):
         FactorizedDense(3, kernel_rank=rank)
 
 
-def test_groups_and_a_rank_that_is_too_small_are_refused():
+def test_groups_and_ranks_too_small_for_the_start_are_refused():
     with pytest.raises(ValueError, match="one group"):
         FactorizedConv2D(4, 3, groups=2)
     layer = FactorizedDense(6, kernel_rank=3)
@@ -121,13 +139,12 @@ def test_groups_and_a_rank_that_is_too_small_are_refused():
         layer.set_kernel(np.ones((4, 6)), "identity")
 
 
-def test_the_product_learns_at_the_pace_of_a_plain_kernel():
+def test_factorized_kernel_learns_as_fast_as_a_plain_kernel():
     """One small step moves it by -rate * (G + P G) / 2: P projects on the basis."""
     rng = np.random.default_rng(0)
     kernel = (10 * rng.normal(size=(8, 5))).astype("float32")
-    target = rng.normal(size=(8, 5)).astype(
-        "float32"
-    )  # the gradient of sum(W * target)
+    # The gradient of sum(W * target).
+    target = rng.normal(size=(8, 5)).astype("float32")
     inputs = keras.Input((8,))
     layer = FactorizedDense(5, use_bias=False)
     model = keras.Model(inputs, layer(inputs))

@@ -32,18 +32,18 @@ def pair(request):
     for variable in (plain.bias, *norm.weights):
         variable.assign(rng.uniform(0.5, 2.0, variable.shape))
     both.set_kernel(keras.ops.convert_to_numpy(plain.kernel), "identity")
-    both.take_up(norm, plain.bias)
+    both.absorb(norm, plain.bias)
     return plain, norm, both, x
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_it_starts_as_the_two_layers(pair, training):
+def test_factorized_norm_starts_as_the_layer_and_its_norm(pair, training):
     plain, norm, both, x = pair
     expected = norm(plain(x), training=training)
     np.testing.assert_allclose(both(x, training=training), expected, atol=2e-5)
 
 
-def test_statistics_move_like_those_of_the_norm_behind(pair):
+def test_statistics_move_like_those_of_the_norm_after_the_layer(pair):
     plain, norm, both, x = pair
     norm(plain(x), training=True)
     both(x, training=True)
@@ -52,7 +52,7 @@ def test_statistics_move_like_those_of_the_norm_behind(pair):
     np.testing.assert_allclose(inner.moving_variance, norm.moving_variance, 1e-5)
 
 
-def test_factors_and_bias_compute_the_same_in_inference(pair):
+def test_factors_and_bias_give_the_outputs_of_inference(pair):
     plain, _, both, x = pair
     rng = np.random.default_rng(1)
     size = both.coefficients.shape
@@ -67,7 +67,7 @@ def test_factors_and_bias_compute_the_same_in_inference(pair):
     np.testing.assert_allclose(both.kernel, plain.kernel, atol=1e-5)
 
 
-def test_it_saves_and_loads(pair, tmp_path):
+def test_factorized_norm_saves_and_loads(pair, tmp_path):
     *_, both, x = pair
     inputs = keras.Input(x.shape[1:])
     copy = type(both).from_config(both.get_config())
@@ -79,7 +79,7 @@ def test_it_saves_and_loads(pair, tmp_path):
     assert isinstance(loaded.layers[-1], FactorizedNorm)
 
 
-def test_channels_first_normalises_the_channels():
+def test_factorized_norm_normalises_axis_1_of_channels_first_inputs():
     layer = FactorizedNormConv2D(6, 3, data_format="channels_first")
     layer.build((None, 3, 8, 8))
     assert layer.normalization.axis == 1

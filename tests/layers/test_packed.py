@@ -1,3 +1,5 @@
+"""Packed layers, compared with the plain layers of the same kernel."""
+
 import keras
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def packed_model(cls, config, shape, bits):
 
 @pytest.mark.parametrize("cls, config, shape", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("bits", [2, 3, 8])
-def test_predicts_with_its_codes_and_reloads_to_the_bit(
+def test_packed_layer_computes_with_its_codes_and_reloads_exactly(
     cls, config, shape, bits, tmp_path
 ):
     model, layer, codes, scale = packed_model(cls, config, shape, bits)
@@ -52,14 +54,14 @@ def test_predicts_with_its_codes_and_reloads_to_the_bit(
 
 
 @pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (7, 8), (8, 8)])
-def test_the_variable_itself_is_small(bits, container):
+def test_packed_kernel_takes_the_bytes_of_its_container(bits, container):
     _, layer, codes, _ = packed_model(layers.PackedDense, {"units": 5}, (7,), bits)
     assert layer.container_bits == container
     assert layer.kernel_variable.dtype == "uint8"
     assert layer.kernel_variable.shape == (-(-7 * 5 * container // 8),)
 
 
-def test_nothing_in_it_trains():
+def test_packed_layer_is_not_trainable():
     model, layer, *_ = packed_model(layers.PackedDense, {"units": 5}, (7,), 2)
     assert not model.trainable_variables
     assert "kernel_initializer" not in layer.get_config()
@@ -75,13 +77,13 @@ def test_nothing_in_it_trains():
         (np.full((7, 5), 2), np.ones((1, 5)), r"must lie in \[-2, 1\]"),
     ],
 )
-def test_wrong_kernels_are_refused(codes, scale, message):
+def test_set_kernel_refuses_wrong_codes_and_scales(codes, scale, message):
     _, layer, before, _ = packed_model(layers.PackedDense, {"units": 5}, (7,), 2)
     with pytest.raises(ValueError, match=message):
         layer.set_kernel(codes, scale)
     np.testing.assert_array_equal(layer.codes, before)
 
 
-def test_bits_out_of_range():
+def test_packed_layer_refuses_bits_outside_of_2_to_8():
     with pytest.raises(ValueError, match="2 to 8 bits.*bits=1"):
         layers.PackedDense(5, kernel_bits=1)

@@ -1,3 +1,5 @@
+"""Quantized layers, compared with the plain layers of the quantized kernel."""
+
 import keras
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def data(shape, samples=4):
 
 @cases
 @pytest.mark.parametrize("quantizer", [Ternary, Uniform])
-def test_computes_what_keras_computes_with_the_quantized_kernel(
+def test_quantized_layer_equals_the_keras_layer_with_its_kernel(
     cls, config, shape, quantizer
 ):
     layer = cls(**config, kernel_quantizer=quantizer())
@@ -56,7 +58,7 @@ def test_computes_what_keras_computes_with_the_quantized_kernel(
 
 
 @cases
-def test_trains_and_reloads_to_the_bit(cls, config, shape, tmp_path):
+def test_quantized_layer_trains_and_reloads_exactly(cls, config, shape, tmp_path):
     model = model_of(cls(**config, kernel_quantizer=Ternary(sparsity=0.5)), shape)
     x = data(shape)
     y = np.zeros((4, *model.output_shape[1:]))
@@ -70,7 +72,7 @@ def test_trains_and_reloads_to_the_bit(cls, config, shape, tmp_path):
     )
 
 
-def test_without_quantizers_it_is_the_keras_layer():
+def test_layer_without_quantizers_is_the_keras_layer():
     layer = layers.QuantDense(3)
     model = model_of(layer, (4,))
     np.testing.assert_array_equal(layer.kernel, layer.latent_kernel)
@@ -86,7 +88,7 @@ def test_input_quantizer_is_applied():
     )
 
 
-def test_mixed_precision_decides_codes_in_float32():
+def test_codes_under_mixed_precision_follow_from_float32_weights():
     layer = layers.QuantDense(8, kernel_quantizer=Ternary(), dtype="mixed_bfloat16")
     model = model_of(layer, (64,))
     codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
@@ -107,7 +109,7 @@ def test_one_quantizer_for_two_layers_is_refused():
         layers.QuantDense(4, kernel_quantizer=quantizer)(x)
 
 
-def test_wrong_arguments():
+def test_wrong_arguments_of_quantized_layers_are_refused():
     with pytest.raises(
         TypeError, match="`kernel_quantizer` is a .*Received: 'ternary'"
     ):

@@ -1,4 +1,4 @@
-"""Layers that train towards something smaller, and packed ones for inference."""
+"""Layers of students in training, and of compressed models in inference."""
 
 from tfcompress.layers.activation import QuantizeActivation
 from tfcompress.layers.factorized import (

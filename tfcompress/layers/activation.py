@@ -1,47 +1,54 @@
-"""Quantized activations at inference."""
+"""Layer that quantizes activations in inference."""
+
+from typing import Any
 
 import keras
 import numpy as np
 
 from tfcompress.quantizers.activation import activation_range, quantize_activation
+from tfcompress.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class QuantizeActivation(keras.layers.Layer):
-    """`clip(round(x / scale), low, high) * scale`, half to even, in float32.
+    """Layer that rounds its input to a few levels, before a packed layer.
 
-    It stands in front of a packed layer with a quantized input. Levels run from 0
-    to 2^bits - 1, or are symmetric from -(2^(bits-1) - 1) to 2^(bits-1) - 1.
+    It computes `clip(round(x / scale), low, high) * scale` in float32 and rounds half
+    to even. The levels are 0 to 2^bits - 1, or -(2^(bits-1) - 1) to 2^(bits-1) - 1 for
+    signed inputs.
 
     Args:
-        bits: 2 to 8.
-        signed: whether the input has negative values.
+        bits: int. Bits of a level, 2 to 8.
+        signed: bool. Whether the input has negative values.
 
-    Variables (not trainable): `scale`, a scalar.
+    Variables (not trainable):
+        scale: scalar above 0. Distance of two levels.
 
-    Input and output: float tensors of any one shape; the output is float32.
+    Input: float tensor of any shape. Output: float32 tensor of the same shape.
 
     Raises:
         ValueError: if `bits` is not an integer from 2 to 8.
     """
 
-    def __init__(self, bits, signed=False, dtype="float32", **kwargs):
+    def __init__(
+        self, bits: int, signed: bool = False, dtype: Any = "float32", **kwargs: Any
+    ) -> None:
         super().__init__(dtype=dtype, **kwargs)
         self.low, self.high = activation_range(bits, signed)
         self.bits = int(bits)
         self.signed = bool(signed)
         self.trainable = False
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.scale = self.add_weight(
             name="scale", shape=(), initializer="ones", trainable=False
         )
 
-    def set_scale(self, scale):
-        """Stores the distance of two levels.
+    def set_scale(self, scale: float) -> None:
+        """Sets the distance of two levels.
 
         Raises:
-            ValueError: unless it is a positive finite number.
+            ValueError: if `scale` is not a positive finite number.
         """
         if not 0 < scale < np.inf:
             raise ValueError(
@@ -50,11 +57,13 @@ class QuantizeActivation(keras.layers.Layer):
             )
         self.scale.assign(scale)
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return quantize_activation(x, self.scale, self.low, self.high)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bits": self.bits, "signed": self.signed}

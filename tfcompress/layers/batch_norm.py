@@ -1,4 +1,4 @@
-"""Batch normalization at inference: an affine map, folded into integer codes."""
+"""Batch normalization in inference, folded into integer codes."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ from keras import ops
 
 
 def affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """A BatchNormalization at inference as `multiplier * x + offset`.
+    """Returns a BatchNormalization in inference as `multiplier * x + offset`.
 
     Returns:
         `(multiplier, offset)`: float64 arrays of shape (channels,).
@@ -28,19 +28,20 @@ def fold(
     bias: np.ndarray,
     norm: keras.layers.BatchNormalization,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Moves a BatchNormalization into integer codes, scales and bias.
+    """Folds a BatchNormalization into the codes, scales and bias before it.
 
     A negative multiplier flips the signs of the channel's codes, so that scales
-    stay positive; a channel multiplied by zero gets zero codes.
+    stay positive. A multiplier of zero makes the channel's codes zero.
 
     Args:
-        codes: int8 array, a kernel that ends in its output channels.
+        codes: int8 array. Kernel with its output channels in the last axis or axes.
         scale: float32 array, broadcastable to `codes`, one value per channel.
-        bias: float array of shape (channels,).
+        bias: float array of shape (channels,) or ().
         norm: the BatchNormalization after the layer.
 
     Returns:
-        `(codes, scale, bias)` of the same shapes, int8 and float32.
+        `(codes, scale, bias)`: int8 and float32 arrays of the shapes of `codes`,
+            `scale` and (channels,).
     """
     multiplier, offset = affine(norm)
     per_channel = multiplier.reshape(scale.shape)

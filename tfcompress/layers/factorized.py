@@ -1,7 +1,9 @@
-"""Kernels that are the product of a basis and coefficients."""
+"""Layers whose kernel is the product of a basis and coefficients."""
 
 import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,43 +12,53 @@ from keras import ops
 from tfcompress.compat import keras_private
 from tfcompress.layers.kernel import ComputedKernel, channel_axis
 from tfcompress.layers.training_form import TrainingForm
+from tfcompress.types import Tensor
 
 STARTS = ("svd", "identity")
-# Of the mean squared norm of the coefficients' rows: below it the basis does not
-# learn any faster.
+# Share of the mean squared norm of the coefficients' rows that is added to each, so
+# that small rows do not speed up the basis without bound.
 LEAST_NORM = 0.01
 
 
 class FactorizedKernel(ComputedKernel, TrainingForm):
     """Mixin before a Keras layer: its kernel is a basis times coefficients.
 
-    W = B C, in EDP's block a convolution with `kernel_rank` filters B (the basis) and a
-    1 x 1 convolution C (the coefficients) that mixes them into the layer's outputs.
-    A row of C that is zero takes one filter from the basis: the rank falls. A
-    column that is zero takes an output channel. While it trains, the layer multiplies
-    the two and runs one convolution: the same function at nearly the plain layer's
-    cost. `tfcompress.finalize` makes one or two plain layers of it.
+    W = B C. In EDP's block B, the basis, is a convolution with `kernel_rank` filters.
+    C, the coefficients, is a 1 x 1 convolution that mixes them into outputs.
+    A row of zeros in C removes a filter of the basis, so the rank falls. A column of
+    zeros removes an output channel. In training the layer multiplies both factors and
+    runs one convolution, at nearly the plain layer's cost. `tfcompress.finalize`
+    replaces it by one or two plain layers.
 
-    The gradient of the basis is divided by the squared norms that the coefficients'
-    rows start with (as in ScaledGD, Tong et al. 2021), so that the product learns at
-    the pace of a plain kernel; else that would grow with the squared singular values.
+    The gradient of the basis is divided by the squared norms of the coefficients' rows
+    at the start (ScaledGD, Tong et al. 2021). The product then learns as fast as a
+    plain kernel; otherwise its speed would grow with the squared singular values.
 
     Args:
-        kernel_rank: filters of the basis; None takes full rank, the smaller side of the
-            kernel as a matrix.
+        kernel_rank: int or None. Filters of the basis; None is full rank, the smaller
+            side of the kernel as a matrix.
 
-    Variables: `_kernel`, float32, the basis (..., input channels, rank), with the
-    layer's initializer, regularizer and constraint; `coefficients`, float32
-    (rank, output channels). Not trainable: `pace` (rank,), what the basis's gradient is
-    multiplied by; and masks of zeros and ones for what a scheme has cut, `rank_mask`
-    (rank,) and `input_mask` (input channels,). `cut` is 1 once that is decided.
+    Variables, all float32, in the order of the file:
+        _kernel: (..., input channels, rank). Basis, with the layer's initializer,
+            regularizer and constraint.
+        coefficients: (rank, output channels).
+        gradient_scale: (rank,), not trainable. Factors of the basis's gradient.
+        rank_mask: (rank,), not trainable. Keep mask of the ranks, of 0 and 1.
+        input_mask: (input channels,), not trainable. Keep mask of the input channels.
+        frozen: scalar, not trainable. 1 once the masks are final, else 0.
 
     Attributes:
-        observer: function that is told the inputs of every call, or None.
-        channel_axis: of inputs and outputs.
+        observer: function or None. Receives the inputs of every call.
+        channel_axis: int. Axis of the channels in inputs and outputs.
+
+    Raises:
+        ValueError: if `kernel_rank` is no positive integer, or the layer has several
+            groups or a `lora_rank`.
     """
 
-    def __init__(self, *args, kernel_rank=None, **kwargs):
+    def __init__(
+        self, *args: Any, kernel_rank: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         if kernel_rank is not None and (
             not isinstance(kernel_rank, int) or kernel_rank < 1
@@ -62,9 +74,15 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
                 f"lora_rank={getattr(self, 'lora_rank', None)}."
             )
         self.kernel_rank = kernel_rank
-        self.observer = None
+        self.observer: Callable[[Tensor], None] | None = None
 
-    def add_weight(self, *args, name=None, shape=None, **kwargs):
+    def add_weight(
+        self,
+        *args: Any,
+        name: str | None = None,
+        shape: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> Any:
         if name == keras_private.KERNEL_NAME:
             *others, outputs = shape
             self.full_rank = min(math.prod(others), outputs)
@@ -72,7 +90,7 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
             kwargs["autocast"] = False  # the product is cast, not its factors
         return super().add_weight(*args, name=name, shape=shape, **kwargs)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         *_, inputs, rank = self.kernel_variable.shape
         outputs = self.filters if hasattr(self, "filters") else self.units
@@ -82,28 +100,29 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
             initializer=keras.initializers.Orthogonal(),
             autocast=False,
         )
-        state = {
+        state: dict[str, Any] = {
             "initializer": "ones",
             "trainable": False,
             "autocast": False,
             "aggregation": "only_first_replica",
         }
-        self.pace = self.add_weight(name="pace", shape=(rank,), **state)
+        # The names of the variables are those of earlier files.
+        self.gradient_scale = self.add_weight(name="pace", shape=(rank,), **state)
         self.rank_mask = self.add_weight(name="rank_mask", shape=(rank,), **state)
         self.input_mask = self.add_weight(name="input_mask", shape=(inputs,), **state)
-        self.cut = self.add_weight(name="cut", **{**state, "initializer": "zeros"})
+        self.frozen = self.add_weight(name="cut", **{**state, "initializer": "zeros"})
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         if self.observer is not None:
             self.observer(inputs)
         return super().call(inputs)
 
-    def hidden(self, inputs):
-        """What the basis alone computes: a tensor with `kernel_rank` channels."""
-        return self._multiplied(inputs, self.masked_factors()[0])
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """Returns the outputs of the basis, a tensor with `kernel_rank` channels."""
+        return self._linear(inputs, self.masked_factors()[0])
 
-    def _multiplied(self, inputs, kernel):
-        """What the plain layer computes before its bias."""
+    def _linear(self, inputs, kernel):
+        """Outputs of the plain layer with this kernel, before bias and activation."""
         kernel = ops.cast(kernel, self.compute_dtype)
         if isinstance(self, keras.layers.Dense):
             return ops.matmul(inputs, kernel)
@@ -121,40 +140,40 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         )
 
     @property
-    def channel_axis(self):
+    def channel_axis(self) -> int:
+        """Axis of the channels in inputs and outputs."""
         return channel_axis(self)
 
-    def compute_kernel(self):
-        """B C without what is masked, in the layer's compute dtype."""
+    def compute_kernel(self) -> Tensor:
+        """Returns B C of the masked factors in the layer's compute dtype."""
         *others, rank = self.kernel_variable.shape
         basis, coefficients = self.masked_factors()
         basis = ops.reshape(basis, (-1, rank))
         # Each factor moves the product, hence the halves.
-        basis = scale_gradient(basis, 0.5 * ops.convert_to_tensor(self.pace))
+        scale = 0.5 * ops.convert_to_tensor(self.gradient_scale)
+        basis = scale_gradient(basis, scale)
         coefficients = scale_gradient(coefficients, ops.full((), 0.5))
         product = ops.matmul(basis, coefficients)
         return ops.cast(ops.reshape(product, (*others, -1)), self.compute_dtype)
 
-    def masked_factors(self):
-        """B and C without what is masked, float32 tensors."""
+    def masked_factors(self) -> tuple[Tensor, Tensor]:
+        """Returns B and C times their keep masks, float32 tensors."""
         inputs, ranks = map(ops.convert_to_tensor, (self.input_mask, self.rank_mask))
-        basis = ops.convert_to_tensor(self.kernel_variable) * ops.expand_dims(
-            inputs, -1
-        )
+        basis = ops.convert_to_tensor(self.kernel_variable)
+        basis = basis * ops.expand_dims(inputs, -1)
         return basis, self.coefficients * ops.expand_dims(ranks, -1)
 
-    def set_kernel(self, kernel, start="svd"):
-        """Factorizes a kernel; the product is that kernel.
+    def set_kernel(self, kernel: np.ndarray, start: str = "svd") -> None:
+        """Sets both factors so that their product is a kernel.
 
         Args:
             kernel: float array (..., input channels, output channels).
-            start: "svd", B = U and C = S V^T of the kernel's singular value
-                decomposition, so that the norms of C's rows are its singular values;
-                or "identity", B = W and C = I, which needs a rank of as many as there
-                are output channels.
+            start: str. "svd": B = U and C = S V^T of the singular value decomposition,
+                so that the norms of C's rows are the singular values. "identity":
+                B = W and C = I; the rank is then the number of output channels.
 
         Raises:
-            ValueError: if the rank is too small for an exact product.
+            ValueError: if the layer's rank is not the one that the start needs.
         """
         matrix = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
         rank, outputs = self.coefficients.shape
@@ -171,31 +190,38 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
             coefficients = values[:, None] * vectors
         self.set_factors(basis, coefficients)
 
-    def set_factors(self, basis, coefficients):
-        """Sets both factors and the pace that goes with them.
+    def set_factors(self, basis: np.ndarray, coefficients: np.ndarray) -> None:
+        """Sets both factors and the gradient scale that belongs to them.
 
         Args:
-            basis: float array (inputs of one output, rank), or of the basis's shape.
+            basis: float array of the basis's shape, or (weights of a filter, rank).
             coefficients: float array (rank, output channels).
         """
         self.kernel_variable.assign(basis.reshape(self.kernel_variable.shape))
         self.coefficients.assign(coefficients)
         norms = np.square(coefficients).sum(axis=1)
         norms = norms + LEAST_NORM * norms.mean()
-        self.pace.assign(1.0 / np.where(norms > 0, norms, 1.0))  # a kernel of zeros
+        norms = np.where(norms > 0, norms, 1.0)  # a kernel of zeros
+        self.gradient_scale.assign(1.0 / norms)
 
-    def unfinished(self):
+    def unfinished(self) -> list[str]:
         shrinks = self.coefficients.constraint is not None
-        if shrinks and not float(ops.convert_to_numpy(self.cut)):
+        if shrinks and not float(ops.convert_to_numpy(self.frozen)):
             return ["channels and ranks are not cut yet. Train with `fit` to its end."]
         return []
 
-    def inference_layers(self, norm, names):
+    def inference_layers(
+        self, norm: keras.layers.BatchNormalization | None, names: set[str]
+    ) -> list[keras.layers.Layer]:
         if self.is_decomposed():
             return list(decomposed_layers(self, self.factors()[0].shape[-1]))
         return [plain_layer(self)]
 
-    def copy_to_inference(self, layers, norm):
+    def copy_to_inference(
+        self,
+        layers: list[keras.layers.Layer],
+        norm: keras.layers.BatchNormalization | None,
+    ) -> None:
         basis, coefficients, bias = self.factors()
         last = layers[-1]
         if len(layers) == 2:
@@ -206,20 +232,24 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         if bias is not None:
             last.bias.assign(bias)
 
-    def channel_mask(self, channels, name):
+    def channel_mask(
+        self, channels: Any, name: str
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         if name not in channels.read:
             return None
         return channels.read[name], ops.convert_to_numpy(self.input_mask) > 0
 
-    def is_decomposed(self):
-        """Whether ranks were cut, so that two layers are to be made of this one."""
+    def is_decomposed(self) -> bool:
+        """Returns whether ranks were cut, so that the inference form is two layers."""
         return not ops.convert_to_numpy(self.rank_mask).all()
 
-    def factors(self):
-        """The basis and the coefficients without the ranks that were cut, and the bias.
+    def factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns the factors of the ranks that are kept, and the bias.
 
-        Arrays; the basis is zero for masked input channels, the bias None if the layer
-        has none.
+        Returns:
+            `(basis, coefficients, bias)`, arrays of shapes (..., input channels, kept),
+            (kept, output channels) and (output channels,). The basis is zero for masked
+            input channels. The bias is None if the layer has none.
         """
         ranks = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
         basis = ops.convert_to_numpy(self.kernel_variable)[..., ranks]
@@ -228,25 +258,32 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         bias = ops.convert_to_numpy(self.bias) if self.use_bias else None
         return basis * inputs, coefficients, bias
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "kernel_rank": self.kernel_rank}
 
 
-def plain_layer(layer, **changes):
-    """The plain layer, not built, of a factorized one, with changed arguments."""
+def plain_layer(layer: FactorizedKernel, **changes: Any) -> keras.layers.Layer:
+    """Returns the plain layer of a factorized one, not built.
+
+    Args:
+        layer: a `FactorizedKernel`.
+        changes: arguments of the plain layer that differ.
+    """
     kind = layer.forms.plain
     known = inspect.signature(kind).parameters.keys() | {"name", "trainable"}
     config = {k: value for k, value in layer.get_config().items() if k in known}
     return kind.from_config({**config, "dtype": "float32", **changes})
 
 
-def decomposed_layers(layer, rank, **changes):
-    """The basis and the coefficients of a factorized layer as plain layers, not built.
+def decomposed_layers(
+    layer: FactorizedKernel, rank: int, **changes: Any
+) -> tuple[keras.layers.Layer, keras.layers.Layer]:
+    """Returns plain layers of the basis and of the coefficients, not built.
 
     Args:
         layer: a `FactorizedKernel`.
-        rank: filters of the basis.
-        changes: arguments of the second layer that change.
+        rank: int. Filters of the basis.
+        changes: arguments of the second layer that differ.
     """
     basis = plain_layer(
         layer,
@@ -262,14 +299,14 @@ def decomposed_layers(layer, rank, **changes):
     return basis, plain_layer(layer, **changes)
 
 
-def width_argument(layer):
-    """The argument of a convolution or dense layer that sets its output channels."""
+def width_argument(layer: keras.layers.Layer) -> str:
+    """Returns the name of the argument that sets a layer's output channels."""
     return "units" if isinstance(layer, keras.layers.Dense) else "filters"
 
 
 @ops.custom_gradient
-def scale_gradient(x, scale):
-    """`x`, with its gradient multiplied by `scale`, a tensor that broadcasts to it."""
+def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
+    """Returns `x`; its gradient is multiplied by `scale`, which broadcasts to `x`."""
 
     def gradient(*upstream, **keywords):
         (upstream,) = upstream or (keywords["upstream"],)

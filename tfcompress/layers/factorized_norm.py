@@ -1,30 +1,37 @@
 """Factorized kernels with batch normalization between basis and coefficients."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.layers.factorized import FactorizedKernel
 from tfcompress.layers.kernel import value_of
+from tfcompress.types import ArrayLike, Tensor
 
 
 class FactorizedNorm(FactorizedKernel):
-    """`FactorizedKernel` with batch normalization behind the basis.
+    """`FactorizedKernel` with batch normalization after the basis (EDP).
 
-    It computes C^T norm(B x) + bias, where `norm` has no gamma and no beta: the
-    coefficients and the bias take their part. The norm of a row or column of C is then
-    what it adds, in standard deviations, whatever the scale of the basis: a layer
-    without normalization behind it, whose rows and columns a group lasso can compare
-    (EDP, with batch normalization between the two layers).
+    It computes C^T norm(B x) + bias. `norm` has no gamma and no beta, since the
+    coefficients and the bias can take their place. The norm of a row or column of C is
+    then its contribution in standard deviations, whatever the scale of the basis, so
+    that a group lasso can compare them.
 
     Args:
-        momentum, epsilon: of the `keras.layers.BatchNormalization`. The others are
-            those of `FactorizedKernel`.
+        momentum: float. Momentum of the `keras.layers.BatchNormalization`.
+        epsilon: float. Epsilon of the same.
+        kwargs: arguments of `FactorizedKernel`.
 
-    Variables: those of `FactorizedKernel`, and the layer `normalization`'s.
+    Attributes:
+        normalization: `keras.layers.BatchNormalization`. Its variables follow those of
+            `FactorizedKernel`.
     """
 
-    def __init__(self, *args, momentum=0.99, epsilon=1e-3, **kwargs):
+    def __init__(
+        self, *args: Any, momentum: float = 0.99, epsilon: float = 1e-3, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.normalization = keras.layers.BatchNormalization(
             axis=self.channel_axis,
@@ -36,13 +43,13 @@ class FactorizedNorm(FactorizedKernel):
             name="normalization",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         shape = list(self.compute_output_shape(input_shape))
         shape[self.channel_axis] = self.kernel_variable.shape[-1]
         self.normalization.build(shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self.observer is not None:
             self.observer(inputs)
         hidden = ops.moveaxis(self.hidden(inputs, training), self.channel_axis, -1)
@@ -53,33 +60,33 @@ class FactorizedNorm(FactorizedKernel):
         outputs = ops.moveaxis(outputs, -1, self.channel_axis)
         return self.activation(outputs) if self.activation is not None else outputs
 
-    def hidden(self, inputs, training=None):
-        """What the basis and the normalization compute."""
+    def hidden(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Returns the normalized outputs of the basis."""
         return self.normalization(super().hidden(inputs), training=training)
 
-    def compute_kernel(self):
-        """The kernel that computes the same in inference, but for the bias."""
+    def compute_kernel(self) -> Tensor:
+        """Returns the kernel of the same layer in inference, without the bias."""
         basis, coefficients = self.masked_factors()
-        multiplier = self._normalized_by()[0]
+        multiplier = self._affine()[0]
         kernel = ops.tensordot(basis * multiplier, coefficients, axes=1)
         return ops.cast(kernel, self.compute_dtype)
 
-    def factors(self):
+    def factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         basis, coefficients, bias = super().factors()
         kept = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
-        multiplier, offset = (
-            ops.convert_to_numpy(x)[kept] for x in self._normalized_by()
-        )
+        multiplier, offset = (ops.convert_to_numpy(x)[kept] for x in self._affine())
         return basis * multiplier, coefficients, bias + offset @ coefficients
 
-    def take_up(self, norm, bias):
-        """Starts as a layer and the batch normalization behind it together.
+    def absorb(
+        self, norm: keras.layers.BatchNormalization, bias: ArrayLike | None
+    ) -> None:
+        """Sets the weights to those of a layer and the BatchNormalization after it.
 
-        To be called after `set_kernel` with an "identity" start.
+        `set_kernel` with an "identity" start comes before.
 
         Args:
-            norm: the built `keras.layers.BatchNormalization`.
-            bias: of the layer, float array (output channels,), or None.
+            norm: built `keras.layers.BatchNormalization`.
+            bias: float array (output channels,). Bias of the layer, or None.
         """
         mean = ops.convert_to_numpy(norm.moving_mean)
         mean = mean if bias is None else mean - ops.convert_to_numpy(bias)
@@ -90,13 +97,13 @@ class FactorizedNorm(FactorizedKernel):
         if norm.beta is not None:
             self.bias.assign(value_of(norm.beta))
 
-    def _normalized_by(self):
-        """What the normalization multiplies by and adds in inference: tensors."""
+    def _affine(self):
+        """Multiplier and offset of the normalization in inference, tensors (rank,)."""
         norm = self.normalization
         multiplier = ops.rsqrt(norm.moving_variance + norm.epsilon)
         return multiplier, -norm.moving_mean * multiplier
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "momentum": self.normalization.momentum,

@@ -1,6 +1,6 @@
-"""Layers whose kernel is computed from a variable whenever it is read."""
+"""Mixin of layers that compute their kernel from a variable."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import numpy as np
@@ -10,56 +10,60 @@ from tfcompress.compat import keras_private
 from tfcompress.types import ArrayLike, Tensor
 
 if TYPE_CHECKING:
+    from keras.layers import Layer as _Layer
+
     from tfcompress.layers.registry import Forms
+else:
+    _Layer = object  # the Keras layer comes after the mixin
 
 
 def value_of(variable: ArrayLike) -> np.ndarray:
-    """A copy of a variable's value, an array that shares no memory with it.
+    """Returns a copy of a variable's value that shares no memory with it.
 
-    On some backends a variable that is assigned another's value takes its very buffer,
-    and the first training step gives that away.
+    On some backends a variable takes over the buffer of the value that it is assigned,
+    and frees it in the first training step.
     """
     return np.array(ops.convert_to_numpy(variable))
 
 
 def channel_axis(layer: keras.layers.Layer) -> int:
-    """The axis of the channels in a layer's inputs and outputs: 1 or negative."""
+    """Returns the axis of channels in a layer's inputs and outputs: 1 or negative."""
     if getattr(layer, "data_format", None) == "channels_first":
         return 1
     axis = getattr(layer, "axis", -1)
     return axis if isinstance(axis, int) else -1
 
 
-class ComputedKernel:
-    """Mixin before a Keras layer: `kernel` is computed from `kernel_variable`.
+class ComputedKernel(_Layer):
+    """Mixin before a Keras layer: computes `kernel` from `kernel_variable`.
 
     Subclasses give `compute_kernel()`.
     """
 
     @property
     def forms(self) -> "Forms":
-        """The row of this layer in the table of forms."""
+        """Row of this layer in the table of forms."""
         from tfcompress.layers.registry import forms_of  # the table names this class
 
-        return forms_of(self)
+        return cast("Forms", forms_of(self))
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
-        """The kernel's axes of output channels."""
+        """Axes of output channels in the kernel, negative."""
         return self.forms.channel_axes
 
     @property
     def kernel_variable(self) -> Any:
-        """The variable that Keras made for the kernel."""
+        """Variable that Keras made for the kernel."""
         return keras_private.kernel_variable(self)
 
     def compute_kernel(self) -> Tensor:
-        """The kernel that the layer computes with, a float tensor."""
+        """Returns the kernel that the layer computes with, a float tensor."""
         raise NotImplementedError
 
     @property
     def kernel(self) -> Tensor:
-        """The kernel that the layer computes with, a float tensor."""
+        """Kernel that the layer computes with, a float tensor."""
         if not self.built:
             raise AttributeError("Build the layer before accessing `kernel`.")
         return self.compute_kernel()

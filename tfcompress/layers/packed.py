@@ -1,6 +1,7 @@
-"""Inference layers whose kernels are packed integer codes in the variable itself."""
+"""Inference layers that store their kernels as packed integer codes."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,30 +10,49 @@ from keras import ops
 from tfcompress.compat.keras_private import KERNEL_NAME
 from tfcompress.layers.kernel import ComputedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
+from tfcompress.types import ArrayLike, Tensor
 
-# Arguments that only shape training; a packed layer does not train.
+# Ends of the names of arguments that have an effect in training only.
 _TRAINING_ARGUMENTS = ("initializer", "regularizer", "constraint")
 
 
 class PackedKernel(ComputedKernel):
-    """Mixin before a Keras layer: holds its kernel as packed codes and scales.
+    """Mixin before a Keras layer: stores its kernel as packed codes and scales.
 
-    The kernel is `codes * kernel_scale`. Codes lie packed, lowest bits first, in
-    a uint8 variable with containers of 2, 4 or 8 bits, so a saved `.keras` is
-    small. They are decoded at every call: this saves storage, not time.
+    The kernel is `codes * kernel_scale`. A uint8 variable holds the codes in
+    containers of 2, 4 or 8 bits, lowest bits first, so that a `.keras` file is small.
+    Every call decodes them: this saves storage, not time.
 
     Args:
-        kernel_bits: bits of a code, 2 to 8 (2 for ternary).
+        kernel_bits: int. Bits of a code, 2 to 8 (2 for ternary).
+
+    Variables, not trainable:
+        kernel_scale: float, one value above 0 per output channel, broadcastable.
+        packed_kernel: uint8 (bytes,). Packed codes.
+
+    Attributes:
+        container_bits: int. Bits that store one code: 2, 4 or 8.
+        kernel_shape: tuple of int. Shape of the decoded kernel.
+
+    Raises:
+        ValueError: if `kernel_bits` is not from 2 to 8.
     """
 
-    def __init__(self, *args, kernel_bits, **kwargs):
+    def __init__(self, *args: Any, kernel_bits: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.container_bits = container_bits(kernel_bits)
         self.kernel_bits = kernel_bits
         self.trainable = False
 
-    def add_weight(self, shape=None, initializer=None, *args, name=None, **kwargs):
-        """Makes packed codes and scales where Keras would make a float kernel."""
+    def add_weight(
+        self,
+        shape: tuple[int, ...] = (),
+        initializer: Any = None,
+        *args: Any,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Adds packed codes and scales in place of Keras's float kernel."""
         if name != KERNEL_NAME:
             return super().add_weight(shape, initializer, *args, name=name, **kwargs)
         self.kernel_shape = tuple(shape)
@@ -51,8 +71,12 @@ class PackedKernel(ComputedKernel):
             trainable=False,
         )
 
-    def set_kernel(self, codes, scale):
-        """Stores codes (integers, the kernel's shape) and scales (positive).
+    def set_kernel(self, codes: ArrayLike, scale: ArrayLike) -> None:
+        """Sets codes and scales.
+
+        Args:
+            codes: integer array of the shape `kernel_shape`.
+            scale: float array of the shape of `kernel_scale`, above 0.
 
         Raises:
             ValueError: if a shape is wrong, a code does not fit `kernel_bits`, or
@@ -74,14 +98,14 @@ class PackedKernel(ComputedKernel):
         self.kernel_scale.assign(scale)
 
     @property
-    def codes(self):
-        """int8 array of the kernel's shape."""
+    def codes(self) -> np.ndarray:
+        """Unpacked codes, an int8 array of the shape `kernel_shape`."""
         packed = ops.convert_to_numpy(self.kernel_variable)
         size = math.prod(self.kernel_shape)
         return unpack(packed, self.container_bits, size).reshape(self.kernel_shape)
 
-    def compute_kernel(self):
-        """The decoded kernel, `codes * kernel_scale`, in float32."""
+    def compute_kernel(self) -> Tensor:
+        """Returns the decoded kernel, `codes * kernel_scale`, in float32."""
         bits, size = self.container_bits, math.prod(self.kernel_shape)
         packed = ops.cast(self.kernel_variable, "int32")[:, None]
         shifts = ops.arange(0, 8, bits, dtype="int32")
@@ -91,15 +115,15 @@ class PackedKernel(ComputedKernel):
         scale = ops.convert_to_tensor(self.kernel_scale)
         return ops.cast(codes, scale.dtype) * scale
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **inference_config(super().get_config()),
             "kernel_bits": self.kernel_bits,
         }
 
 
-def inference_config(config):
-    """A layer's configuration without what only shapes training."""
+def inference_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a layer's configuration without initializers and the like."""
     return {
         key: value
         for key, value in config.items()

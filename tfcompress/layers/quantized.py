@@ -1,4 +1,4 @@
-"""Keras's own layers with a quantizer on the kernel and on the input."""
+"""Training layers with a quantizer of the kernel and one of the input."""
 
 from typing import Any
 
@@ -17,18 +17,18 @@ from tfcompress.types import Tensor
 
 
 class QuantizedKernel(ComputedKernel, TrainingForm):
-    """Mixin before a Keras layer: quantizes its kernel and input as it runs.
+    """Mixin before a Keras layer: quantizes its kernel and its input.
 
-    The optimizer trains the latent float kernel; the layer computes with `kernel`, its
-    quantized value. The inference form is the `Packed*` layer with the same codes and
-    scales, after a `QuantizeActivation` if the input is quantized.
+    The optimizer trains the latent kernel, a float variable; the layer computes with
+    `kernel`, its quantized value. The inference form is the `Packed*` layer with the
+    same codes and scales, after a `QuantizeActivation` if the input is quantized.
 
     Args:
-        kernel_quantizer: a `tfcompress.quantizers.Quantizer`, or None for float.
+        kernel_quantizer: `tfcompress.quantizers.Quantizer`, or None for float.
         input_quantizer: the same for the layer's input.
 
     Raises:
-        TypeError: if one of them is something else.
+        TypeError: if a quantizer is of another type.
         ValueError: if the layer has a `lora_rank`, or a quantizer serves another layer.
     """
 
@@ -50,7 +50,7 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         self.kernel_quantizer = _as_quantizer(kernel_quantizer, "kernel_quantizer")
         self.input_quantizer = _as_quantizer(input_quantizer, "input_quantizer")
 
-    def build(self, input_shape: tuple) -> None:
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         if self.kernel_quantizer is not None:
             _check_unused(self.kernel_quantizer, self.name)
@@ -62,18 +62,18 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
 
     def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
         if name == KERNEL_NAME:
-            # Thresholds and codes are decided on the float32 weights; the
-            # quantized kernel is cast to the compute dtype afterwards.
+            # Codes follow from the float32 weights; the quantized kernel is cast to
+            # the compute dtype afterwards.
             kwargs["autocast"] = False
         return super().add_weight(*args, name=name, **kwargs)
 
     @property
     def latent_kernel(self) -> Any:
-        """The float32 variable that is trained and quantized."""
+        """Float32 variable that is trained and quantized."""
         return self.kernel_variable
 
     def compute_kernel(self) -> Tensor:
-        """The quantized kernel in the layer's compute dtype."""
+        """Returns the quantized kernel in the layer's compute dtype."""
         kernel = self.latent_kernel
         if self.kernel_quantizer is not None:
             kernel = self.kernel_quantizer(kernel)
@@ -112,7 +112,7 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         if self.input_quantizer is None:
             return [packed]
         name = f"{self.name}_input"
-        # Sequential models of Keras 2 call their own inputs like that.
+        # Sequential models of Keras 2 give their own input that name.
         if name in names:
             name += "_levels"
         bits, signed = self.input_quantizer.bits, self.input_quantizer.signed
@@ -130,7 +130,7 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         bias = ops.convert_to_numpy(self.bias) if self.use_bias else None
         if norm is not None:
             codes, scale, bias = fold(
-                codes, scale, np.float64(0) if bias is None else bias, norm
+                codes, scale, np.zeros(()) if bias is None else bias, norm
             )
         packed.set_kernel(codes, scale)
         if bias is not None:

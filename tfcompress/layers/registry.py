@@ -1,4 +1,4 @@
-"""The forms that each kind of layer takes: one table for the whole library."""
+"""Table of the forms of each kind of layer."""
 
 import dataclasses
 
@@ -14,29 +14,30 @@ DEPTHWISE_AXES = (-2, -1)
 
 @dataclasses.dataclass(frozen=True)
 class Forms:
-    """The forms of one kind of layer.
+    """Forms of one kind of layer.
 
     Attributes:
-        plain: type. Class of `keras.layers`.
-        quantized: type. Quantizes its kernel in training.
-        packed: type. Holds integer codes in inference.
-        factorized: type or None. Trains a basis times coefficients; None where a low
-            rank means nothing.
-        factorized_norm: type or None. The same with batch normalization between both.
-        channel_axes: tuple of int. The kernel's axes of output channels.
+        plain: type. Layer of `keras.layers`.
+        quantized: type. Training layer with a quantized kernel.
+        packed: type. Inference layer with integer codes.
+        factorized: type or None. Training layer with a factorized kernel; None for
+            depthwise kernels, which have no low rank.
+        factorized_norm: type or None. The same with batch normalization between the
+            factors.
+        channel_axes: tuple of int. Axes of output channels in the kernel, negative.
         legacy_kernel: str. Attribute of the kernel in Keras 2 (`tf_keras`).
     """
 
-    plain: type
-    quantized: type
-    packed: type
-    factorized: type | None = None
-    factorized_norm: type | None = None
+    plain: type[keras.layers.Layer]
+    quantized: type[keras.layers.Layer]
+    packed: type[keras.layers.Layer]
+    factorized: type[keras.layers.Layer] | None = None
+    factorized_norm: type[keras.layers.Layer] | None = None
     channel_axes: tuple[int, ...] = LAST_AXIS
     legacy_kernel: str = "kernel"
 
     def classes(self) -> tuple[type, ...]:
-        """All forms that there are."""
+        """Returns the classes of all forms that exist."""
         return tuple(
             kind
             for kind in (
@@ -84,13 +85,13 @@ _ROWS = {kind: forms for forms in FORMS for kind in forms.classes()}
 
 
 def forms_of(layer: keras.layers.Layer) -> Forms | None:
-    """The `Forms` of a layer, or None if the table has none.
+    """Returns the forms of a layer, or None if the table has none.
 
-    A subclass of a class of this library counts as that class. A subclass of one of
-    Keras's does not: it may compute something else.
+    A subclass of a layer of this library has that layer's forms. A subclass of a
+    Keras layer has none: it may compute something else.
 
     Args:
-        layer: a Keras layer or operation.
+        layer: Keras layer or operation.
     """
     if type(layer) in _ROWS:
         return _ROWS[type(layer)]

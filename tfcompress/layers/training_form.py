@@ -1,4 +1,4 @@
-"""The interface by which `tfcompress.finalize` replaces layers in training."""
+"""Interface of layers that `tfcompress.finalize` replaces by an inference form."""
 
 from typing import Any
 
@@ -7,13 +7,12 @@ import numpy as np
 
 
 class TrainingForm:
-    """Mixin of a layer that exists in training only, and knows its inference form.
+    """Mixin of a training layer that has an inference form.
 
     Attributes:
-        folds_batch_norm: bool. Whether the inference form takes in the
-            BatchNormalization after the layer.
-        passes_channels: bool. Whether the layer returns the channels that it reads, in
-            their places.
+        folds_batch_norm: bool. Whether the BatchNormalization after the layer is folded
+            into the inference form.
+        passes_channels: bool. Whether output channel i depends on input channel i only.
     """
 
     folds_batch_norm = False
@@ -23,21 +22,21 @@ class TrainingForm:
         """Raises ValueError if the layer has no inference form."""
 
     def unfinished(self) -> list[str]:
-        """Sentences about the steps of the training that are missing."""
+        """Returns a sentence per step of the training that is missing."""
         return []
 
     def inference_layers(
         self, norm: keras.layers.BatchNormalization | None, names: set[str]
     ) -> list[keras.layers.Layer]:
-        """The layers that compute the same in inference, not built.
+        """Returns the layers of the inference form, not built.
 
         Args:
-            norm: the BatchNormalization to take in, or None.
-            names: names that the model has given away.
+            norm: BatchNormalization to fold in, or None.
+            names: names that are taken in the model.
 
         Returns:
-            List of layers to call one after the other; an empty one if the layer's
-            input passes through.
+            List of layers to call one after the other. An empty list stands for the
+            identity.
         """
         raise NotImplementedError
 
@@ -46,24 +45,25 @@ class TrainingForm:
         layers: list[keras.layers.Layer],
         norm: keras.layers.BatchNormalization | None,
     ) -> None:
-        """Gives the built `inference_layers` their weights.
+        """Sets the weights of the built inference layers.
 
         Args:
             layers: list that `inference_layers` returned.
-            norm: as `inference_layers` received it.
+            norm: argument that `inference_layers` received.
         """
 
     def channel_mask(
         self, channels: Any, name: str
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The channels that the training has closed.
+        """Returns the keep mask of the channels that the layer reads.
 
         Args:
             channels: `tfcompress.graph.Channels` of the model in inference form.
-            name: of the first of the `inference_layers` in it.
+            name: name of the first of the `inference_layers` in that model.
 
         Returns:
-            `(groups, is_open)`: int array (n,), dependency groups of `channels`, and
-            boolean array (n,), whether the layer needs each; None if it closes none.
+            `(groups, is_open)`, or None if the layer closes no channels. `groups` is an
+            int array (n,) of channel dependency groups in `channels`. `is_open` is a
+            boolean array (n,): whether the layer needs the channels of the group.
         """
         return None

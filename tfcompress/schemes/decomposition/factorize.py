@@ -89,7 +89,7 @@ class Factorize:
         """Gives a built student layer the weights of what it replaces."""
         new.set_kernel(keras.ops.convert_to_numpy(old.kernel), self.start)
         if norm is not None:
-            new.take_up(norm, old.bias if old.use_bias else None)
+            new.absorb(norm, old.bias if old.use_bias else None)
         elif old.use_bias:
             new.bias.assign(value_of(old.bias))
 

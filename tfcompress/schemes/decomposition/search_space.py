@@ -179,7 +179,7 @@ class RankSpace:
 
     def is_frozen(self):
         """Whether it is decided what goes."""
-        return all(float(ops.convert_to_numpy(x.cut)) for x in self.layers.values())
+        return all(float(ops.convert_to_numpy(x.frozen)) for x in self.layers.values())
 
     def apply(self, cut):
         """Masks what a `Cut` takes, for good."""
@@ -188,7 +188,7 @@ class RankSpace:
             classes = self.channels.read.get(name)
             if classes is not None:
                 layer.input_mask.assign(cut.alive[classes].astype("float32"))
-            layer.cut.assign(1.0)
+            layer.frozen.assign(1.0)
 
     def _all_groups(self):
         return [*self._ranks.values(), *(groups for _, groups in self._classes)]
