@@ -119,7 +119,7 @@ def test_an_override_holds_for_both_parts():
         }
     )
     assert own["a_depthwise"] == "left alone: small"
-    assert own["a"] == "Uniform 4 bit"
+    assert own["a"] == "4-bit weights"
 
 
 def test_the_pointwise_part_loses_ranks_and_channels():

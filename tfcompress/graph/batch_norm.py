@@ -9,14 +9,14 @@ from tfcompress.layers.kernel import channel_axis
 def foldable(
     graph: Graph, layer: keras.layers.Layer
 ) -> keras.layers.BatchNormalization | None:
-    """The BatchNormalization that can be folded into `layer`, or None.
+    """Returns the BatchNormalization that can be folded into `layer`, or None.
 
-    It must be the only reader of the layer's only output, normalise the output
-    channels, and be called once itself.
+    It is the only reader of the layer's only output, normalises the output channels,
+    and is itself called once. The layer has no activation.
 
     Args:
-        graph: a `tfcompress.graph.Graph`.
-        layer: a convolution or dense layer of it.
+        graph: `tfcompress.graph.Graph`.
+        layer: convolution or dense layer of the graph.
     """
     calls = graph.calls_of(layer)
     if len(calls) != 1 or layer.activation not in (None, keras.activations.linear):

@@ -1,27 +1,29 @@
 """Branches whose output does not depend on the model's input."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.graph.graph import Graph
+from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
 
 
-def remove_dead_branches(model):
-    """The same model without the summands of additions that are constant.
+def remove_dead_branches(model: keras.Model) -> keras.Model:
+    """Returns the model without the constant summands of its additions.
 
-    A convolution or dense layer whose kernel is all zero, and a batch normalization
-    whose gamma is, makes the same output for every input, and so does what follows
-    from it alone. Where an `Add` layer adds that to something else, only the constant
-    is kept: one value per channel, added by a `Rescaling` layer, or nothing if it is
-    zero. A constant that differs between positions, as behind padding, stays as it is,
-    and so does one of open size.
+    A convolution or dense layer with a kernel of zeros ignores its input, and so does
+    a batch normalization with a gamma of zeros. Its output is constant, as are the
+    outputs of the layers that read no other tensor. Where an `Add` layer has such a
+    summand, a `Rescaling` layer adds the constant, one value per channel. A constant of
+    zero needs no layer. A summand that differs between positions, as after padding,
+    stays, and so does one of open size.
 
     Args:
-        model: a Functional model of plain layers. It is left untouched.
+        model: Functional model of plain layers. It is left untouched.
 
     Returns:
         A Functional `keras.Model` that computes the same in inference; `model` itself
@@ -47,9 +49,9 @@ def remove_dead_branches(model):
     return smaller
 
 
-def _constants(graph):
-    """`{id(tensor): float array (1, ...)}` of what no input of the model changes."""
-    values = {}
+def _constants(graph: Graph) -> dict[int, np.ndarray]:
+    """`{id(tensor): float array (1, ...)}` of the tensors that are constant."""
+    values: dict[int, np.ndarray] = {}
     for call in graph.calls:
         if not isinstance(call.operation, layers.Layer):
             continue
@@ -76,7 +78,7 @@ def _ignores_input(layer):
 
 
 def _run(call, values):
-    """The output of a call in inference, with values in place of its inputs."""
+    """The output of a call in inference, an array, with values for its inputs."""
     values = iter(values)
 
     def value(leaf):
@@ -87,29 +89,43 @@ def _run(call, values):
     return ops.convert_to_numpy(call.operation(*args, **kwargs))
 
 
-def _constant_offset(graph, call, constants):
-    """What the constant summands of an `Add` layer add per channel, or None."""
+def _constant_offset(
+    graph: Graph, call: Call, constants: dict[int, np.ndarray]
+) -> np.ndarray | None:
+    """The sum of an `Add` layer's constant summands, float (channels,), or None.
+
+    None if no summand or every one is constant, if the sum differs between positions,
+    or if the layer is called more than once.
+    """
     if not isinstance(call.operation, layers.Add):
         return None
     known = [constants[id(x)] for x in call.inputs if id(x) in constants]
     if len(known) in (0, len(call.inputs)) or len(graph.calls_of(call.operation)) != 1:
         return None
-    # Summands of fewer positions than the sum would have to be broadcast.
+    # A summand of fewer positions than the sum is broadcast.
     if any(x.shape != call.outputs[0].shape for x in call.inputs):
         return None
-    total = sum(known).reshape(-1, known[0].shape[-1])
+    total = np.asarray(sum(known)).reshape(-1, known[0].shape[-1])
     return total[0] if (total == total[0]).all() else None
 
 
 class _SumOfSome:
-    """Called in place of an `Add` layer: some of its summands and a constant."""
+    """Replacement of an `Add` layer: adds some of its summands and a constant.
 
-    def __init__(self, add, live, offset):
+    Args:
+        add: the `Add` layer.
+        live: list of int. Indices of the summands that are not constant.
+        offset: float array (channels,). Sum of the constant summands.
+    """
+
+    def __init__(
+        self, add: keras.layers.Layer, live: list[int], offset: np.ndarray
+    ) -> None:
         self.add = add
         self.live = live
         self.offset = offset
 
-    def __call__(self, summands):
+    def __call__(self, summands: list[keras.KerasTensor]) -> Any:
         summands = [summands[i] for i in self.live]
         x = clone_layer(self.add)(summands) if len(summands) > 1 else summands[0]
         if not self.offset.any():

@@ -1,7 +1,9 @@
 """Removing channels from a model, with all that is stored for them."""
 
 import functools
+from collections.abc import Iterable, Mapping, Sequence
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -9,36 +11,39 @@ from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers import PackedKernel, QuantizedKernel
+from tfcompress.types import ArrayLike
 
 
-def remove_channels(model, keep):
-    """The same model with fewer output channels in some layers.
+def remove_channels(
+    model: keras.Model, keep: Mapping[str, Sequence[int] | np.ndarray]
+) -> keras.Model:
+    """Returns the model with fewer output channels in some layers.
 
-    The channels that are not kept disappear from the layers that make them, from
-    those that carry them on (batch normalization, depthwise convolutions, PReLU),
-    and from those that sum over them; channels that are tied to them disappear from
-    all other layers. All other weights are copied as they are. Where the removed
-    channels were zero to all that read them, the predictions stay what they were.
+    Channels are removed from the layers that make them, carry them (batch
+    normalization, depthwise convolutions, PReLU) and sum over them. Channels of the
+    same dependency groups are removed from all other layers. All other weights are
+    copied. Where all readers read zeros in the removed channels, the predictions stay
+    the same.
 
     Args:
-        model: a built Functional or Sequential model of plain Keras layers, or a
+        model: built Functional or Sequential model of plain Keras layers, or a
             finalized one with `tfcompress.layers.Packed*` layers. It is left
             untouched.
-        keep: `{name: indices}`, for each layer that is to lose output channels
-            the indices of those that stay, ascending. Names are those of
-            `Channels.written`: inside nested models "outer/inner".
+        keep: `{name: indices}`. For each layer that loses output channels, the indices
+            of those that stay, ascending. Names are those of `Channels.written`:
+            "outer/inner" inside nested models.
 
     Returns:
         A Functional `keras.Model`, not compiled.
 
     Raises:
-        ValueError: if the model has no graph or has `Quant*` layers, a name is
-            not that of a layer that makes channels, the indices are not ascending
-            integers within the layer's channels, channels that go are frozen or
-            tied to channels that are to stay, or a tensor would lose all channels.
+        ValueError: if the model has no graph or has `Quant*` layers, or a name is not
+            that of a layer that makes channels. Also if indices are not ascending
+            integers within the layer's channels, removed channels are frozen or tied
+            to channels that stay, or a tensor would lose all channels.
     """
     channels = Channels(Graph(model))
-    dropped = np.zeros(len(channels.frozen), bool)
+    dropped: np.ndarray = np.zeros(len(channels.frozen), bool)
     kept = _checked_indices(keep, channels.written)
     for name, indices in kept.items():
         dropped[np.delete(channels.written[name], indices)] = True
@@ -47,26 +52,29 @@ def remove_channels(model, keep):
     return remove_groups(model, channels, dropped)
 
 
-def remove_groups(model, channels, dropped):
-    """The same model without whole classes of tied channels.
+def remove_groups(
+    model: keras.Model, channels: Channels, dropped: ArrayLike
+) -> keras.Model:
+    """Returns the model without some dependency groups of its channels.
 
     Args:
         model: as for `remove_channels`.
         channels: `Channels(Graph(model))`.
-        dropped: boolean array, true for each of its classes that goes.
+        dropped: boolean array over the groups of `channels`, true where a group is
+            removed.
 
     Returns:
         A Functional `keras.Model`, not compiled.
 
     Raises:
-        ValueError: if the model has `Quant*` layers, `dropped` has another shape,
-            a class that goes is frozen, or a tensor would lose all channels.
+        ValueError: if the model has `Quant*` layers, `dropped` has another shape, a
+            removed group is frozen, or a tensor would lose all channels.
     """
     _check_not_in_training(model)
     dropped = np.asarray(dropped, bool)
     _check_removable(channels, dropped)
 
-    def count(groups):
+    def count(groups: np.ndarray) -> int:
         return int((~dropped[groups]).sum())
 
     def changes(operation):
@@ -93,8 +101,10 @@ def remove_groups(model, channels, dropped):
     return new_model
 
 
-def _checked_indices(keep, written):
-    """`keep` with integer arrays."""
+def _checked_indices(
+    keep: Mapping[str, ArrayLike], written: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """`keep` with int arrays."""
     unknown = [name for name in keep if name not in written]
     if unknown:
         raise ValueError(
@@ -127,9 +137,9 @@ def _check_not_tied(name, indices, written, dropped):
     torn = indices[dropped[written[indices]]].tolist()
     if torn:
         raise ValueError(
-            f"`keep['{name}']` has to leave out what is tied to removed channels. "
+            f"`keep['{name}']` has to leave out channels tied to removed ones. "
             f"Received: {indices.tolist()}, of which {torn} are tied to channels that "
-            "`keep` removes. `Channels.details()` says what is tied."
+            "`keep` removes. `Channels.details()` lists tied channels."
         )
 
 
@@ -151,30 +161,31 @@ def _check_removable(channels, dropped):
     if dropped.shape != (len(channels.frozen),):
         raise ValueError(
             f"`dropped` is a boolean array of shape ({len(channels.frozen)},), one "
-            f"for each dependency group. Received: shape {dropped.shape}."
+            f"for each dependency group. Received: shape {dropped.shape}. Make it for "
+            "the `Channels` of this model."
         )
     for name, groups in channels.tensors:
         frozen = [g for g in groups[dropped[groups]] if channels.frozen[g]]
         if frozen:
             raise ValueError(
-                "Only channels that nothing freezes are expected to go. Received some "
-                f"of '{name}', which stay: {channels.frozen[frozen[0]]}. Leave "
-                f"'{name}', and what is tied to it, as it is."
+                "Only channels that nothing freezes can be removed. Received some of "
+                f"'{name}', which stay: {channels.frozen[frozen[0]]}. Keep all "
+                f"channels of '{name}' and all that are tied to them."
             )
     for name, groups in channels.tensors:
         if len(groups) and dropped[groups].all():
             raise ValueError(
-                f"At least one channel is expected to stay of what '{name}' makes. "
+                f"At least one channel that '{name}' makes is expected to stay. "
                 "Received: none of them. Keep one."
             )
 
 
 def _copy_kept(old, new, weights, stays):
-    """Copies the weights of one layer, but for the channels that are gone."""
+    """Copies the weights of one layer's kept channels."""
 
     def cut(values, axes):
         for axis, groups in axes.items():
-            # Scales, and a PReLU's slopes, are shared along axes of size one.
+            # Scales and a PReLU's slopes are shared along axes of size one.
             if values.shape[axis] != 1:
                 values = np.compress(stays[groups], values, axis)
         return values
@@ -192,5 +203,5 @@ def _get_item(operation, key, x, *_, **__):
     return operation(x, key)
 
 
-def _listed(names):
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -1,5 +1,6 @@
-"""Separable convolutions as the two layers that they stand for."""
+"""Separable convolutions, split into a depthwise and a pointwise layer."""
 
+import keras
 from keras import layers
 
 from tfcompress.graph.graph import Graph
@@ -11,7 +12,8 @@ _PARTS = {
     layers.SeparableConv2D: (layers.DepthwiseConv2D, layers.Conv2D),
 }
 _SUFFIX = "_depthwise"
-# Arguments of both parts, and of one alone; the rest has the name of its part.
+# Arguments of both parts, then of either part alone. The names of all others begin
+# with that of their part.
 _SHARED = ("trainable", "dtype", "data_format")
 _DEPTHWISE = ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")
 _POINTWISE = (
@@ -21,14 +23,14 @@ _POINTWISE = (
 _OF_A_KERNEL = ("initializer", "regularizer", "constraint")
 
 
-def split_separable(model):
-    """The same model with a depthwise and a pointwise layer for each separable one.
+def split_separable(model: keras.Model) -> keras.Model:
+    """Returns the model with a depthwise and a pointwise layer per separable one.
 
-    Both are layers that schemes can compress on their own. The second has the name of
-    the separable layer, the first that and "_depthwise".
+    Schemes can compress each of the two. The pointwise layer has the name of the
+    separable one, and the depthwise layer that name and "_depthwise".
 
     Args:
-        model: a built Functional or Sequential model. It is left untouched.
+        model: built Functional or Sequential model. It is left untouched.
 
     Returns:
         A Functional `keras.Model` that computes the same; `model` itself if it has
@@ -57,8 +59,8 @@ def split_separable(model):
     return split
 
 
-def separable_layers(model):
-    """`{name of the depthwise part: name}` of what `split_separable` splits."""
+def separable_layers(model: keras.Model) -> dict[str, str]:
+    """`{name of the depthwise part: name}` of the model's separable convolutions."""
     return {
         f"{name}{_SUFFIX}": name
         for name, layer in Graph(model).layers().items()
@@ -67,7 +69,7 @@ def separable_layers(model):
 
 
 def _parts(layer):
-    """The depthwise and the pointwise layer, not built."""
+    """The depthwise and the pointwise layer of a separable one, not built."""
     config = layer.get_config()
     kinds = _PARTS[type(layer)]
     shared = {key: config[key] for key in _SHARED}

@@ -1,7 +1,11 @@
-"""Which tensors of a graph can be negative."""
+"""Signs of the tensors of a graph."""
+
+from collections.abc import Callable
 
 import keras
 from keras import layers
+
+from tfcompress.graph.graph import Graph
 
 NON_NEGATIVE_ACTIVATIONS = (
     "relu",
@@ -16,7 +20,7 @@ _RECTIFYING_OPERATIONS = {
     "Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Absolute",
     "Square",
 }  # fmt: skip
-# Non-negative where all of their inputs are.
+# Non-negative if all of their inputs are.
 _KEEPING = (
     layers.Add,
     layers.Average,
@@ -47,20 +51,20 @@ _KEEPING = (
     layers.ZeroPadding2D,
 )
 _KEEPING_OPERATIONS = {"Maximum", "Mean", "Reshape"}
-# These keep signs if both operands are tensors; a constant's sign is not known here.
+# Non-negative if both operands are non-negative tensors; constants may be negative.
 _KEEPING_MERGES = {"Add", "Concatenate", "Multiply"}
 
 
-def may_be_negative(graph):
-    """Function from a tensor of the graph to whether it can have negative values.
+def may_be_negative(graph: Graph) -> Callable[[keras.KerasTensor], bool]:
+    """Returns a function from a tensor to whether it can have negative values.
 
-    True for the model's inputs and behind anything that is not known to rectify or
-    to keep signs.
+    It can if it is an input of the model, or if the operation that makes it is not
+    known to rectify or to keep signs.
 
     Args:
-        graph: a `tfcompress.graph.graph.Graph`.
+        graph: `tfcompress.graph.Graph` of the tensors.
     """
-    nonnegative = set()
+    nonnegative: set[int] = set()
     for call in graph.calls:
         known = call.inputs and all(id(x) in nonnegative for x in call.inputs)
         if _rectifies(call.operation) or (known and _keeps(call)):
@@ -70,10 +74,10 @@ def may_be_negative(graph):
 
 def _rectifies(operation):
     kind = type(operation)
-    # What a layer of somebody else's does behind its activation is not known.
+    # Layers of other packages may compute more after their activation.
     if kind.__module__.partition(".")[0] not in ("keras", "tfcompress"):
         return False
-    if kind.__name__ == "ReLU":  # the layer, and what `keras.activations.relu` makes
+    if kind.__name__ == "ReLU":  # the layer and the operation of `activations.relu`
         return not operation.negative_slope and operation.threshold >= 0
     if isinstance(operation, layers.Softmax):
         return True
@@ -87,6 +91,6 @@ def _keeps(call):
     if not isinstance(call.operation, layers.Layer):
         merges = kind.__name__ in _KEEPING_MERGES and len(call.inputs) > 1
         return merges or kind.__name__ in _KEEPING_OPERATIONS
-    # Interpolation of a higher order overshoots.
+    # Interpolation of higher order overshoots.
     interpolation = getattr(call.operation, "interpolation", "nearest")
     return kind in _KEEPING and interpolation in ("nearest", "bilinear")

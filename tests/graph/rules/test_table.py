@@ -159,7 +159,7 @@ def test_flatten_of_open_sizes_freezes():
 
 
 def test_more_layers_can_be_declared(monkeypatch):
-    monkeypatch.setitem(rules.LAYERS, Halve, rules.passing)
+    monkeypatch.setitem(rules.LAYERS, Halve, rules.elementwise.pass_through)
     assert reasons(channels_of(then(Halve()))) == {""}
 
 

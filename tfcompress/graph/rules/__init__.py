@@ -1,1 +1,1 @@
-"""The rule of each operation: what it does with channels."""
+"""Rules: the channels that each operation reads, makes, ties and freezes."""

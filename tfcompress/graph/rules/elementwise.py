@@ -1,9 +1,15 @@
-"""Functions that compute every element of a tensor on its own."""
+"""Rules of operations that compute every element of a tensor on its own."""
 
 import keras
+import numpy as np
+from keras import layers
 
-# Names in `keras.activations` and `keras.ops`; those of operations are the same with
-# capitals for underscores.
+from tfcompress.graph.graph import Call
+from tfcompress.graph.trace import Trace, described
+from tfcompress.layers import QuantizeActivation
+
+# Names in `keras.activations` and `keras.ops`. The classes of operations have the same
+# names, in capitals and without underscores.
 _NAMES = (
     "abs", "absolute", "cast", "ceil", "celu", "cos", "elu", "erf", "exp",
     "expm1", "exponential", "floor", "gelu", "hard_shrink", "hard_sigmoid",
@@ -13,7 +19,6 @@ _NAMES = (
     "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "sqrt", "square",
     "squareplus", "stop_gradient", "swish", "tanh", "tanh_shrink", "threshold",
 )  # fmt: skip
-OPERATIONS = {name.replace("_", "") for name in _NAMES}
 _FUNCTIONS = {None} | {
     getattr(space, name)
     for space in (keras.activations, keras.ops)
@@ -22,15 +27,67 @@ _FUNCTIONS = {None} | {
 }
 
 
-def mixes_channels(activation):
-    """Whether an activation is not known to compute each element on its own."""
-    return activation not in _FUNCTIONS
+def why_mixed(layer: keras.layers.Layer) -> str:
+    """Reason that a layer's activation freezes its channels, or "".
 
-
-def why_mixed(layer):
-    """Why a layer's activation keeps channels from being removed, or ""."""
+    An activation freezes unless it is known to compute each element on its own.
+    """
     activation = getattr(layer, "activation", None)
-    if not mixes_channels(activation):
+    if activation in _FUNCTIONS:
         return ""
     function = getattr(activation, "__name__", type(activation).__name__)
     return f"the activation {function} of '{layer.name}' may mix channels"
+
+
+def pass_through(trace: Trace, call: Call) -> None:
+    """The output has the channels of the input, on the same axis."""
+    trace.put(call, trace.space(call.inputs[0]))
+
+
+def activation(trace: Trace, call: Call) -> None:
+    reason = why_mixed(call.operation)
+    if reason:
+        trace.freeze_call(call, reason)
+    else:
+        pass_through(trace, call)
+
+
+def dropout(trace: Trace, call: Call) -> None:
+    shape = getattr(call.operation, "noise_shape", None)
+    axis = trace.space(call.inputs[0]).axis
+    if shape is not None and shape[axis] not in (None, 1):
+        trace.freeze_call(call, f"'{call.name}' has a noise_shape with the channels")
+    else:
+        pass_through(trace, call)
+
+
+def rescaling(trace: Trace, call: Call) -> None:
+    if np.ndim(call.operation.scale) or np.ndim(call.operation.offset):
+        trace.freeze_call(call, f"'{call.name}' scales each channel differently")
+    else:
+        pass_through(trace, call)
+
+
+def clip(trace: Trace, call: Call) -> None:
+    if np.ndim(call.operation.x_min) or np.ndim(call.operation.x_max):
+        trace.freeze_call(call, f"{described(call)} has a constant for each channel")
+    else:
+        pass_through(trace, call)
+
+
+_DROPOUT = (layers.AlphaDropout, layers.Dropout, layers.GaussianDropout)
+_PASSING = (
+    layers.ActivityRegularization, layers.ELU, layers.GaussianNoise, layers.Identity,
+    layers.LeakyReLU, layers.ReLU, layers.SpatialDropout1D, layers.SpatialDropout2D,
+    layers.SpatialDropout3D, QuantizeActivation,
+)  # fmt: skip
+LAYERS = {
+    layers.Activation: activation,
+    layers.Rescaling: rescaling,
+    **dict.fromkeys(_DROPOUT, dropout),
+    **dict.fromkeys(_PASSING, pass_through),
+}
+OPERATIONS = {
+    "clip": clip,
+    **dict.fromkeys((name.replace("_", "") for name in _NAMES), pass_through),
+}

@@ -1,23 +1,25 @@
-"""What operations that move, repeat, add or select channels do with them."""
+"""Rules of operations that move, repeat, pad or select channels."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
-import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.graph.trace import Space
+from tfcompress.graph.graph import Call
+from tfcompress.graph.trace import Count, Space, Trace
 from tfcompress.layers.kernel import channel_axis
 
 
-def flatten(trace, call):
+def flatten(trace: Trace, call: Call) -> None:
     source = trace.space(call.inputs[0])
     sizes = call.inputs[0].shape
     if None in sizes[1:] or len(sizes) < 2:
         trace.freeze_call(call)
         return
     order = list(range(1, len(sizes)))
-    if channel_axis(call.operation) == 1:  # it moves the channels to the end
+    if channel_axis(call.operation) == 1:  # the layer moves the channels to the end
         order = [*order[1:], 1]
     place = order.index(source.axis)
     before, after = order[:place], order[place + 1 :]
@@ -25,12 +27,12 @@ def flatten(trace, call):
     _put_repeated(trace, call, source, inner, math.prod(sizes[axis] for axis in before))
 
 
-def reshape_layer(trace, call):
+def reshape_layer(trace: Trace, call: Call) -> None:
     shape = call.operation.target_shape
     _reshape(trace, call, "target_shape", shape, first_axis=1)
 
 
-def reshape_operation(trace, call):
+def reshape_operation(trace: Trace, call: Call) -> None:
     shape = call.operation.newshape
     if not isinstance(shape, (tuple, list)):
         trace.freeze_call(call)
@@ -38,17 +40,17 @@ def reshape_operation(trace, call):
     _reshape(trace, call, "newshape", shape, first_axis=0)
 
 
-def permute(trace, call):
+def permute(trace: Trace, call: Call) -> None:
     _transpose(trace, call, (0, *call.operation.dims))
 
 
-def transpose(trace, call):
+def transpose(trace: Trace, call: Call) -> None:
     ndim = len(call.inputs[0].shape)
     axes = call.operation.axes
     _transpose(trace, call, range(ndim)[::-1] if axes is None else axes)
 
 
-def expand_dims(trace, call):
+def expand_dims(trace: Trace, call: Call) -> None:
     space, axis = trace.space(call.inputs[0]), call.operation.axis
     if not isinstance(axis, int):
         trace.freeze_call(call)
@@ -58,13 +60,13 @@ def expand_dims(trace, call):
     trace.put(call, Space(moved, space.ids))
 
 
-def drop_axes(trace, call):
-    """Reductions and squeezing, over other axes than that of the channels."""
+def drop_axes(trace: Trace, call: Call) -> None:
+    """Rule of reductions and squeezing over other axes than that of the channels."""
     space, operation = trace.space(call.inputs[0]), call.operation
     axes = operation.axis
     axes = [axes] if isinstance(axes, int) else axes
     ndim = len(call.inputs[0].shape)
-    # A reduction over all axes, or one that starts at a given value.
+    # A reduction over all axes, or one with an initial value.
     if axes is None or getattr(operation, "initial", None) is not None:
         trace.freeze_call(call)
         return
@@ -77,8 +79,8 @@ def drop_axes(trace, call):
     trace.put(call, Space(moved, space.ids))
 
 
-def pad(trace, call):
-    """New channels that are always zero, where the channels' axis is padded."""
+def pad(trace: Trace, call: Call) -> None:
+    """Pads the channels' axis with new channels, which are always zero."""
     space, operation = trace.space(call.inputs[0]), call.operation
     ndim = len(call.inputs[0].shape)
     widths = [list(map(int, width)) for width in operation.pad_width]
@@ -91,7 +93,7 @@ def pad(trace, call):
         trace.freeze_call(call)
         return
 
-    def changes(count):
+    def changes(count: Count) -> dict[str, Any]:
         changed = [*widths]
         changed[space.axis] = [count(before), count(after)]
         return {"pad_width": changed}
@@ -101,26 +103,7 @@ def pad(trace, call):
     trace.resize(call, "", space.ids, ids, {}, changes)
 
 
-def concatenate(trace, call):
-    (output,) = call.outputs
-    axis = call.operation.axis % len(output.shape)
-    spaces = [trace.space(tensor) for tensor in call.inputs]
-    operands = keras.tree.flatten(call.arguments[0])
-    same_axis = len({space.axis for space in spaces}) == 1
-    same_size = len({len(space.ids) for space in spaces}) == 1
-    ids = [space.ids for space in spaces]
-    if len(operands) != len(spaces) or not same_axis:
-        trace.freeze_call(call)
-    elif axis == spaces[0].axis:
-        trace.put(call, Space(axis, np.concatenate(ids)))
-    elif same_size:
-        trace.unite(call, ids)
-        trace.put(call, Space(spaces[0].axis, ids[0]))
-    else:
-        trace.freeze_call(call)
-
-
-def split(trace, call):
+def split(trace: Trace, call: Call) -> None:
     operation = call.operation
     space = trace.space(call.inputs[0])
     if operation.axis % len(call.inputs[0].shape) != space.axis:
@@ -135,15 +118,15 @@ def split(trace, call):
     for output, ids in zip(call.outputs, parts, strict=True):
         trace.put(call, Space(space.axis, ids), output)
 
-    def changes(count):
+    def changes(count: Count) -> dict[str, Any]:
         ends = tuple(count(space.ids[:section]) for section in sections)
         return {"indices_or_sections": ends}
 
     trace.resize(call, "", space.ids, space.ids, {}, changes)
 
 
-def get_item(trace, call):
-    """`x[key]` with slices, of steps of one where they select channels."""
+def get_item(trace: Trace, call: Call) -> None:
+    """Rule of `x[key]` with slices, with steps of one along the channels' axis."""
     space = trace.space(call.inputs[0])
     args, kwargs = call.arguments
     key = kwargs["key"] if "key" in kwargs else args[1]
@@ -156,7 +139,7 @@ def get_item(trace, call):
     rest = [slice(None)] * (len(call.inputs[0].shape) - taken)
     at = key.index(Ellipsis) if Ellipsis in key else len(key)
     key[at : at + 1] = rest
-    # Index in the key of the channels' axis.
+    # Index of the channels' axis in the key.
     (place,) = [
         i
         for i, part in enumerate(key)
@@ -172,7 +155,7 @@ def get_item(trace, call):
     ids = space.ids[start:stop]
     axis = sum(not isinstance(part, int) for part in key[:place])
 
-    def changes(count):
+    def changes(count: Count) -> dict[str, Any]:
         first = count(space.ids[:start])
         changed = [*key]
         changed[place] = slice(first, first + count(ids))
@@ -202,24 +185,33 @@ OPERATIONS = {
 }
 
 
-def _transpose(trace, call, axes):
+def _transpose(trace: Trace, call: Call, axes: Sequence[int]) -> None:
     space = trace.space(call.inputs[0])
     ndim = len(call.inputs[0].shape)
     moved = [axis % ndim for axis in axes].index(space.axis)
     trace.put(call, Space(moved, space.ids))
 
 
-def _put_repeated(trace, call, space, inner, outer):
-    """Channels on the last axis, each `inner` times, all of them `outer` times."""
-
+def _put_repeated(
+    trace: Trace, call: Call, space: Space, inner: int, outer: int
+) -> None:
+    """Puts channels on the last axis, each `inner` times, all of them `outer` times."""
     ids = np.tile(np.repeat(space.ids, inner), outer)
     trace.put(call, Space(len(call.outputs[0].shape) - 1, ids))
 
 
-def _reshape(trace, call, argument, shape, first_axis):
-    """A reshape that leaves the channels on an axis, or spreads them on the last.
+def _reshape(
+    trace: Trace, call: Call, argument: str, shape: Sequence, first_axis: int
+) -> None:
+    """Rule of a reshape that leaves the channels on one axis.
 
-    Elements keep their order, so channels are where the axis has the same stride.
+    Elements keep their order. The channels are therefore on the output's axis of the
+    same stride, or they are repeated along its last axis.
+
+    Args:
+        argument: name of the operation's argument with the shape.
+        shape: value of that argument.
+        first_axis: axis of the output that `shape[0]` is the size of.
     """
     (source,), (output,) = call.inputs, call.outputs
     space = trace.space(source)
@@ -249,7 +241,7 @@ def _reshape(trace, call, argument, shape, first_axis):
         return
     made = trace.space(output)
 
-    def changes(count):
+    def changes(count: Count) -> dict[str, Any]:
         changed = list(shape)
         if changed[made.axis - first_axis] != -1:
             changed[made.axis - first_axis] = count(made.ids)

@@ -1,21 +1,24 @@
-"""What layers with weights do with channels."""
+"""Rules of layers with weights, which make or carry channels."""
+
+from typing import Any
 
 import numpy as np
 from keras import layers
 
+from tfcompress.graph.graph import Call
 from tfcompress.graph.rules.elementwise import why_mixed
-from tfcompress.graph.trace import Space
+from tfcompress.graph.trace import Changes, Count, Space, Trace, Weights
 from tfcompress.layers.kernel import channel_axis
 
 
-def dense(trace, call):
+def dense(trace: Trace, call: Call) -> None:
     source = trace.read(call, -1)
     made = trace.new(call.operation.units)
     weights = {"kernel": {-2: source.ids, -1: made}, "bias": {-1: made}}
     _produce(trace, call, source, made, weights, lambda count: {"units": count(made)})
 
 
-def convolution(trace, call):
+def convolution(trace: Trace, call: Call) -> None:
     layer = call.operation
     source = trace.read(call, channel_axis(layer))
     if 1 < layer.groups == len(source.ids):
@@ -29,14 +32,14 @@ def convolution(trace, call):
     _produce(trace, call, source, made, weights, _filters(made))
 
 
-def transposed_convolution(trace, call):
+def transposed_convolution(trace: Trace, call: Call) -> None:
     source = trace.read(call, channel_axis(call.operation))
     made = trace.new(call.operation.filters)
     weights = {"kernel": {-2: made, -1: source.ids}, "bias": {-1: made}}
     _produce(trace, call, source, made, weights, _filters(made))
 
 
-def separable_convolution(trace, call):
+def separable_convolution(trace: Trace, call: Call) -> None:
     layer = call.operation
     source = trace.read(call, channel_axis(layer))
     made = trace.new(layer.filters)
@@ -51,8 +54,8 @@ def separable_convolution(trace, call):
     _produce(trace, call, source, made, weights, _filters(made))
 
 
-def einsum_dense(trace, call):
-    """A dense layer on the last axis; any other equation freezes."""
+def einsum_dense(trace: Trace, call: Call) -> None:
+    """Rule of a dense layer on the last axis; any other equation freezes."""
     layer = call.operation
     operands, output = layer.equation.replace(" ", "").split("->")
     left, kernel = operands.split(",")
@@ -72,7 +75,7 @@ def einsum_dense(trace, call):
     made = trace.new(layer.kernel.shape[-1])
     weights = {"kernel": {-2: source.ids, -1: made}, "bias": {-1: made}}
 
-    def changes(count):
+    def changes(count: Count) -> dict[str, Any]:
         config = layer.get_config()["output_shape"]
         shape = (config,) if isinstance(config, int) else tuple(config)
         return {"output_shape": (*shape[:-1], count(made))}
@@ -80,7 +83,7 @@ def einsum_dense(trace, call):
     _produce(trace, call, source, made, weights, changes)
 
 
-def embedding(trace, call):
+def embedding(trace: Trace, call: Call) -> None:
     layer = call.operation
     trace.freeze(trace.space(call.inputs[0]).ids, f"'{call.name}' reads indices")
     made = trace.new(layer.output_dim)
@@ -91,22 +94,22 @@ def embedding(trace, call):
     )
 
 
-def depthwise_convolution(trace, call):
+def depthwise_convolution(trace: Trace, call: Call) -> None:
     layer = call.operation
     source = trace.read(call, channel_axis(layer))
-    ids = np.repeat(source.ids, layer.depth_multiplier)
+    ids: np.ndarray = np.repeat(source.ids, layer.depth_multiplier)
     weights = {"kernel": {-2: source.ids}, "bias": {-1: ids}}
     _carry_filtered(trace, call, source, ids, weights, lambda count: {})
 
 
-def batch_normalization(trace, call):
+def batch_normalization(trace: Trace, call: Call) -> None:
     source = trace.read(call, call.operation.axis)
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     weights = {name: {-1: source.ids} for name in names}
     _carry(trace, call, source, weights)
 
 
-def group_normalization(trace, call):
+def group_normalization(trace: Trace, call: Call) -> None:
     layer = call.operation
     source = trace.read(call, layer.axis)
     if layer.groups != len(source.ids):
@@ -116,20 +119,20 @@ def group_normalization(trace, call):
     _carry(trace, call, source, weights, lambda count: {"groups": count(source.ids)})
 
 
-def prelu(trace, call):
+def prelu(trace: Trace, call: Call) -> None:
     source = trace.space(call.inputs[0])
     # Its weights have the axes of its input but for the batch.
     weights = {"alpha": {source.axis - len(call.inputs[0].shape): source.ids}}
     _carry(trace, call, source, weights)
 
 
-def normalization(trace, call):
+def normalization(trace: Trace, call: Call) -> None:
     space = trace.space(call.inputs[0])
     trace.freeze(space.ids, f"'{call.name}' normalises with fixed statistics")
     trace.put(call, space)
 
 
-RULES = {
+LAYERS = {
     layers.Dense: dense,
     layers.Conv1D: convolution,
     layers.Conv2D: convolution,
@@ -150,19 +153,19 @@ RULES = {
 }
 
 
-def _filters(made):
+def _filters(made: np.ndarray) -> Changes:
     return lambda count: {"filters": count(made)}
 
 
 def _tie_groups(trace, call, ids):
-    """Groups have to stay equally wide, so they lose the same of their channels."""
+    """Ties the channels at the same place in all groups, which stay equally wide."""
     groups = call.operation.groups
     if groups > 1:
         trace.unite(call, ids.reshape(groups, -1))
 
 
 def _convolve_each(trace, call, source):
-    """A convolution with a group per channel, which is a depthwise one."""
+    """Rule of a convolution with a group per channel, which is a depthwise one."""
     ids = np.repeat(source.ids, call.operation.filters // len(source.ids))
     weights = {"kernel": {-1: ids}, "bias": {-1: ids}}
     _carry_filtered(
@@ -175,22 +178,43 @@ def _convolve_each(trace, call, source):
     )
 
 
-def _produce(trace, call, source, made, weights, changes):
-    """New channels, from sums over those that are read."""
+def _produce(
+    trace: Trace,
+    call: Call,
+    source: Space,
+    made: np.ndarray,
+    weights: Weights,
+    changes: Changes,
+) -> None:
+    """Puts new channels, `made`, that are sums over those of `source`."""
     axis = channel_axis(call.operation) % len(call.outputs[0].shape)
     trace.put(call, Space(axis, made))
     trace.resize(call, "producer", source.ids, made, weights, changes)
     _freeze_mixed(trace, call, made)
 
 
-def _carry_filtered(trace, call, source, ids, weights, changes):
-    """The same channels behind a filter, with a bias and an activation."""
+def _carry_filtered(
+    trace: Trace,
+    call: Call,
+    source: Space,
+    ids: np.ndarray,
+    weights: Weights,
+    changes: Changes,
+) -> None:
+    """Puts the same channels, filtered one by one, with a bias and an activation."""
     trace.put(call, Space(source.axis, ids))
     trace.resize(call, "carrier", source.ids, ids, weights, changes)
     _freeze_mixed(trace, call, ids)
 
 
-def _carry(trace, call, space, weights, changes=lambda count: {}):
+def _carry(
+    trace: Trace,
+    call: Call,
+    space: Space,
+    weights: Weights,
+    changes: Changes = lambda count: {},
+) -> None:
+    """Puts the same channels, with weights for each of them."""
     trace.put(call, space)
     trace.resize(call, "carrier", space.ids, space.ids, weights, changes)
 
