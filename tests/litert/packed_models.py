@@ -7,13 +7,7 @@ from keras import layers as kl
 from tfcompress import layers
 from tfcompress.graph.rebuild import clone_layer, rebuild
 from tfcompress.layers.packed import inference_config
-
-PACKED = {
-    kl.Conv1D: layers.PackedConv1D,
-    kl.Conv2D: layers.PackedConv2D,
-    kl.Dense: layers.PackedDense,
-    kl.DepthwiseConv2D: layers.PackedDepthwiseConv2D,
-}
+from tfcompress.layers.registry import forms_of
 
 
 def make_packed(model, bits=(2, 4, 8)):
@@ -26,12 +20,12 @@ def make_packed(model, bits=(2, 4, 8)):
     widths = iter(bits * 99)
 
     def replace(layer):
-        if type(layer) not in PACKED or layer.name.startswith("float"):
+        forms = forms_of(layer)
+        if forms is None or layer.name.startswith("float"):
             return clone_layer(layer)
         config = inference_config(layer.get_config())
         config.pop("quantization_config", None)
-        packed = PACKED[type(layer)]
-        return packed.from_config({**config, "kernel_bits": next(widths)})
+        return forms.packed.from_config({**config, "kernel_bits": next(widths)})
 
     packed, pairs = rebuild(model, replace)
     for old, new in pairs:

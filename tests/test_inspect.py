@@ -5,10 +5,20 @@ import sys
 
 import pytest
 
+from tests.litert.packed_models import make_digit_model
 from tfcompress import inspect as program
 from tfcompress.inspect import inspect
-from tfcompress.litert import float_tflite
+from tfcompress.litert import export, float_tflite
 from tfcompress.litert.contents import constants
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """`(path, model)` of an exported model."""
+    path = tmp_path_factory.mktemp("exported") / "digits.tflite"
+    model = make_digit_model()
+    export(model, path)
+    return path, model
 
 
 def test_inspect_lists_bytes_that_add_up_to_the_file(exported):
