@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from recipes.common.models import BUILDERS
-from tests.graph.followed import Halve, channels_of, conv, head, reasons, then
+from tests.graph.conv_graphs import Halve, channels_of, conv, head, reasons, then
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantConv2D, QuantDense

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from tests.graph.followed import Halve, channels_of, conv, head, reasons, then
+from tests.graph.conv_graphs import Halve, channels_of, conv, head, reasons, then
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rules import table as rules

@@ -7,7 +7,7 @@ from keras import layers, ops
 
 import tfcompress as tfc
 from recipes.common.models import BUILDERS
-from tests.graph.followed import conv, head
+from tests.graph.conv_graphs import conv, head
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import FilterGate
 from tfcompress.schemes.bit_sharing.filters import Filters, LayerFilters
