@@ -1,4 +1,4 @@
-"""Graphs around one convolution named "conv", and what is known of its channels."""
+"""Graphs around one convolution named "conv", and the channels of such graphs."""
 
 import keras
 from keras import layers
@@ -8,7 +8,7 @@ from tfcompress.graph.graph import Graph
 
 
 class Halve(layers.Layer):
-    """Nobody knows what it computes."""
+    """Layer that no rule covers."""
 
     def __init__(self, name="halve", **kwargs):
         super().__init__(name=name, **kwargs)
@@ -31,7 +31,7 @@ def head(x):
 
 
 def then(*between, **config):
-    """A convolution, the given layers, and a convolution."""
+    """Graph of a convolution, the given layers, and another convolution."""
 
     def build(x):
         x = conv(**config)(x)
@@ -43,5 +43,5 @@ def then(*between, **config):
 
 
 def reasons(channels, name="conv"):
-    """Why the channels of a layer stay."""
+    """Set of the reasons that freeze channels of a layer; "" for none."""
     return {channels.frozen[c] for c in channels.written[name]}

@@ -1,4 +1,4 @@
-"""Small graphs with every operation that channels can be followed through."""
+"""Small graphs that together have all operations that channels are followed through."""
 
 import keras
 from keras import layers, ops
@@ -200,3 +200,23 @@ GRAPHS = [
     spatial_attention, channels_first, moved, padded_shortcut, slices,
     instance_norm, shared_layers, nested,
 ]  # fmt: skip
+
+
+def nested_residual():
+    """Model with a nested model that is called twice, and a nested Sequential one."""
+    inner_in = keras.Input((8, 8, 4), name="inner_in")
+    inner = keras.Model(
+        inner_in,
+        layers.Conv2D(4, 3, padding="same", name="conv")(inner_in),
+        name="inner",
+    )
+    tail = keras.Sequential(
+        [keras.Input((8, 8, 4)), layers.ReLU(name="relu"), layers.Flatten(name="flat")],
+        name="tail",
+    )
+    inputs = keras.Input((8, 8, 4), name="image")
+    x = inner(inputs)
+    x = layers.Add(name="add")([inner(x), inputs])
+    x = keras.ops.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]])
+    x = layers.Cropping2D(((1, 1), (0, 0)), name="crop")(x)
+    return keras.Model(inputs, layers.Dense(3, name="head")(tail(x)), name="outer")

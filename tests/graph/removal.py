@@ -1,4 +1,4 @@
-"""Removing random channels, and the same model with nothing read of them."""
+"""Removal of random channels, and the whole model with those channels masked."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def randomize(model, rng):
 
 
 def some_groups(channels, rng, share=0.3):
-    """About a share of each group's removable classes, never all: boolean array."""
+    """Boolean array over the groups: about a share of each removable set, never all."""
     dropped = np.zeros(len(channels.frozen), bool)
     for group_set in channels.group_sets:
         size = len(group_set.groups)
@@ -61,7 +61,7 @@ def mask_reads(model, channels, dropped):
 def call_on_random(model, rng):
     """Function that calls a model on the same two random samples each time.
 
-    Compiled where a CPU has no kernels for channels_first without.
+    Models with channels_first are compiled, since a CPU has no other kernels for them.
     """
     first = any(
         getattr(layer, "data_format", None) == "channels_first"
@@ -94,11 +94,11 @@ def difference(expected, found):
 
 
 def remove_some(model, rng, share=0.3):
-    """Removes random classes and compares with the model that does not read them.
+    """Removes random groups and compares with the model that does not read them.
 
     Returns:
         `(smaller model, Channels of the model, dropped, relative difference)`. The
-        model itself no longer reads the dropped channels.
+        model's own kernels for the dropped channels are zero afterwards.
     """
     channels = Channels(Graph(model))
     dropped = some_groups(channels, rng, share)

@@ -1,4 +1,4 @@
-"""Classes of tied channels: who makes, carries and reads them, and what freezes."""
+"""Channel dependency groups: their layers and the reasons that freeze them."""
 
 import keras
 import numpy as np
@@ -13,10 +13,7 @@ from tfcompress.quantizers import Ternary
 
 
 def members(channels, name):
-    """Producers, carriers and consumers of a layer's channels, and how many they are.
-
-    Of all groups that the layer takes part in.
-    """
+    """Set of `(producers, carriers, consumers, count)` of the groups a layer makes."""
     return {
         (g.producers, g.carriers, g.consumers, len(g.groups))
         for g in channels.group_sets
@@ -24,7 +21,7 @@ def members(channels, name):
     }
 
 
-def test_a_chain_with_everything_that_leaves_channels_alone():
+def test_elementwise_and_spatial_layers_keep_channels_in_one_group_set():
     def chain(x):
         x = conv(activation="relu6")(x)
         x = layers.BatchNormalization(name="norm")(x)
@@ -50,7 +47,7 @@ def test_a_chain_with_everything_that_leaves_channels_alone():
     assert channels.unknown == []
 
 
-def test_a_residual_stage_is_one_group():
+def test_residual_stage_is_one_group_set():
     def stage(x):
         x = conv("stem", 4)(x)
         for i in "ab":
@@ -69,7 +66,7 @@ def test_a_residual_stage_is_one_group():
     assert channels.removable().sum() == 4 + 6 + 6
 
 
-def test_groups_name_what_writes_carries_reads_and_freezes_in_details():
+def test_details_list_layers_and_reasons_of_each_group_set():
     channels = channels_of(then(layers.BatchNormalization(name="norm"), Halve()))
     assert channels.details().splitlines() == [
         "3 dependency groups, frozen: it is the model's input",
@@ -85,7 +82,7 @@ def test_groups_name_what_writes_carries_reads_and_freezes_in_details():
     ]
 
 
-def test_all_readers_of_a_tensor_are_consumers():
+def test_consumers_are_all_readers_of_a_tensor():
     def fork(x):
         x = conv()(x)
         y = layers.ReLU()(x)
@@ -97,7 +94,7 @@ def test_all_readers_of_a_tensor_are_consumers():
     assert not group.frozen
 
 
-def test_concatenated_channels_lie_in_a_row_and_stay_apart():
+def test_concatenation_appends_channels_without_tying_them():
     def dense_block(x):
         a, b = conv("a", 2)(x), conv("b", 3)(x)
         return head(ops.concatenate([layers.Concatenate()([a, b]), a], axis=-1))
@@ -129,7 +126,7 @@ def test_flatten_reshape_and_depth_multipliers_repeat_channels():
     assert reasons(channels) == {""}
 
 
-def test_padded_channels_are_new_and_nobodys():
+def test_padding_adds_new_channels():
     def padded(x):
         x = ops.pad(conv()(x), [[0, 0], [0, 0], [1, 1], [1, 2]])
         return head(x)
@@ -140,7 +137,7 @@ def test_padded_channels_are_new_and_nobodys():
     assert len(set(read)) == 7
 
 
-def test_slices_take_some_channels():
+def test_slices_and_splits_take_a_range_of_channels():
     def sliced(x):
         x = conv(filters=6)(x)
         left, right = ops.split(x[..., 1:5], 2, axis=-1)
@@ -159,7 +156,7 @@ def test_slices_take_some_channels():
     np.testing.assert_array_equal(channels.read["row"], channels.written["conv"][2:])
 
 
-def test_groups_of_a_convolution_lose_the_same_of_their_channels():
+def test_grouped_convolution_ties_channels_across_its_groups():
     channels = channels_of(
         lambda x: head(conv("grouped", 6, groups=2)(conv(filters=8)(x)))
     )
@@ -170,7 +167,7 @@ def test_groups_of_a_convolution_lose_the_same_of_their_channels():
     assert reasons(channels) == reasons(channels, "grouped") == {""}
 
 
-def test_a_group_per_channel_is_depthwise():
+def test_convolution_with_a_group_per_channel_is_a_carrier():
     channels = channels_of(then(conv("each", 8, groups=4)))
     np.testing.assert_array_equal(
         channels.read["head"], np.repeat(channels.written["conv"], 2)
@@ -178,7 +175,7 @@ def test_a_group_per_channel_is_depthwise():
     assert "each" not in channels.written
 
 
-def test_shared_layers_have_the_same_channels_in_all_calls():
+def test_shared_layer_ties_the_channels_of_its_calls():
     def shared(x):
         layer, norm = conv("shared", 4), layers.BatchNormalization(name="norm")
         a, b = conv("a", 4)(x), conv("b", 4)(x)
@@ -197,7 +194,7 @@ def nested_model(function, name, shape=(8, 8, 4)):
     return keras.Model(inputs, function(inputs), name=name)
 
 
-def test_channels_cross_the_borders_of_nested_models():
+def test_channels_are_followed_across_the_borders_of_nested_models():
     def body(x):
         return conv("second")(layers.ReLU()(conv("first")(x)))
 
@@ -217,7 +214,7 @@ def test_channels_cross_the_borders_of_nested_models():
         assert reasons(channels, name) == {""}
 
 
-def test_a_nested_model_has_the_same_channels_in_all_calls():
+def test_shared_nested_model_ties_the_channels_of_its_calls():
     def net(x):
         relu = keras.Sequential([keras.Input((8, 8, 4)), layers.ReLU()])
         return [head(relu(conv("a")(x))), conv("other")(relu(conv("b")(x)))]
@@ -239,7 +236,7 @@ def spatial_attention(x):
     return head(x * conv("map", 1, activation="sigmoid")(x))
 
 
-def test_broadcasting_ties_only_what_has_the_channels():
+def test_broadcasting_ties_only_operands_with_all_channels():
     channels = channels_of(squeeze_excite)
     np.testing.assert_array_equal(channels.written["conv"], channels.written["expand"])
     assert reasons(channels) == {""}
@@ -249,7 +246,7 @@ def test_broadcasting_ties_only_what_has_the_channels():
     assert reason.endswith("(Multiply) broadcasts it")
 
 
-def test_channels_first():
+def test_channels_first_layers_take_channels_from_axis_1():
     def first(x):
         config = {"data_format": "channels_first"}
         x = conv(**config)(x)
@@ -273,14 +270,14 @@ def test_channels_first():
     assert reasons(channels) == {""}
 
 
-def test_all_channels_but_the_logits_of_the_builtin_networks_can_go():
+def test_builtin_networks_freeze_only_their_logits():
     for name in ("lenet5", "resnet8", "resnet20", "mobilenetv2"):
         channels = Channels(Graph(BUILDERS[name]((28, 28, 1), 10)))
         made = np.unique(np.concatenate(list(channels.written.values())))
         assert channels.removable().sum() == len(made) - 10, name
 
 
-def test_a_cifar_resnets_shortcuts_tie_stages():
+def test_resnet_shortcuts_tie_channels_of_several_stages():
     channels = Channels(Graph(BUILDERS["resnet20"]((28, 28, 1), 10)))
     sizes = [len(g.groups) for g in channels.group_sets if "stage3_block3_conv2" in
              g.producers]  # fmt: skip

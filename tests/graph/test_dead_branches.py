@@ -1,4 +1,4 @@
-"""Residual nets with a dead branch, against themselves without it."""
+"""Residual networks with a dead branch, compared with the same without it."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def check_same(model, smaller):
 
 
 @pytest.mark.parametrize("dead", ["conv1", "bn1", "conv2", "bn2"])
-def test_only_the_constant_stays(dead):
+def test_dead_branch_becomes_a_rescaling_layer(dead):
     model = kill(residual_net(two_convolutions), dead)
     smaller = remove_dead_branches(model)
     kinds = [type(layer).__name__ for layer in smaller.layers]
@@ -58,7 +58,7 @@ def test_only_the_constant_stays(dead):
     check_same(model, smaller)
 
 
-def test_the_result_is_saved_and_exported(tmp_path):
+def test_model_without_its_dead_branch_is_saved_and_exported(tmp_path):
     smaller = remove_dead_branches(kill(residual_net(two_convolutions), "bn2"))
     smaller.save(tmp_path / "small.keras")
     loaded = keras.models.load_model(tmp_path / "small.keras")
@@ -66,7 +66,7 @@ def test_the_result_is_saved_and_exported(tmp_path):
     tfc.export(loaded, tmp_path / "small.tflite")
 
 
-def test_a_constant_of_zero_leaves_nothing():
+def test_dead_branch_of_zeros_leaves_no_layer():
     model = kill(residual_net(two_convolutions), "bn2")
     model.get_layer("bn2").beta.assign(np.zeros(6))
     smaller = remove_dead_branches(model)
@@ -74,7 +74,7 @@ def test_a_constant_of_zero_leaves_nothing():
     check_same(model, smaller)
 
 
-def test_the_live_one_of_three_is_found():
+def test_sum_of_three_keeps_its_live_summands():
     def three(x):
         return [*two_convolutions(x), layers.Conv2D(6, 1, name="side")(x)]
 
@@ -103,21 +103,21 @@ def into_a_product(x):
         (into_a_product, layers.Multiply(), ("conv2",)),
         (into_a_product, layers.Concatenate(), ("conv2",)),
     ],
-    ids=["alive", "differs at the border", "product", "concatenation"],
+    ids=["no dead branch", "differs at the border", "product", "concatenation"],
 )
-def test_what_is_no_constant_summand_stays(branch, add, dead):
+def test_branch_that_is_no_constant_summand_stays(branch, add, dead):
     model = kill(residual_net(branch, add), *dead)
     assert remove_dead_branches(model) is model
 
 
-def test_sizes_that_are_open_stay():
+def test_dead_branch_of_open_size_stays():
     inputs = keras.Input((None, None, 3))
     x = layers.Add()([inputs, layers.Conv2D(3, 1, name="conv")(inputs)])
     model = kill(keras.Model(inputs, x), "conv")
     assert remove_dead_branches(model) is model
 
 
-def test_a_dead_branch_does_not_disturb_a_decomposition():
+def test_decomposition_finalizes_a_model_with_a_dead_branch():
     model = kill(residual_net(two_convolutions), "conv1")
     student = tfc.compress(model, tfc.Decomposition(macs="0.6"))
     check_same(model, student)

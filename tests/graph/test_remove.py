@@ -1,4 +1,4 @@
-"""Removed channels: against the whole model in which nothing reads them."""
+"""Removed channels, compared with the whole model in which nothing reads them."""
 
 import keras
 import numpy as np
@@ -52,7 +52,7 @@ def made(channels):
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
-def test_channels_that_nothing_reads_are_not_missed(graph, rng, tmp_path):
+def test_removal_of_channels_that_nothing_reads_keeps_predictions(graph, rng, tmp_path):
     model = make(graph, rng)
     smaller, channels, dropped, error = remove_some(model, rng, share=0.4)
     assert error < 1e-5
@@ -68,8 +68,7 @@ def test_channels_that_nothing_reads_are_not_missed(graph, rng, tmp_path):
     assert difference(call(smaller), call(restored)) == 0
 
 
-def test_only_these_channels_stay():
-    """All others of the graphs above can be removed."""
+def test_graphs_freeze_only_outputs_and_softmax_and_broadcast_channels():
     staying = {}
     for graph in GRAPHS:
         channels = Channels(Graph(make(graph, np.random.default_rng(0))))
@@ -85,14 +84,14 @@ def test_only_these_channels_stay():
     [chain, inverted_residual, depth_multiplier, lenet, one_dimensional, nested],
     ids=lambda graph: graph.__name__,
 )
-def test_packed_layers(graph, rng):
+def test_packed_layers_lose_channels_without_changing_predictions(graph, rng):
     model = make_packed(make(graph, rng))
     assert any(isinstance(x, PackedKernel) for x in Graph(model).layers().values())
     assert remove_some(model, rng)[-1] < 1e-5
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
-def test_other_precisions(policy, rng):
+def test_removal_keeps_the_dtype_policy(policy, rng):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -104,8 +103,8 @@ def test_other_precisions(policy, rng):
     assert {x.dtype_policy.name for x in smaller.layers} == {policy}
 
 
-def test_what_is_read_is_missed(rng):
-    """The comparison would see a channel taken for another."""
+def test_removal_of_channels_that_are_read_changes_predictions(rng):
+    # Proof that the comparison of the other tests finds a wrong channel.
     model = make(chain, rng)
     channels = Channels(Graph(model))
     dropped = some_groups(channels, rng)
@@ -126,7 +125,7 @@ def test_what_is_read_is_missed(rng):
         pytest.param("EfficientNetV2B0", 32, marks=pytest.mark.slow),
     ],
 )
-def test_networks(name, size, rng):
+def test_networks_lose_channels_without_changing_predictions(name, size, rng):
     keras.utils.set_random_seed(0)
     if name in BUILDERS:
         model = BUILDERS[name]((size, size, 3), 10)
@@ -140,7 +139,7 @@ def test_networks(name, size, rng):
     assert channels.removable().sum() == len(made(channels)) - 10
 
 
-def test_finalized_models(rng):
+def test_finalized_model_keeps_the_codes_of_kept_channels(rng):
     model = make(lenet, rng)
     tiny = tfc.finalize(tfc.compress(model, tfc.PrunedTernary()))
     keep = {"first": [0, 2], "second": [1, 3, 4], "third": [0, 6]}
@@ -168,11 +167,11 @@ def test_finalized_models(rng):
         ),
     ],
 )  # fmt: skip
-def test_parameters_left(graph, keep, params, rng):
+def test_removal_leaves_the_expected_parameter_count(graph, keep, params, rng):
     assert remove_channels(make(graph, rng), keep).count_params() == params
 
 
-def test_the_model_and_everything_else_is_left_as_it_is(rng):
+def test_removal_leaves_the_model_and_other_configuration_untouched(rng):
     inputs = keras.Input((8, 8, 3), name="image")
     normalization = layers.Normalization()
     normalization.adapt(rng.normal(3, 2, (10, 8, 8, 3)))
@@ -198,7 +197,7 @@ def test_the_model_and_everything_else_is_left_as_it_is(rng):
     )
 
 
-def test_nothing_to_remove_copies_the_model(rng):
+def test_removal_of_no_channels_copies_the_model(rng):
     model = make(inverted_residual, rng)
     call = call_on_random(model, rng)
     assert difference(call(model), call(remove_channels(model, {}))) == 0
@@ -224,12 +223,12 @@ def test_nothing_to_remove_copies_the_model(rng):
         ),
     ],
 )
-def test_wrong_arguments(keep, message, rng):
+def test_remove_channels_rejects_wrong_names_and_indices(keep, message, rng):
     with pytest.raises(ValueError, match=message):
         remove_channels(make(basic_block, rng), keep)
 
 
-def test_wrong_classes(rng):
+def test_remove_groups_rejects_wrong_shapes_and_emptied_tensors(rng):
     model = make(slices, rng)
     channels = Channels(Graph(model))
     with pytest.raises(
@@ -242,7 +241,7 @@ def test_wrong_classes(rng):
         remove_groups(model, channels, dropped)
 
 
-def test_models_in_training_are_refused():
+def test_remove_channels_rejects_models_in_training():
     inputs = keras.Input((4,))
     x = QuantDense(3, kernel_quantizer=Ternary(), name="hidden")(inputs)
     model = keras.Model(inputs, layers.Dense(2)(x))

@@ -1,4 +1,4 @@
-"""Which tensors may be negative: on graphs, and against what the models compute."""
+"""Signs of tensors, from graphs and compared with the outputs of the models."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def nested(x, inner):
 
 
 class Shifted(layers.Layer):
-    """Somebody's layer that does more than its activation."""
+    """Layer of another package, which computes more after its activation."""
 
     activation = staticmethod(keras.activations.relu)
 
@@ -54,9 +54,9 @@ NONNEGATIVE = {
     "out of a nested model": lambda x: layers.Flatten()(nested(x, relu)),
 }
 MAY_BE_NEGATIVE = {
-    "nothing": layers.Identity(),
+    "identity": layers.Identity(),
     "conv": conv,
-    "conv behind relu": lambda x: conv(relu(x)),
+    "conv after relu": lambda x: conv(relu(x)),
     "tanh": lambda x: conv(x, activation="tanh"),
     "batch normalization": lambda x: layers.BatchNormalization()(relu(x)),
     "relu with a slope": layers.ReLU(negative_slope=0.1),
@@ -76,7 +76,7 @@ MAY_BE_NEGATIVE = {
         interpolation="bicubic"
     )(relu(x)),
     "into a nested model": lambda x: nested(x, layers.MaxPooling2D()),
-    "somebody's layer": Shifted(),
+    "layer of another package": Shifted(),
 }
 CASES = [(f, False) for f in NONNEGATIVE.values()]
 CASES += [(f, True) for f in MAY_BE_NEGATIVE.values()]
@@ -84,7 +84,7 @@ CASES += [(f, True) for f in MAY_BE_NEGATIVE.values()]
 
 @pytest.mark.parametrize("function, negative", CASES,
                          ids=[*NONNEGATIVE, *MAY_BE_NEGATIVE])  # fmt: skip
-def test_whether_a_tensor_may_be_negative(function, negative):
+def test_may_be_negative_tells_the_sign_of_an_operation(function, negative):
     inputs = keras.Input((6, 6, 2))
     model = keras.Model(inputs, function(inputs))
     graph = Graph(model)
@@ -95,14 +95,14 @@ def test_whether_a_tensor_may_be_negative(function, negative):
         assert np.min(model(x)) >= 0
 
 
-def test_the_models_inputs_may_be_negative():
+def test_model_inputs_may_be_negative():
     inputs = keras.Input((4,))
     graph = Graph(keras.Model(inputs, layers.Dense(2, activation="relu")(inputs)))
     (call,) = [c for c in graph.calls if isinstance(c.operation, layers.Dense)]
     assert may_be_negative(graph)(call.inputs[0])
 
 
-def test_a_layer_that_is_called_twice_has_two_answers():
+def test_may_be_negative_tells_calls_of_a_shared_layer_apart():
     inputs = keras.Input((4, 4, 2))
     pool = layers.MaxPooling2D(1)
     graph = Graph(keras.Model(inputs, [pool(relu(inputs)), pool(inputs)]))

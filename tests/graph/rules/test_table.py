@@ -1,4 +1,4 @@
-"""What freezes channels, and what leaves them apart."""
+"""Operations that freeze channels, and operations that leave them apart."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def returned(x):
 
 @keras.saving.register_keras_serializable("tests")
 class NormedConv2D(layers.Conv2D):
-    """Its kernel depends on all inputs at once."""
+    """Subclass of a known layer, with a kernel that mixes all inputs."""
 
     def call(self, x):
         return super().call(x) / ops.sum(self._kernel)
@@ -130,7 +130,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("function, reason", FROZEN.values(), ids=FROZEN)
-def test_frozen(function, reason):
+def test_operation_freezes_channels(function, reason):
     channels = channels_of(function)
     if reason is None:
         assert "conv" not in channels.written
@@ -139,7 +139,7 @@ def test_frozen(function, reason):
     assert not any(channels.removable()[channels.read["head"]])
 
 
-def test_lora_weights_freeze():
+def test_lora_weights_freeze_channels():
     def dense(x):
         return layers.Dense(2, name="head")(layers.Dense(4, name="conv")(x))
 
@@ -149,7 +149,7 @@ def test_lora_weights_freeze():
     assert reasons(Channels(Graph(model))) == {"'head' has LoRA weights"}
 
 
-def test_flatten_of_open_sizes_freezes():
+def test_flatten_of_open_sizes_freezes_channels():
     def flat(x):
         x = conv()(x)
         return [layers.Flatten(name="flat")(x), head(x)]
@@ -158,13 +158,13 @@ def test_flatten_of_open_sizes_freezes():
     assert reasons(channels) == {"read by 'flat' (Flatten)"}
 
 
-def test_more_layers_can_be_declared(monkeypatch):
+def test_rule_can_be_added_to_the_table(monkeypatch):
     monkeypatch.setitem(rules.LAYERS, Halve, rules.elementwise.pass_through)
     assert reasons(channels_of(then(Halve()))) == {""}
 
 
 def branch(gate):
-    """A layer whose channels are multiplied by those of another."""
+    """Graph of a convolution multiplied by another with the activation `gate`."""
 
     def build(x):
         x = conv()(x)
@@ -183,9 +183,9 @@ PASSED = {
     "exp": then(ops.exp),
     "offset": then(lambda x: x + 1.0),
     "scale": then(lambda x: 2.0 * x),
-    "offset behind scale": then(layers.Rescaling(2.0, 1.0)),
+    "offset after scale": then(layers.Rescaling(2.0, 1.0)),
     "norm": then(layers.BatchNormalization()),
-    "norm behind sigmoid": then(layers.BatchNormalization(), activation="sigmoid"),
+    "norm after sigmoid": then(layers.BatchNormalization(), activation="sigmoid"),
     "norm without gamma": then(layers.BatchNormalization(scale=False)),
     "depthwise": then(layers.DepthwiseConv2D(3, use_bias=False)),
     "depthwise bias": then(layers.DepthwiseConv2D(3)),
@@ -204,7 +204,7 @@ PASSED = {
 
 
 @pytest.mark.parametrize("function", PASSED.values(), ids=PASSED)
-def test_what_leaves_channels_apart(function):
+def test_operation_leaves_channels_removable_and_apart(function):
     channels = channels_of(function)
     assert reasons(channels) == {""}
     assert len(set(channels.written["conv"])) == len(channels.written["conv"])
