@@ -1,9 +1,9 @@
-"""What each kind of file costs and keeps: `python -m benchmarks.artifacts [--flags]`.
+"""Bytes, latency and accuracy of each kind of file of one model.
 
-For a finalized model, and the float model that it was made from: the float `.tflite`,
-the stock full-integer one of litert-quantizer, and what `tfc.export` writes for size,
-for latency, and with integers throughout. Prints a Markdown table and writes
-`artifacts.json`.
+`python -m benchmarks.artifacts [--flags]` takes a finalized model and the float model
+that it was made from. It compares the float `.tflite`, the stock full-integer file of
+litert-quantizer, and the files of `tfc.export` for size, for latency and with integers
+throughout. It prints a Markdown table and writes `artifacts.json`.
 
 Latency is relative to the float file, on one thread, one image at a time; runs of all
 files alternate in one process. Accuracy is on all test images.
@@ -18,9 +18,10 @@ import numpy as np
 from absl import app, flags
 
 import tfcompress as tfc
+from recipes.common import flags as shared_flags  # noqa: F401 -- --model and others
 from recipes.common import models
+from recipes.common.arguments import refuse_arguments
 from recipes.common.data import load, make_scaling
-from recipes.common.flags import refuse_arguments
 from recipes.common.train import accuracy
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.litert import float_tflite, latency, predict
@@ -29,8 +30,8 @@ from tfcompress.litert.integer.static_int8 import quantized_tflite
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("finalized", None, "A .keras file of a finalized model.")
-flags.DEFINE_integer("representative", 256, "Training images that ranges come from.")
+flags.DEFINE_string("finalized", None, "The .keras file of a finalized model.")
+flags.DEFINE_integer("representative", 256, "Training images to compute ranges from.")
 flags.DEFINE_integer("runs", 200, "Timed runs of each file.", lower_bound=1)
 flags.mark_flags_as_required(["finalized", "model"])
 
@@ -54,16 +55,8 @@ def main(argv):
 
     float_file = float_tflite(float_model)
     stock = quantized_tflite(float_file, Samples(float_model, representative))
-    files = {"float": float_file, "stock int8": stock}
-    agreements = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, options in MODES.items():
-            path = pathlib.Path(folder) / "model.tflite"
-            if options.get("activations") == "int8":
-                options = {**options, "representative_data": representative}
-            report = tfc.export(tiny, path, verify=images, **options)
-            agreements[name] = report["agreement"]["top1"]
-            files[name] = path.read_bytes()
+    exported, agreements = export_in_all_modes(tiny, images, representative)
+    files = {"float": float_file, "stock int8": stock, **exported}
     times = latency(list(files.values()), FLAGS.runs)
     keras_outputs = tiny.predict(images, verbose=0)
     rows = [
@@ -93,7 +86,28 @@ def main(argv):
     print(table(result))
 
 
+def export_in_all_modes(tiny, images, representative):
+    """Returns the contents of the files and the top-1 agreements, by name of the mode.
+
+    Args:
+        tiny: finalized `keras.Model`.
+        images: float32 (samples, height, width, channels). Inputs to compare on.
+        representative: the same, to compute ranges from.
+    """
+    contents, agreements = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, options in MODES.items():
+            path = pathlib.Path(folder) / "model.tflite"
+            if options.get("activations") == "int8":
+                options = {**options, "representative_data": representative}
+            report = tfc.export(tiny, path, verify=images, **options)
+            agreements[name] = report["agreement"]["top1"]
+            contents[name] = path.read_bytes()
+    return contents, agreements
+
+
 def table(result):
+    """Returns the result as a Markdown table."""
     lines = [
         "| file | bytes | after xz | latency | top-1 | same class as Keras |",
         "|---|---|---|---|---|---|",

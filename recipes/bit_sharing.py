@@ -1,18 +1,18 @@
 """Bits and filters under a BOPs budget: `python -m recipes.bit_sharing [--flags]`.
 
-Trains a float network unless `--model` names a trained one, searches every layer's
-weight bits, activation bits and filter groups, fine-tunes the choice, and writes
-`model.keras`, `model.tflite`, `report.json`, `layers.png` and `gates.png`. Beside it,
-in `uniform/`, the same network with 4 bits throughout, trained alike.
+Trains a float network unless `--model` names a trained one. Searches every layer's
+weight bits, activation bits and filter groups, and fine-tunes the result. Writes
+`model.keras`, `model.tflite`, `report.json`, `layers.png` and `gates.png`, and to
+`uniform/` the same network with 4 bits throughout, trained alike.
 """
 
 from absl import app, flags
 
 import tfcompress as tfc
 from recipes.common import finetune_epochs  # noqa: F401 -- a flag
+from recipes.common.arguments import refuse_arguments, share_or_count
 from recipes.common.bit_history import BitHistory
 from recipes.common.comparison import print_comparison
-from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from tfcompress import reporting
 from tfcompress.core.budget import parse_budget
@@ -24,23 +24,25 @@ UNIFORM_BITS = 4
 flags.DEFINE_string(
     "bops",
     "1/60",
-    "The budget in bit operations, MACs * weight bits * activation bits: a share of "
-    "the float model's (32 x 32), such as 1/60 or 0.02, or, above 1, a count.",
+    "Budget in bit operations, MACs * weight bits * activation bits: a share of the "
+    "float model's (32 x 32), such as 1/60 or 0.02, or a count above 1.",
 )
 flags.DEFINE_integer(
     "search_epochs",
     4,
-    "Epochs that search, the first of one training; the learning rate decays over "
-    "search and fine-tuning together.",
+    "Epochs of the search, before fine-tuning. One learning-rate schedule spans both.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
-    "group_size", 4, "Filters that go or stay together; 0 keeps all.", lower_bound=0
+    "group_size",
+    4,
+    "Filters that are removed together; 0 keeps all filters.",
+    lower_bound=0,
 )
 flags.DEFINE_boolean(
     "uniform_baseline",
     True,
-    f"Whether to train {UNIFORM_BITS} bits throughout as well, for as many epochs.",
+    f"Also train with {UNIFORM_BITS} bits throughout, for as many epochs.",
 )
 
 

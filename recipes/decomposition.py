@@ -1,8 +1,8 @@
 """Low rank and fewer channels under a budget: `python -m recipes.decomposition`.
 
-Trains a float network unless `--model` names a trained one, decomposes and prunes it in
+Trains a float network unless `--model` names a trained one. Decomposes and prunes it in
 one training, and writes `model.keras`, of plain Keras layers, `model.tflite`,
-`report.json` and `layers.png`. Beside it, on request, what it is compared with.
+`report.json` and `layers.png`. With --baselines, also writes those of two baselines.
 """
 
 from absl import app, flags
@@ -12,8 +12,8 @@ from recipes.common import (
     baselines,
     epochs,  # noqa: F401 -- a flag
 )
+from recipes.common.arguments import refuse_arguments, share_or_count
 from recipes.common.comparison import print_comparison
-from recipes.common.flags import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from recipes.common.train import FLOAT_LEARNING_RATE
 from tfcompress.core.budget import parse_budget
@@ -24,25 +24,27 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "macs",
     "1/2",
-    "The budget in multiply-accumulates: a share of the float model's, such as 1/2 or "
-    "0.45, or, above 1, a count.",
+    "Budget in multiply-accumulates: a share of the float model's, such as 1/2 or "
+    "0.45, or a count above 1.",
 )
 flags.DEFINE_float(
     "search_fraction",
     0.5,
-    "Share of the epochs that shrinks, before the cut.",
+    "Share of the epochs that shrink channels and ranks, before they are removed.",
     lower_bound=0.01,
     upper_bound=1.0,
 )
 flags.DEFINE_integer(
-    "round_to", 1, "Layers keep a multiple of so many channels.", lower_bound=1
+    "round_to",
+    1,
+    "Channels of a layer stay a multiple of this.",
+    lower_bound=1,
 )
 flags.DEFINE_boolean(
     "baselines",
     False,
-    "Whether to train what it is compared with as well, at equal MACs and for as many "
-    "epochs: the network without the filters of the smallest L1 norm, and a narrower "
-    "one from scratch.",
+    "Also train two networks with as many MACs, for as many epochs: one without the "
+    "filters of the smallest L1 norm, and a narrower one from scratch.",
 )
 
 

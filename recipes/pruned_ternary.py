@@ -1,14 +1,14 @@
 """Ternary weights: `python -m recipes.pruned_ternary [--flags]`.
 
-Trains a float network unless `--model` names a trained one, makes its weights ternary,
-trains on, and writes `model.keras`, `model.tflite`, `report.json` and `layers.png`.
+Trains a float network unless `--model` names a trained one. Trains it on with ternary
+weights, and writes `model.keras`, `model.tflite`, `report.json` and `layers.png`.
 """
 
 from absl import app, flags
 
 import tfcompress as tfc
 from recipes.common import epochs  # noqa: F401 -- a flag
-from recipes.common.flags import refuse_arguments
+from recipes.common.arguments import refuse_arguments
 from recipes.common.run import Experiment
 
 FLAGS = flags.FLAGS
@@ -17,13 +17,13 @@ flags.DEFINE_float(
     "sparsity",
     None,
     "Share of zero weights in each ternary kernel, between 0 and 1: the size knob. By "
-    "default each filter gets what approximates it best, about 0.45.",
+    "default each filter gets the share that approximates it best, about 0.45.",
 )
 flags.DEFINE_enum(
     "first_last",
     "8bit",
     ["8bit", "ternary", "float"],
-    "What becomes of the first and the last layer.",
+    "Weights of the first and the last layer.",
 )
 
 

@@ -1,16 +1,16 @@
 """Zeros and bits under one size: `python -m recipes.size_constrained [--flags]`.
 
-Trains a float network unless `--model` names a trained one, searches every layer's
-zeros and bits, fine-tunes the choice, and writes `model.keras`, `model.tflite`,
-`report.json`, `layers.png` and `sizes.png`. Of several sizes each is reached from the
-one before, and all but the last are written to `chain_1/`, `chain_2/`, ...
+Trains a float network unless `--model` names a trained one. Searches every layer's
+zeros and bits, and fine-tunes the result. Writes `model.keras`, `model.tflite`,
+`report.json`, `layers.png` and `sizes.png`. With several sizes each training starts
+from the model of the size before; all but the last write to `chain_1/`, `chain_2/`, ...
 """
 
 from absl import app, flags
 
 import tfcompress as tfc
 from recipes.common import finetune_epochs  # noqa: F401 -- a flag
-from recipes.common.flags import refuse_arguments, share_or_count
+from recipes.common.arguments import refuse_arguments, share_or_count
 from recipes.common.run import Experiment
 from recipes.common.size_history import SizeHistory
 from tfcompress import reporting
@@ -20,36 +20,38 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "size",
     None,
-    "The budget: bytes, such as '100 kB', or a share of the float weights' bytes, such "
-    "as 1/30 (the default). Or a chain of them, such as 1/10,1/30,1/100.",
+    "Budget in bytes, such as '100 kB', or a share of the float weights' bytes, such "
+    "as 1/30 (the default). Or a chain of budgets, such as 1/10,1/30,1/100.",
 )
 flags.DEFINE_list(
     "value_bits",
     None,
-    "In place of --size, the paper's count: bits times non-zero weights, or a share of "
-    "the float weights' bits, such as 1/500. Or a chain of them.",
+    "Budget in the paper's unit, in place of --size: bits times non-zero weights, or a "
+    "share of the float weights' bits, such as 1/500. Or a chain of budgets.",
 )
 flags.DEFINE_enum(
     "codebook",
     "uniform",
     ["uniform", "kmeans"],
-    "A uniform grid per layer, or levels by k-means, which take 8 bits a weight unless "
-    "the file is compressed.",
+    "Levels of each layer: a uniform grid, or k-means centroids, which take 8 bits a "
+    "weight unless the file is compressed.",
 )
 flags.DEFINE_enum(
-    "compression", "xz", ["xz", "none"], "What the size is measured after."
+    "compression",
+    "xz",
+    ["xz", "none"],
+    "Compression of the file that is measured.",
 )
 flags.DEFINE_float(
     "rho",
     None,
-    "Strength of ADMM's pull; by default it follows from the learning rates.",
+    "Penalty parameter of ADMM; by default it follows from the learning rates.",
     lower_bound=0.0,
 )
 flags.DEFINE_integer(
     "admm_epochs",
     6,
-    "Epochs that search, the first of one training; the learning rate decays over "
-    "search and fine-tuning together.",
+    "Epochs of the search, before fine-tuning. One learning-rate schedule spans both.",
     lower_bound=1,
 )
 flags.DEFINE_float(

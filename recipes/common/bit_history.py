@@ -1,4 +1,4 @@
-"""What a search for bits and filters stands at, epoch by epoch."""
+"""State of a search for bits and filters after each epoch."""
 
 from recipes.common.history import History
 from tfcompress.cost.arithmetic import FLOAT_BITS
@@ -6,21 +6,24 @@ from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 
 class BitHistory(History):
-    """Prints and keeps the choice of a bit-sharing student after each epoch.
+    """Callback that records and prints the bits of a bit-sharing student.
 
-    Each of `epochs` has "searching": whether anything was left to choose; "bits":
-    `{layer name: [weight bits, activation bits]}`; "kept": `{layer name: [filters kept,
-    filters]}` of the gated layers; "bops": of the choice.
+    A state has four entries, as `tfcompress.reporting.plot_gates` draws them:
+
+        searching: bool. Whether the search goes on.
+        bits: dict. Layer name to [weight bits, activation bits].
+        kept: dict. Name of a gated layer to [filters kept, filters].
+        bops: float. Bit operations of these bits and filters.
     """
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._space = SearchSpace(self.model)
 
-    def now(self):
+    def state(self):
         space = self._space
         return {
-            "searching": not space.is_fixed(),
+            "searching": not space.is_frozen(),
             "bits": {
                 name: [_bits(layer.kernel_quantizer), _bits(layer.input_quantizer)]
                 for name, layer in space.layers.items()
@@ -32,10 +35,10 @@ class BitHistory(History):
             "bops": float(space.expected_bops()),
         }
 
-    def line(self, now):
-        bits = " ".join(f"{weight}/{act}" for weight, act in now["bits"].values())
-        kept = " ".join(str(kept) for kept, _ in now["kept"].values())
-        ratio = self._space.bops_model.float_bops / now["bops"]
+    def describe(self, state):
+        bits = " ".join(f"{weight}/{act}" for weight, act in state["bits"].values())
+        kept = " ".join(str(kept) for kept, _ in state["kept"].values())
+        ratio = self._space.bops_model.float_bops / state["bops"]
         return f"bits W/A: {bits}  filters: {kept or 'all'}  BOPs: 1/{ratio:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""One row per report: what was compared in one run."""
+"""Table that compares the reports of one run."""
 
 from rich.table import Table
 
@@ -6,12 +6,12 @@ from tfcompress.reporting.tables import render
 
 
 def print_comparison(reports, cost):
-    """Prints a table, if there is anything to compare.
+    """Prints a table with one row per report; without any report prints nothing.
 
     Args:
-        reports: as `tfcompress.reporting.build_report` returns them; None where the
-            backend could not export.
-        cost: which cost to show, "bops" or "macs".
+        reports: list of dicts, as `tfcompress.reporting.build_report` returns them.
+            None where the backend could not export.
+        cost: "bops" or "macs".
     """
     reports = [report for report in reports if report is not None]
     if not reports:

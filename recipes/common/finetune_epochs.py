@@ -1,7 +1,7 @@
-"""The flag of recipes that search first and then fine-tune what was found."""
+"""Flag of recipes whose schemes search, then fine-tune."""
 
 from absl import flags
 
 flags.DEFINE_integer(
-    "finetune_epochs", 6, "Epochs that fine-tune what was found.", lower_bound=1
+    "finetune_epochs", 6, "Epochs of fine-tuning, after the search.", lower_bound=1
 )

@@ -1,8 +1,8 @@
-"""The flags that every recipe has, and the checks that need nothing else."""
+"""Flags that all recipes share, with the checks of their values."""
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from recipes.common.data import MNIST5K, SCALINGS
 from recipes.common.models import BUILDERS, MODEL_SUFFIXES, is_file
@@ -27,18 +27,18 @@ flags.DEFINE_enum(
     "input_scaling",
     None,
     list(SCALINGS),
-    "What the model is fed: pixels 0..255, unit 0..1, signed -1..1, or standardised by "
+    "Scaling of the images: pixels 0..255, unit 0..1, signed -1..1, or standardised by "
     "the statistics of ImageNet or of the training images. Required for a model file; "
     f"built-in networks take '{FOR_BUILT_IN_MODELS}' by default.",
 )
 flags.DEFINE_integer(
     "float_epochs",
     15,
-    "Epochs of float training before, for a built-in network.",
+    "Epochs of float training, for a built-in network.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
-    "batch_size", 128, "Images per training step, on all devices.", lower_bound=1
+    "batch_size", 128, "Images of a step, on all devices together.", lower_bound=1
 )
 flags.DEFINE_float(
     "learning_rate",
@@ -55,9 +55,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "max_shift",
     None,
-    "Pixels by which training images are shifted at random, at most. By default an "
-    "eighth of the height for photographs, which are mirrored as well, and a "
-    "fourteenth for greyscale images.",
+    "Largest random shift of training images, in pixels. By default an eighth of the "
+    "height for photographs, which are mirrored as well, and a fourteenth for "
+    "greyscale images.",
     lower_bound=0,
 )
 flags.DEFINE_enum(
@@ -67,7 +67,7 @@ flags.DEFINE_enum(
     "Keras dtype policy while training; results are measured in float32.",
 )
 flags.DEFINE_string(
-    "output_dir", None, "Where to write; default saved_models/RECIPE_MODEL_DATASET."
+    "output_dir", None, "Output folder; default saved_models/RECIPE_MODEL_DATASET."
 )
 
 
@@ -102,36 +102,21 @@ def _scaling_is_known(values):
     return True
 
 
-def refuse_arguments(argv):
-    """Raises `app.UsageError` if there is more on the command line than flags."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
-
-
-def share_or_count(text):
-    """A budget as schemes take it: a share as text, a count as a number."""
-    try:
-        count = float(text)
-    except ValueError:
-        return text
-    return count if count > 1 else text
-
-
 def input_scaling():
-    """The name of the input scaling to use."""
+    """Returns the name of the input scaling: the flag's, or the default."""
     return FLAGS.input_scaling or FOR_BUILT_IN_MODELS
 
 
 def model_name():
-    """The model's name in reports and folder names: built-in name or file stem."""
+    """Returns the model's name in reports and folder names: built-in or file stem."""
     return pathlib.Path(FLAGS.model).stem if is_file(FLAGS.model) else FLAGS.model
 
 
 def make_output_dir(recipe):
-    """Creates the output folder and makes sure that it can be written to.
+    """Creates the output folder, checks that files can be written there, returns it.
 
     Raises:
-        ValueError: it cannot be.
+        ValueError: if the folder cannot be created or written to.
     """
     dataset = FLAGS.dataset.replace("/", "_").replace(":", "_")
     default = f"saved_models/{recipe}_{model_name()}_{dataset}"
@@ -143,12 +128,12 @@ def make_output_dir(recipe):
         probe.unlink(missing_ok=True)  # another worker probes the same folder
     except OSError as error:
         raise ValueError(
-            f"Expected --output_dir to be a folder one can write to. Received: "
+            f"Expected --output_dir to be a folder that can be written to. Received: "
             f"{folder} ({error.strerror})."
         ) from error
     return folder
 
 
 def shared_settings():
-    """The values of the flags defined here: what a run depends on."""
+    """Returns the values of the flags of this module, by name."""
     return {flag.name: flag.value for flag in FLAGS.get_flags_for_module(__name__)}

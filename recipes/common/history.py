@@ -1,4 +1,4 @@
-"""What a search stands at, epoch by epoch: printed, and kept for a plot."""
+"""State of a search after each epoch: printed, and recorded for a plot."""
 
 import json
 
@@ -6,17 +6,16 @@ import keras
 
 
 class History(keras.callbacks.Callback):
-    """Keeps and prints what `now(student)` says after each epoch; base class.
+    """Callback that records and prints the state of a search; base class.
 
-    Subclasses give `now()`, a dictionary that JSON can hold, and `line(now)`, a line of
-    text. `self.model` is the student.
+    Subclasses implement `state` and `describe`. `self.model` is the student.
 
     Args:
-        path: `pathlib.Path` of a file that keeps it, so that an interrupted training
-            goes on with the epochs before. Its folder must exist.
+        path: `pathlib.Path` of the file that stores the states, in an existing folder.
+            An interrupted training goes on with the epochs that are stored there.
 
     Attributes:
-        epochs: list of dictionaries, one per epoch.
+        epochs: list of dicts. The state after each epoch.
     """
 
     def __init__(self, path):
@@ -24,10 +23,12 @@ class History(keras.callbacks.Callback):
         self.path = path
         self.epochs = []
 
-    def now(self):
+    def state(self):
+        """Returns the state of the search: a dict that JSON can hold."""
         raise NotImplementedError
 
-    def line(self, now):
+    def describe(self, state):
+        """Returns a state as one line of text."""
         raise NotImplementedError
 
     def on_train_begin(self, logs=None):
@@ -39,17 +40,17 @@ class History(keras.callbacks.Callback):
         self._print()
 
     def on_epoch_end(self, epoch, logs=None):
-        now = self.now()
-        # What a run that was interrupted saw later is no part of this one.
-        self.epochs = [*self.epochs[:epoch], now]
+        state = self.state()
+        # A run that was interrupted may have stored later epochs than it backed up.
+        self.epochs = [*self.epochs[:epoch], state]
         self.path.write_text(json.dumps(self.epochs))
-        # Keras ends the line of its progress bar after all callbacks had their turn.
-        self._unprinted = now
+        # Keras ends the line of its progress bar only after this callback.
+        self._unprinted = state
 
     def on_train_end(self, logs=None):
         self._print()
 
     def _print(self):
         if self._unprinted is not None:
-            print(self.line(self._unprinted))
+            print(self.describe(self._unprinted))
             self._unprinted = None

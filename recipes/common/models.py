@@ -1,7 +1,7 @@
-"""The built-in networks, CIFAR-sized (28 x 28 and up), and given model files.
+"""Built-in networks for small images (28 x 28 and up), and model files.
 
-Every built-in network ends in logits. Parameter counts are those of the papers, for the
-published input size and class count.
+Each built-in network ends in logits. The parameter counts are those of the papers, for
+the published input size and number of classes.
 """
 
 import functools
@@ -16,8 +16,8 @@ MODEL_SUFFIXES = (".keras", ".h5")
 _conv = functools.partial(
     layers.Conv2D, padding="same", use_bias=False, kernel_initializer="he_normal"
 )
-# Small data sets have few steps: the moving statistics have to follow faster than
-# Keras's default of 0.99 lets them.
+# Small data sets have few steps: the moving statistics have to follow faster than with
+# Keras's default of 0.99.
 _norm = functools.partial(layers.BatchNormalization, momentum=0.9, epsilon=1e-5)
 
 
@@ -69,7 +69,7 @@ def resnet56(input_shape, num_classes):
 
 
 def _cifar_resnet(input_shape, num_classes, blocks, name):
-    """6 * blocks + 2 layers, with the parameter-free shortcuts that paper uses (A)."""
+    """Network of 6 * blocks + 2 layers with parameter-free shortcuts (option A)."""
     inputs = keras.Input(input_shape)
     x = _norm(name="stem_bn")(_conv(16, 3, name="stem_conv")(inputs))
     x = layers.ReLU(name="stem_relu")(x)
@@ -90,7 +90,7 @@ def _cifar_resnet(input_shape, num_classes, blocks, name):
 
 
 def _subsample(x, filters):
-    """Every second pixel, and zeros for the channels that are new."""
+    """Returns every second pixel of `x`, padded with zeros to `filters` channels."""
     x = layers.AveragePooling2D(1, 2)(x)
     added = filters - x.shape[-1]
     padding = ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2))
@@ -109,7 +109,7 @@ def vgg16(input_shape, num_classes):
             suffix = f"{stage}_{index}"
             x = _norm(name=f"bn{suffix}")(_conv(filters, 3, name=f"conv{suffix}")(x))
             x = layers.ReLU(name=f"relu{suffix}")(x)
-        # "same" leaves something of images below 32 x 32.
+        # With "valid" nothing would be left of images below 32 x 32.
         x = layers.MaxPooling2D(padding="same", name=f"pool{stage}")(x)
     return _classify(inputs, x, num_classes, "vgg16")
 
@@ -182,15 +182,16 @@ BUILDERS = {
 
 
 def is_file(name):
-    """Whether `name` is the path of a model file rather than a built-in name."""
+    """Returns whether `name` is a path of a model file, not a built-in network."""
     return name not in BUILDERS
 
 
 def load_file(path):
-    """Loads a model file, whatever it was compiled with.
+    """Loads the model of a file, uncompiled.
 
     Raises:
-        ValueError: not an image classifier with one input and one output.
+        ValueError: if Keras cannot load it, or if it is no image classifier with one
+            input and one output.
     """
     try:
         model = keras.models.load_model(path, compile=False)
@@ -209,7 +210,7 @@ def load_file(path):
 
 
 def check_fits(model, data):
-    """Raises ValueError unless `model` takes these images and tells these classes."""
+    """Raises ValueError unless a model fits the images and classes of `ImageData`."""
     expected = (None, *data.image_shape)
     received = tuple(model.inputs[0].shape)
     fits = all(r in (None, e) for r, e in zip(received, expected, strict=True))
@@ -223,6 +224,11 @@ def check_fits(model, data):
 
 
 def outputs_logits(model, images):
-    """Whether the outputs for these (scaled) images are logits, not probabilities."""
+    """Returns whether the outputs are logits rather than probabilities.
+
+    Args:
+        model: image classifier.
+        images: float32 (samples, height, width, channels). Scaled images to try.
+    """
     outputs = keras.ops.convert_to_numpy(model(images, training=False))
     return bool(outputs.min() < 0) or not np.allclose(outputs.sum(-1), 1, atol=1e-3)

@@ -1,4 +1,4 @@
-"""From flags and schemes to the artefacts: the flow that all recipes share."""
+"""Flow that all recipes share, from flags and schemes to the written files."""
 
 import contextlib
 import shutil
@@ -11,12 +11,8 @@ import keras
 
 import tfcompress as tfc
 from recipes.common import flags, models
-from recipes.common.data import (
-    choose_augmentation,
-    load,
-    make_scaling,
-    train_pipeline,
-)
+from recipes.common.data import load, make_scaling
+from recipes.common.pipeline import choose_augmentation, train_pipeline
 from recipes.common.strategy import make_devices
 from recipes.common.train import (
     FLOAT_LEARNING_RATE,
@@ -35,22 +31,22 @@ LATENCY_RUNS = 50
 
 
 class Experiment:
-    """A float model, its data and a folder: what a recipe applies schemes to.
+    """Run of a recipe: a float model, its data, and the schemes to apply to it.
 
-    Everything comes from the flags. The order is `train_float`, `compress` for each
-    scheme, `finish`. An interrupted experiment goes on when it is started again.
+    The flags choose them. The order of calls is `train_float`, `compress` for each
+    scheme, `finish`. An interrupted run resumes when it is started again.
 
     Args:
-        recipe: its name, as in `python -m recipes.NAME`.
-        epochs: of the training of each scheme.
+        recipe: str. Name, as in `python -m recipes.NAME`.
+        epochs: int. Epochs of the training of each scheme.
         make_schemes: function without arguments that returns a list of schemes.
 
     Attributes:
-        schemes: that list.
-        model: the float model.
-        student: the last one that was trained.
-        folder: `pathlib.Path` to write to; only the chief's is that of the flags.
-        unfinished: the `UnfinishedRun`.
+        schemes: list of the schemes.
+        model: `keras.Model`. The float model.
+        student: `tfcompress.Student`. The one that was trained last.
+        folder: `pathlib.Path` to write to. Only the chief's is that of the flags.
+        unfinished: `UnfinishedRun`.
 
     Raises:
         SystemExit: with one line, if the flags do not fit each other, the model or the
@@ -81,7 +77,7 @@ class Experiment:
             "schemes": [scheme.get_config() for scheme in self.schemes],
         }
         if not self._devices.is_chief:
-            self._write_elsewhere()
+            self._write_to_temporary_folder()
         self.unfinished = UnfinishedRun(self.folder / "unfinished_run", settings)
         self._train, self._follow_epochs = train_pipeline(
             data, scaling, FLAGS.batch_size, FLAGS.seed, augmentation
@@ -91,10 +87,7 @@ class Experiment:
         self._from_logits = models.outputs_logits(self.model, images)
 
     def train_float(self):
-        """Trains the model, unless it came from a file, and measures it.
-
-        Writes `float.keras` if it was trained here.
-        """
+        """Trains a built-in model and writes `float.keras`; measures any model."""
         if not models.is_file(FLAGS.model):
             self._fit_plain(
                 self.model,
@@ -118,13 +111,14 @@ class Experiment:
 
         Args:
             scheme: one of `schemes`.
-            subfolder: of the output folder, to write to.
+            subfolder: str. Folder to write to, within the output folder.
             callbacks: Keras callbacks for the training.
             budget: see `tfcompress.reporting.build_report`.
-            start: what to compress, if not the float model that it is compared with.
+            start: `keras.Model` or None. Model to compress; None takes the float model.
 
         Returns:
-            The report; None with another backend than TensorFlow, which cannot export.
+            The report, a dict; None on other backends than TensorFlow, which cannot
+            export.
         """
         began = time.perf_counter()
         with self._devices.training_scope():
@@ -141,16 +135,16 @@ class Experiment:
         return self._report(tiny, name, subfolder, seconds, budget)
 
     def train(self, model, name, subfolder, learning_rate, budget=None):
-        """Trains a plain model for as many epochs and reports it like the schemes.
+        """Trains a plain model for as many epochs as a scheme, and reports it alike.
 
         Args:
-            model: what to compare with, of the same inputs and outputs.
-            name: of it, in the report.
-            learning_rate: peak.
+            model: `keras.Model` with the inputs and outputs of the float model.
+            name: str. Name in place of a scheme's, in the report.
             subfolder, budget: see `compress`.
+            learning_rate: float. Peak learning rate.
 
         Returns:
-            The report.
+            The report, as `compress` returns it.
         """
         start = time.perf_counter()
         self._fit_plain(
@@ -185,7 +179,7 @@ class Experiment:
             "litert": accuracy(predict(tflite, images), labels),
         }
         float_file = float_tflite(self.model)
-        # The exporter's is that of the network without the removed filters.
+        # The exporter measures the float network without the removed filters.
         export_report["size"]["float_tflite_bytes"] = len(float_file)
         seconds += self._float_seconds + time.perf_counter() - start
         report = reporting.build_report(
@@ -217,20 +211,20 @@ class Experiment:
         return report
 
     def finish(self):
-        """Forgets what an interrupted run needs: the results are written."""
+        """Removes the backups, once all results are written."""
         self.unfinished.finish()
 
-    def _write_elsewhere(self):
-        """Keeps the chief's folder its own; goes on from what it has, if anything."""
+    def _write_to_temporary_folder(self):
+        """Leaves the folder of the flags to the chief, and copies its backups."""
         shared = self.folder / "unfinished_run"
         self._own_folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._own_folder.name)
-        # The chief may be removing what other settings left: that is not gone on with.
+        # Files may vanish meanwhile: the chief removes backups of other settings.
         with contextlib.suppress(OSError):
             shutil.copytree(shared, self.folder / shared.name)
 
     def _fit_plain(self, model, *args, **options):
-        """Trains a model where the strategy wants it, and brings the weights back."""
+        """Trains a model by a copy in the strategy's scope, if there is one."""
         if self._devices.scope is None:
             return self._fit(model, *args, **options)
         with self._devices.training_scope():
@@ -258,7 +252,7 @@ class Experiment:
 
 
 def _model_and_data():
-    """The model, untrained if it is a built-in one, and the data that fits it."""
+    """Returns the model, untrained if it is built in, and its `ImageData`."""
     model, image_size = None, (32, 32)
     if models.is_file(FLAGS.model):
         model = models.load_file(FLAGS.model)
@@ -281,7 +275,7 @@ def _accuracy(model, test):
 
 
 def _latency(float_file, tflite):
-    """Milliseconds per image, on one thread, of the float file and the small one."""
+    """Returns the milliseconds per image of both files, as `report.json` has them."""
     float_ms, compressed_ms = latency([float_file, tflite], LATENCY_RUNS)
     return {
         "float": float_ms,

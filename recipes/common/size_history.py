@@ -1,4 +1,4 @@
-"""What a search for zeros and bits stands at, epoch by epoch."""
+"""State of a search for zeros and bits after each epoch."""
 
 import numpy as np
 
@@ -6,14 +6,21 @@ from recipes.common.history import History
 
 
 class SizeHistory(History):
-    """Prints and keeps the choice of a size-constrained student after each epoch.
+    """Callback that records and prints the bits of a size-constrained student.
 
-    Each of `epochs` has what `tfcompress.reporting.plot_sizes` draws.
+    A state has six entries, as `tfcompress.reporting.plot_sizes` draws them:
+
+        searching: bool. Whether the search goes on.
+        bits: dict. Layer name to bits of a code.
+        sparsity: dict. Layer name to the share (0-1) of zero weights.
+        size: float. Size of these codes, in the budget's unit.
+        budget: float. Size that is asked for.
+        residual: float or None. Distance |W - V| / |W| of ADMM, while it searches.
     """
 
-    def now(self):
+    def state(self):
         space = self.model.size_space
-        searching, codes = not space.is_fixed(), space.codes()
+        searching, codes = not space.is_frozen(), space.codes()
         return {
             "searching": searching,
             "bits": space.bits,
@@ -25,12 +32,12 @@ class SizeHistory(History):
             "residual": space.residual if searching else None,
         }
 
-    def line(self, now):
-        bits = " ".join(map(str, now["bits"].values()))
-        zeros = " ".join(f"{100 * share:.0f}" for share in now["sparsity"].values())
-        residual = now["residual"]
+    def describe(self, state):
+        bits = " ".join(map(str, state["bits"].values()))
+        zeros = " ".join(f"{100 * share:.0f}" for share in state["sparsity"].values())
+        residual = state["residual"]
         distance = "" if residual is None else f"  |W-V|/|W|: {residual:.3f}"
         return (
-            f"bits: {bits}  zeros %: {zeros}  size: {now['size']:,.0f} of "
-            f"{now['budget']:,.0f}{distance}"
+            f"bits: {bits}  zeros %: {zeros}  size: {state['size']:,.0f} of "
+            f"{state['budget']:,.0f}{distance}"
         )

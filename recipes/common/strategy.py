@@ -1,4 +1,4 @@
-"""Which devices a recipe trains on."""
+"""Devices that a recipe trains on."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from absl import flags
 from tfcompress.compat.keras_tensorflow_private import patch_multi_worker_fit
 
 FLAGS = flags.FLAGS
-# What Keras trains with on each backend.
+# Backends on which Keras can train with each strategy.
 STRATEGIES = {
     "none": ("tensorflow", "jax"),
     "mirrored": ("tensorflow",),
@@ -26,22 +26,22 @@ flags.DEFINE_enum(
     "none",
     list(STRATEGIES),
     "Devices to train on: one; all GPUs of this machine (mirrored); those of several "
-    "(multi_worker, described by TF_CONFIG, with a common --output_dir); a TPU; or, "
-    "with KERAS_BACKEND=jax, all that JAX sees (data_parallel). The batch is split "
-    "among them, and the result is that of one device.",
+    "machines (multi_worker, described by TF_CONFIG, with a common --output_dir); a "
+    "TPU; or, with KERAS_BACKEND=jax, all that JAX sees (data_parallel). The batch is "
+    "split among them; the result is that of one device.",
 )
-flags.DEFINE_string("tpu", "", "With --strategy=tpu: its name or address, or 'local'.")
+flags.DEFINE_string("tpu", "", "With --strategy=tpu: name or address, or 'local'.")
 
 
 @dataclass
 class Devices:
-    """Where models are trained.
+    """Devices that train one model together.
 
     Attributes:
-        replicas: how many devices share a batch.
-        is_chief: whether this process is the one that writes.
-        scope: function that returns a context, to make in it what is to be trained, or
-            None if models can be trained wherever they were made.
+        replicas: int. Number of devices that share a batch.
+        is_chief: bool. Whether this process writes the results.
+        scope: function without arguments, or None. Returns the context in which models
+            to be trained have to be made; None if they may be made anywhere.
     """
 
     replicas: int = 1
@@ -49,11 +49,14 @@ class Devices:
     scope: object = None
 
     def training_scope(self):
+        """Returns the context to make, compile and train models in."""
         return self.scope() if self.scope else contextlib.nullcontext()
 
 
 def make_devices():
-    """The `Devices` that the flags ask for; before anything else is computed.
+    """Returns the `Devices` that the flags ask for.
+
+    To be called before TensorFlow or JAX computes anything.
 
     Raises:
         ValueError: if the backend, the environment or the batch size does not fit.

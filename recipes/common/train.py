@@ -1,20 +1,26 @@
-"""Training: the optimizer, precision, and going on after an interruption."""
+"""Training: optimizer, precision, and resumption after an interruption."""
 
 import json
 import shutil
 
 import keras
 
-WARM_UP = 0.05
-# Both as in the ResNet paper. Keras applies weight decay outside of the momentum, so
-# that its 1e-4 with momentum 0.9 amounts to this.
+WARM_UP = 0.05  # share of the steps
+# Both as in the ResNet paper. Keras applies weight decay outside of the momentum: the
+# paper's 1e-4 with momentum 0.9 amounts to this.
 FLOAT_LEARNING_RATE = 0.1
 FLOAT_WEIGHT_DECAY = 1e-3
 NOT_DECAYED = ("bias", "beta", "gamma")
 
 
 def make_optimizer(learning_rate, steps, weight_decay=None):
-    """SGD with Nesterov momentum 0.9, a linear warm-up and a cosine decay to zero."""
+    """Returns SGD with Nesterov momentum 0.9, linear warm-up and cosine decay to zero.
+
+    Args:
+        learning_rate: float. Peak learning rate.
+        steps: int. Steps of the whole training.
+        weight_decay: float or None. Biases and normalization are spared.
+    """
     warm_up_steps = int(WARM_UP * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0,
@@ -43,23 +49,23 @@ def fit(
     backup_dir,
     callbacks=(),
 ):
-    """Trains `model` in place, under `precision`; it is float32 again afterwards.
+    """Trains `model` in place, under `precision`, and sets it back to float32.
 
-    The accuracy on `test` after each epoch is shown and decides nothing: the model of
+    The accuracy on `test` is shown after each epoch and selects nothing: the model of
     the last epoch is the result.
 
     Args:
         model: built `keras.Model`.
         train: `tf.data.Dataset` of (images, labels) batches.
         test: arrays (images, labels).
-        epochs: number of epochs.
-        learning_rate: peak learning rate.
-        from_logits: whether the model ends in logits rather than probabilities.
-        precision: name of the Keras dtype policy to train under.
-        weight_decay: of the optimizer, or None.
-        backup_dir: folder for the state after each epoch. Training goes on from the
-            state that is found there; after the last epoch's there is nothing to do.
-        callbacks: Keras callbacks; they see the end of an epoch before it is backed up.
+        epochs: int. Number of epochs.
+        learning_rate: float. Peak learning rate.
+        from_logits: bool. Whether the model ends in logits, not probabilities.
+        precision: str. Keras dtype policy to train under.
+        weight_decay: float or None. Weight decay of the optimizer.
+        backup_dir: str. Folder of the state after each epoch. Training goes on from a
+            state that is found there, and ends at once if it is the last epoch's.
+        callbacks: Keras callbacks. Their `on_epoch_end` comes before the backup.
     """
     set_precision(model, precision)
     model.compile(
@@ -80,24 +86,27 @@ def fit(
 
 
 def jit_compile():
-    """Whether to compile with XLA, as Keras takes it.
+    """Returns the `jit_compile` of `Model.compile`: False with TensorFlow on a CPU.
 
-    With TensorFlow on a CPU a step takes longer with it, and starting to train takes
-    two to three times as long.
+    There steps take longer with XLA, and the start two to three times as long.
     """
     if keras.backend.backend() != "tensorflow":
         return "auto"
-    import tensorflow as tf  # not at the top: benchmarks on JAX do without it
+    import tensorflow as tf  # here: benchmarks on JAX run without it
 
     devices = {device.device_type for device in tf.config.list_logical_devices()}
     return False if devices == {"CPU"} else "auto"
 
 
 def set_precision(model, policy):
-    """Sets the dtype policy of every layer; the output layer stays float32.
+    """Sets the dtype policy of all layers but the last, which stays float32.
 
-    Variables keep their float32 values: the policies in question differ in what they
-    compute with. Compile afterwards.
+    Variables stay float32: float32 and the mixed policies differ in the compute dtype.
+    The model has to be compiled afterwards.
+
+    Args:
+        model: `keras.Model`, nested or not.
+        policy: str. "float32", "mixed_bfloat16" or "mixed_float16".
     """
     model.dtype_policy = policy
     for layer in _flat_layers(model):
@@ -114,18 +123,23 @@ def _flat_layers(model):
 
 
 def accuracy(outputs, labels):
-    """Share (0-1) of the rows (samples, classes) whose largest output is the label."""
+    """Returns the share (0-1) of rows whose largest output is at the label.
+
+    Args:
+        outputs: float array (samples, classes).
+        labels: int array (samples,).
+    """
     return float((outputs.argmax(-1) == labels).mean())
 
 
 class UnfinishedRun:
-    """The folder from which an interrupted run goes on when it is started again.
+    """Folder from which an interrupted run resumes when it is started again.
 
-    It is continued only with the settings it was started with; others begin anew.
+    A run resumes with equal settings only; other settings empty the folder.
 
     Args:
-        folder: `pathlib.Path`, created if need be.
-        settings: dict of plain values that the run's result depends on.
+        folder: `pathlib.Path`, created where missing.
+        settings: dict of values that JSON can hold. The result depends on them.
     """
 
     def __init__(self, folder, settings):
@@ -140,9 +154,9 @@ class UnfinishedRun:
         recorded.write_text(text)
 
     def backup_dir(self, phase):
-        """Folder for the epochs of one phase of training."""
+        """Returns the path of the folder for the backups of one phase of training."""
         return str(self.folder / phase)
 
     def finish(self):
-        """Removes the folder: the run's results are written."""
+        """Removes the folder, once the results are written."""
         shutil.rmtree(self.folder)
