@@ -1,11 +1,11 @@
 """Removes channels from `keras.applications`: `python -m benchmarks.graph_zoo`.
 
-From the smallest model of each family, with random weights, a random 30 % of all
-classes of tied channels that can be removed are removed. The model that is left is
-compared with the whole one, in which nothing reads the removed channels. Prints a
-Markdown table and, for each model, what freezes the channels that have to stay.
+Takes the smallest model of each family, with random weights, and removes a random 30 %
+of its removable channel dependency groups. Compares the result with the whole model, in
+which all kernels ignore the removed channels. Prints a Markdown table and, for each
+model, the reasons why channels have to stay.
 
-With names as arguments only those models: `python -m benchmarks.graph_zoo VGG16`.
+With names as arguments it takes only those: `python -m benchmarks.graph_zoo VGG16`.
 """
 
 import collections
@@ -60,22 +60,22 @@ def main(names):
         for reason, count in frozen(channels):
             print(f"    {count} channels stay: {reason}", flush=True)
     print(
-        "\n| Model | Parameters | After | Removable classes | Largest difference "
+        "\n| Model | Parameters | After | Removable groups | Largest difference "
         "| Seconds |\n|---|---|---|---|---|---|"
     )
     print("\n".join(rows))
 
 
 def written(channels):
-    """The classes of channels that layers make."""
+    """Returns the channel dependency groups that layers write, without repetition."""
     return np.unique(np.concatenate(list(channels.written.values())))
 
 
 def frozen(channels):
-    """`[(reason without names, number of classes)]`, the most frequent first."""
+    """Returns `[(reason without names, number of groups)]`, the most frequent first."""
     reasons = collections.Counter(
         re.sub(r"'[^']*' \((\w+)\)|'[^']*'", lambda found: found[1] or "...", reason)
-        for reason in (channels.frozen[c] for c in written(channels))
+        for reason in (channels.frozen[group] for group in written(channels))
         if reason
     )
     return reasons.most_common()

@@ -1,12 +1,15 @@
-"""Which integer kernels LiteRT's operators read themselves, and how fast:
-`python -m benchmarks.native_kernels`.
+"""Integer kernels that LiteRT's operators read without decoding.
 
-For each operator, shape and container, one layer with ternary codes, which fit all
-containers: how far its outputs are from those of the decoded kernel, in standard
-deviations, and its time as a multiple of the INT8 kernel's, on one thread, medians of
-alternating runs. What is right and no slower goes into
-`tfcompress.litert.kernels.NATIVE_BITS`. Inputs are float; the operators round them to 8
-bits. Prints a Markdown table.
+`python -m benchmarks.native_kernels` measures one layer for each operator, shape and
+container. Codes are ternary, which fit all containers. Inputs are float; the operators
+round them to 8 bits. Prints a Markdown table with two results:
+
+    error: largest difference from the outputs of the decoded kernel, in standard
+        deviations.
+    time: multiple of the INT8 kernel's, on one thread, medians of alternating runs.
+
+Containers that are right and no slower belong into
+`tfcompress.litert.kernels.NATIVE_BITS`.
 """
 
 import dataclasses
@@ -60,7 +63,7 @@ def main():
 
 
 def one_layer(shape, layer):
-    """A model of one packed layer with random ternary codes."""
+    """Returns a model of one packed layer with random ternary codes."""
     rng = np.random.default_rng(0)
     inputs = keras.Input(shape)
     model = keras.Model(inputs, layer(inputs))
@@ -72,7 +75,7 @@ def one_layer(shape, layer):
 
 
 def native_file(model, bits):
-    """A `.tflite` whose operator reads the codes in a container of so many bits."""
+    """Returns a `.tflite` whose operator reads codes in a container of `bits` bits."""
     kernels = [dataclasses.replace(k, bits=bits) for k in packed_kernels(model)]
     file = flatbuffer.read(float_tflite(model))
     for graph, index, found in find_kernels(file, kernels, native=False):
@@ -82,7 +85,7 @@ def native_file(model, bits):
 
 
 def error(content, x, expected):
-    """Largest difference in standard deviations; None if LiteRT cannot run it."""
+    """Returns the largest difference in standard deviations; None if it cannot run."""
     try:
         (received,) = Runner(content)([x])
     except ValueError:

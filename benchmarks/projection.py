@@ -1,9 +1,8 @@
-"""What projecting onto a size costs: `python -m benchmarks.projection [--flags]`.
+"""Seconds of a projection onto a size: `python -m benchmarks.projection [--flags]`.
 
-Times each part of a projection of a network of AlexNet's layer sizes, 61 million
-weights, drawn from normal distributions; and the joint choice of zeros and bits that
-follows ADMM. Codebooks are made of all of them, as if none were zero: the most that it
-can take.
+Times each part of a projection, and the joint choice of zeros and bits that follows
+ADMM. The network has AlexNet's layer sizes, 61 million weights drawn from normal
+distributions. Codebooks are made of all weights, as if none were zero: the worst case.
 
 For comparison, k-means that computes every distance between weights and centroids is
 timed in the same process on a part of the weights, with the same number of rounds.
@@ -16,6 +15,7 @@ import time
 import numpy as np
 from absl import app, flags
 
+from recipes.common.arguments import refuse_arguments
 from tfcompress.core.knapsack import multiple_choice_knapsack
 from tfcompress.quantizers.clustering import SortedNonZeros, kmeans, uniform_step
 from tfcompress.schemes.size_constrained.allocation import keep_largest
@@ -23,7 +23,7 @@ from tfcompress.schemes.size_constrained.budget import SizeBudget
 from tfcompress.schemes.size_constrained.rate_distortion import operating_points
 
 FLAGS = flags.FLAGS
-# The kernels of torchvision's AlexNet.
+# Kernel shapes of torchvision's AlexNet.
 ALEXNET = {
     "conv1": (11, 11, 3, 64),
     "conv2": (5, 5, 64, 192),
@@ -37,19 +37,24 @@ ALEXNET = {
 KMEANS_BITS, UNIFORM_BITS = tuple(range(1, 9)), tuple(range(2, 9))
 
 flags.DEFINE_integer(
-    "naive_size", 1_000_000, "Weights of the naive k-means.", lower_bound=1
+    "naive_size", 1_000_000, "Number of weights of the naive k-means.", lower_bound=1
 )
-flags.DEFINE_integer("naive_bits", 4, "Of the naive k-means.", 1, 8)
+flags.DEFINE_integer("naive_bits", 4, "Bits of the naive k-means.", 1, 8)
 flags.DEFINE_float("kept", 0.1, "Share of the weights' bits in the budget.", 0.001, 1)
 
 
 class Timer:
-    """Seconds, and those of the processor, by what they were spent on."""
+    """Timer of named parts.
+
+    Attributes:
+        seconds: dict. Name to a float array (wall-clock, processor) of seconds.
+    """
 
     def __init__(self):
         self.seconds = {}
 
     def __call__(self, name, function, *args):
+        """Returns `function(*args)`, and adds its seconds to those of `name`."""
         start = np.array([time.perf_counter(), time.process_time()])
         result = function(*args)
         passed = np.array([time.perf_counter(), time.process_time()]) - start
@@ -58,7 +63,13 @@ class Timer:
 
 
 def naive_kmeans(x, centroids, rounds):
-    """Lloyd's rounds with all distances, (N, K); the centroid at zero stays."""
+    """Returns centroids after Lloyd's rounds with all distances; zero stays zero.
+
+    Args:
+        x: float (N,). Weights.
+        centroids: float (K,). Sorted centroids to start from.
+        rounds: int. Number of rounds.
+    """
     for _ in range(rounds):
         cells = np.argmin(np.abs(x[:, None] - centroids), axis=1)
         counts = np.bincount(cells, minlength=len(centroids))
@@ -69,7 +80,7 @@ def naive_kmeans(x, centroids, rounds):
 
 
 def compare_with_naive(x, bits):
-    """Prints the processor's seconds of both k-means, and their ratio."""
+    """Prints the processor seconds of both k-means, and their ratio."""
     rounds = 5
     start = np.append(np.linspace(x.min(), x.max(), 2**bits), 0)
     timer = Timer()
@@ -84,7 +95,7 @@ def compare_with_naive(x, bits):
 
 
 def project(weights):
-    """Seconds of the parts of one projection of all layers."""
+    """Returns the seconds of each part of one projection, as `Timer` has them."""
     timer, losses = Timer(), {}
     for name, x in weights.items():
         values = timer("sorting", SortedNonZeros, x)
@@ -124,8 +135,7 @@ def project(weights):
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
+    refuse_arguments(argv)
     rng = np.random.default_rng(0)
     weights = {}
     for name, shape in ALEXNET.items():
@@ -136,7 +146,7 @@ def main(argv):
     size = sum(x.size for x in weights.values())
     seconds = project(weights)
     seconds["together"] = sum(seconds.values())
-    print(f"{len(weights)} layers, {size:,} weights: seconds, and of the processor")
+    print(f"{len(weights)} layers, {size:,} weights: seconds, wall-clock and processor")
     for name, (passed, worked) in seconds.items():
         print(f"  {name:<22}{passed:8.3f}{worked:8.3f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,12 +1,12 @@
-"""What a step costs on several devices: `python -m benchmarks.scaling [--flags]`.
+"""Step time on several devices: `python -m benchmarks.scaling [--flags]`.
 
 Times short trainings of a model on one device and on all, with the same whole batch, in
 turns, in one process: first of the plain model, then of the student. Prints the median
-of the ratios of neighbours. Flags are those of `benchmarks.step_time`.
+of the ratios of neighbouring trainings. Flags are those of `benchmarks.step_time`.
 
-With TensorFlow the devices are all GPUs, by `MirroredStrategy`; without any, two
-logical CPUs, which share the cores: they show what distribution costs, not what it
-gains. With KERAS_BACKEND=jax the devices are what JAX sees, by `DataParallel`
+With TensorFlow the devices are all GPUs, by `MirroredStrategy`. Without a GPU they are
+two logical CPUs, which share the cores and show the overhead of distribution alone.
+With KERAS_BACKEND=jax they are all devices of JAX, by `DataParallel`
 (XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two of a CPU).
 """
 
@@ -22,16 +22,18 @@ from benchmarks.step_time import (
     compile_model,
     make_batch,
     make_model,
+    ratio_of_pairs,
     time_pairs,
 )
+from recipes.common.arguments import refuse_arguments
 
 FLAGS = flags.FLAGS
-# What a `fit` does but once should not count.
+# Enough steps that the work of a `fit` before its first step does not count.
 STEPS = 10
 
 
 def all_devices():
-    """How many there are, and a function that returns the scope to train on them in."""
+    """Returns the number of devices, and a function that returns their scope."""
     if keras.backend.backend() == "jax":
         distribution = keras.distribution.DataParallel()
         return len(keras.distribution.list_devices()), distribution.scope
@@ -48,14 +50,14 @@ def all_devices():
 
 
 def make_training(kind, scope, images, labels):
-    """A function that takes `STEPS` training steps with the whole batch."""
+    """Returns a function that takes `STEPS` training steps with the whole batch."""
     with scope():
         model = compile_model(MAKERS[kind](make_model()), images)
     images, labels = (np.concatenate([x] * STEPS) for x in (images, labels))
 
     def train():
         with scope():
-            # The `fit` of a student would begin a search each time.
+            # Without `Student.fit`, which would begin a search each time.
             keras.Model.fit(
                 model, images, labels, batch_size=FLAGS.batch_size, verbose=0
             )
@@ -64,8 +66,7 @@ def make_training(kind, scope, images, labels):
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
+    refuse_arguments(argv)
     count, scope = all_devices()
     if FLAGS.batch_size % count:
         raise app.UsageError(
@@ -78,12 +79,11 @@ def main(argv):
         make = functools.partial(make_training, kind, images=images, labels=labels)
         one, several = make(scope=contextlib.nullcontext), make(scope=scope)
         times = time_pairs(one, several, FLAGS.pairs) / STEPS
-        low, ratio, high = np.percentile(times[:, 1] / times[:, 0], (25, 50, 75))
+        on_one, on_all = np.median(times, axis=0)
         print(
             f"{FLAGS.scheme if kind == 'student' else kind}: step on 1 device "
-            f"{np.median(times[:, 0]):.1f} ms, on {count} {np.median(times[:, 1]):.1f} "
-            f"ms (medians of {FLAGS.pairs}), ratio {ratio:.3f} (quartiles {low:.3f} to "
-            f"{high:.3f})",
+            f"{on_one:.1f} ms, on {count} {on_all:.1f} ms (medians of {FLAGS.pairs}), "
+            f"{ratio_of_pairs(times)}",
             flush=True,
         )
 

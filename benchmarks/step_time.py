@@ -1,18 +1,18 @@
-"""What a training step of a student costs: `python -m benchmarks.step_time [--flags]`.
+"""Time and memory of a training step: `python -m benchmarks.step_time [--flags]`.
 
 Times steps of a student and of the plain model in turns, in one process, and prints the
 median of the ratios of neighbouring steps: a machine that slows down or speeds up
 meanwhile does so for both. A student of bit sharing is timed in its search, with all
-gates learning in every step (in a real one, half of them do).
+gates learning in every step (in a real search, in half of the steps).
 
-Memory is measured in a process of its own for each model, on Linux: the peak of its
-resident set in some steps, less the resident set before them. Steps of one and two
-images come first, so that what TensorFlow itself takes does not count. The peak is the
-kernel's VmHWM, which can be set back, where `ru_maxrss` would still show the import of
-TensorFlow or the parent process. Memory that the allocator keeps back counts.
+Memory is measured in a process of its own for each model, on Linux. It is the peak of
+the resident set in some steps, less the resident set before them. Steps of one and two
+images come first, so that TensorFlow's own memory does not count. The peak is the
+kernel's VmHWM, which can be reset; `ru_maxrss` would still show the import of
+TensorFlow or the parent process. Memory that the allocator retains counts.
 
-With --multi_path the student of bit sharing is also compared with what it replaces: a
-search with a path of its own, kernel and all, for 2, 4 and 8 bits in each layer.
+With --multi_path the student of bit sharing is also compared with a multi-path search:
+a path with a kernel of its own for 2, 4 and 8 bits in each layer.
 """
 
 import functools
@@ -28,6 +28,7 @@ from absl import app, flags
 
 import tfcompress as tfc
 from recipes.common import models
+from recipes.common.arguments import refuse_arguments
 from recipes.common.train import make_optimizer, set_precision
 from tfcompress.graph.rebuild import clone_layer, rebuild
 from tfcompress.quantizers import nested
@@ -50,13 +51,13 @@ flags.DEFINE_enum(
     "precision",
     "float32",
     ["float32", "mixed_bfloat16", "mixed_float16"],
-    "Keras dtype policy of both models.",
+    "Keras dtype policy of all models.",
 )
 flags.DEFINE_enum(
     "scheme",
     "pruned_ternary",
     ["pruned_ternary", "bit_sharing", "uniform", "decomposition"],
-    "Of the student.",
+    "Scheme of the student.",
 )
 flags.DEFINE_float(
     "sparsity", None, "Of pruned_ternary; by default the best cosine decides.", 0, 1
@@ -66,12 +67,12 @@ flags.DEFINE_enum(
     "memory_of",
     None,
     ["plain", "student", "multi_path"],
-    "Only print the bytes that steps of this model take; used by the program itself.",
+    "Only print the bytes that steps of this model take. The program itself uses it.",
 )
 
 
 class MultiPath(keras.layers.Layer):
-    """The sum of several layers' outputs, weighted by a softmax of learned numbers."""
+    """Sum of several layers' outputs, weighted by a softmax of learned numbers."""
 
     def __init__(self, paths, **kwargs):
         super().__init__(**kwargs)
@@ -92,7 +93,7 @@ class MultiPath(keras.layers.Layer):
 
 
 def make_multi_path(model):
-    """`model` with a path for every number of bits, as a search without sharing."""
+    """Returns the model with a path for each number of bits, as without sharing."""
     plans = [tfc.plan(model, tfc.Uniform(bits, bits)) for bits in nested.BITS]
     configs = {}
     for plan in plans:
@@ -112,7 +113,7 @@ def make_multi_path(model):
 
 
 def make_student(model):
-    """A student of the scheme that the flags ask for."""
+    """Returns a student of the scheme that the flags ask for."""
     if FLAGS.scheme == "pruned_ternary":
         return tfc.compress(model, tfc.PrunedTernary(FLAGS.sparsity))
     if FLAGS.scheme == "uniform":
@@ -132,14 +133,15 @@ MAKERS = {
 
 
 def memory_of_steps(step, images, labels):
-    """Bytes that the peak of this process grows by when it trains.
+    """Returns the bytes by which the memory peak of this process grows in training.
 
     Args:
         step: function that takes one training step on images and labels.
+        images, labels: arrays of one batch.
     """
     for size in (1, 2):
         step(images[:size], labels[:size])
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is now's size
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident_set("VmRSS")
     for _ in range(MEMORY_STEPS):
         step(images, labels)
@@ -147,13 +149,13 @@ def memory_of_steps(step, images, labels):
 
 
 def resident_set(field):
-    """Bytes of this process in memory: now, "VmRSS", or at its peak, "VmHWM"."""
+    """Returns the resident bytes of this process: "VmRSS" now, "VmHWM" at the peak."""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
 
 
 def measure_memory(kind):
-    """`memory_of_steps` of one model in a new process."""
+    """Returns `memory_of_steps` of one model, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.step_time", *sys.argv[1:]]
     child = subprocess.run(
         [*command, f"--memory_of={kind}"], check=True, stdout=subprocess.PIPE, text=True
@@ -162,7 +164,7 @@ def measure_memory(kind):
 
 
 def make_model():
-    """The plain model that the flags ask for."""
+    """Returns the plain model that the flags ask for."""
     keras.utils.set_random_seed(0)
     if models.is_file(FLAGS.model):
         return models.load_file(FLAGS.model)
@@ -170,7 +172,7 @@ def make_model():
 
 
 def make_batch(model):
-    """Images and labels for the model, NumPy arrays (batch_size, ...)."""
+    """Returns random images and labels for the model, arrays (batch_size, ...)."""
     random = np.random.default_rng(0)
     shape = (FLAGS.batch_size, *model.inputs[0].shape[1:])
     images = random.normal(size=shape).astype("float32")
@@ -186,14 +188,14 @@ def compile_model(model, images):
             from_logits=models.outputs_logits(model, images)
         ),
         metrics=["accuracy"],
-        # JAX without a compiler takes one operation after the other.
+        # Without a compiler JAX runs each operation alone.
         jit_compile=FLAGS.jit_compile or keras.backend.backend() == "jax",
     )
     return model
 
 
 def timed(step):
-    """Milliseconds that `step()` takes."""
+    """Returns the milliseconds that `step()` takes."""
     start = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - start)
@@ -203,8 +205,8 @@ def time_pairs(first, second, pairs):
     """Times two steps in turns.
 
     Returns:
-        Array (pairs, 2) of milliseconds. Every other pair runs in reverse order, so
-        that neither step is always the one that finds the caches warm.
+        Float array (pairs, 2) of milliseconds. Every other pair runs in reverse order,
+        so that both steps find the caches warm equally often.
     """
     for _ in range(WARM_UP_STEPS):
         first()
@@ -216,9 +218,14 @@ def time_pairs(first, second, pairs):
     return times
 
 
+def ratio_of_pairs(times):
+    """Returns the ratio second / first of `time_pairs`, with quartiles, as text."""
+    low, ratio, high = np.percentile(times[:, 1] / times[:, 0], (25, 50, 75))
+    return f"ratio {ratio:.3f} (quartiles {low:.3f} to {high:.3f})"
+
+
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Expected only --flags. Received: {argv[1:]}.")
+    refuse_arguments(argv)
     model = make_model()
     images, labels = make_batch(model)
 
@@ -238,11 +245,10 @@ def main(argv):
     pairs = [("plain", "student"), ("student", "multi_path")]
     for first, second in pairs[: 2 if FLAGS.multi_path else 1]:
         times = time_pairs(steps[first], steps[second], FLAGS.pairs)
-        low, ratio, high = np.percentile(times[:, 1] / times[:, 0], (25, 50, 75))
-        one, other = np.median(times, axis=0)
+        first_ms, second_ms = np.median(times, axis=0)
         print(
-            f"step: {first} {one:.1f} ms, {second} {other:.1f} ms (medians of "
-            f"{FLAGS.pairs}), ratio {ratio:.3f} (quartiles {low:.3f} to {high:.3f})\n"
+            f"step: {first} {first_ms:.1f} ms, {second} {second_ms:.1f} ms (medians of "
+            f"{FLAGS.pairs}), {ratio_of_pairs(times)}\n"
             f"memory: {first} {memory[first] / 2**20:.0f} MiB, {second} "
             f"{memory[second] / 2**20:.0f} MiB, ratio "
             f"{memory[second] / memory[first]:.3f}",

@@ -1,9 +1,9 @@
-"""Accuracy against bytes, in one picture:
-`python -m benchmarks.tradeoff --output=FILE.png REPORT.json...`.
+"""Plot of accuracy against bytes.
 
-Takes reports of recipes and of `benchmarks.artifacts`, all of one model, and draws the
-accuracy in LiteRT over the bytes of the `.tflite` after xz. Of artifacts only the stock
-full-integer file is drawn, as uniform 8 bits.
+`python -m benchmarks.tradeoff --output=FILE.png REPORT.json...` takes reports of
+recipes and of `benchmarks.artifacts`, all of one model. It draws the accuracy in LiteRT
+over the bytes of the `.tflite` after xz. Of the artifacts it draws only the stock
+full-integer file, as uniform 8 bits.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import pathlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Label, colour (Okabe and Ito's) and marker of each scheme, in the legend's order.
+# Label, colour (of Okabe and Ito) and marker of each scheme, in order of the legend.
 STYLES = {
     "SizeConstrained": ("size-constrained (zeros and bits)", "#0072B2", "o-"),
     "PrunedTernary": ("pruned ternary", "#D55E00", "s"),
@@ -39,6 +39,7 @@ def main():
 
 
 def draw(reports, model, path):
+    """Writes the plot of all reports as a PNG; the title is the model's name."""
     points = {}
     for report in reports:
         for name, size, accuracy in points_of(report):
@@ -64,7 +65,7 @@ def draw(reports, model, path):
 
 
 def points_of(report):
-    """`(scheme, bytes, accuracy)` of each file in a report."""
+    """Yields `(scheme, bytes, accuracy)` of each file of a report."""
     if "rows" not in report:
         yield (
             report["scheme"],
