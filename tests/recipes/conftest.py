@@ -1,13 +1,17 @@
-"""Shared by the tests of the recipes."""
+"""Fixtures of the recipes' tests: few images, a small network, checks of a run."""
 
+import contextlib
 import dataclasses
 import json
 
+import keras
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from keras import layers
 
-from recipes.common import data
+from recipes.common import data, models
 from recipes.common import run as run_lib
 
 
@@ -19,7 +23,7 @@ def mnist5k():
 
 @pytest.fixture(scope="session")
 def part_of_mnist5k(mnist5k):
-    """1024 of its images to train with, 200 to test, to be quick."""
+    """`ImageData` of 1024 images to train with and 200 to test."""
     return dataclasses.replace(
         mnist5k,
         train_images=mnist5k.train_images[:1024],
@@ -29,15 +33,44 @@ def part_of_mnist5k(mnist5k):
     )
 
 
+@pytest.fixture(scope="session")
+def photographs():
+    """`ImageData` of 64 images of noise, of which no two crops are equal."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    labels = np.arange(64) % 10
+    return data.ImageData("cifar10", 10, pixels, labels, pixels[:8], labels[:8])
+
+
 @pytest.fixture
 def few_images(monkeypatch, part_of_mnist5k):
-    """Recipes get a part of mnist5k, whatever they ask for."""
+    """Makes recipes load a part of mnist5k, for each name of a data set."""
     monkeypatch.setattr(run_lib, "load", lambda *_: part_of_mnist5k)
+
+
+def small_network(input_shape, num_classes):
+    """Three layers with kernels, one of them normalised: traced in seconds."""
+    inputs = keras.Input(input_shape)
+    x = layers.Conv2D(8, 5, 2, name="conv1")(inputs)
+    x = layers.ReLU(name="relu1")(
+        layers.BatchNormalization(momentum=0.9, name="bn1")(x)
+    )
+    x = layers.Conv2D(16, 5, 2, activation="relu", name="conv2")(x)
+    x = layers.Flatten(name="flatten")(x)
+    outputs = layers.Dense(num_classes, name="classifier")(x)
+    return keras.Model(inputs, outputs, name="small")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_is_built_in():
+    """Makes `small_network` the recipes' --model=small."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(models.BUILDERS, "small", small_network)
+        yield
 
 
 @pytest.fixture(scope="session")
 def run_recipe():
-    """Function that runs a recipe's `main` with flags, writing to a folder."""
+    """Function that runs the `main` of a recipe with flags, writing to a folder."""
 
     def call(recipe, folder, **values):
         values = {"output_dir": folder, **values}
@@ -48,6 +81,40 @@ def run_recipe():
             recipe.main(["recipe"])
 
     return call
+
+
+@pytest.fixture
+def refuses(run_recipe, few_images, monkeypatch, tmp_path):
+    """Function that checks that a recipe ends in one line, before any training."""
+    monkeypatch.setattr(run_lib, "fit", None)
+
+    def call(recipe, message, **values):
+        with pytest.raises(SystemExit, match=message) as raised:
+            run_recipe(recipe, tmp_path / "out", **values)
+        assert "\n" not in raised.value.code
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def interrupted_students():
+    """Context in which the training of a student is interrupted after an epoch."""
+    backup = keras.callbacks.BackupAndRestore
+    on_epoch_end = backup.on_epoch_end
+
+    def interrupt(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        if self.backup_dir.endswith("student"):
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(backup, "on_epoch_end", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return context
 
 
 @pytest.fixture(scope="session")

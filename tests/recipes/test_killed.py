@@ -9,7 +9,7 @@ import pytest
 FLAGS = ["--float_epochs=2", "--epochs=3"]
 
 
-def recipe(folder):
+def start_recipe(folder):
     return subprocess.Popen(
         [sys.executable, "-m", "recipes.pruned_ternary", f"--output_dir={folder}"]
         + FLAGS,
@@ -20,15 +20,15 @@ def recipe(folder):
 
 
 @pytest.mark.slow  # two minutes: three processes
-def test_the_same_file_as_without_being_killed(tmp_path):
-    recipe(tmp_path / "whole").communicate()
-    killed = recipe(tmp_path / "killed")
+def test_a_killed_and_resumed_run_writes_the_tflite_of_a_whole_run(tmp_path):
+    start_recipe(tmp_path / "whole").communicate()
+    killed = start_recipe(tmp_path / "killed")
     for line in killed.stdout:
         if "Epoch 2/3" in line:
             killed.kill()
     assert killed.wait() < 0
     assert not (tmp_path / "killed" / "model.tflite").exists()
-    recipe(tmp_path / "killed").communicate()
+    start_recipe(tmp_path / "killed").communicate()
     whole, again = (
         (tmp_path / folder / "model.tflite").read_bytes()
         for folder in ("whole", "killed")

@@ -1,4 +1,4 @@
-"""The built-in networks against the literature, and the checks of given files."""
+"""Built-in networks against the literature, and checks of model files."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def _conv_bn(*convs):
 
 
 def _resnet(n):
-    """6n + 2 layers with parameter-free shortcuts."""
+    """Parameters of 6n + 2 layers with parameter-free shortcuts."""
     return (
         _conv_bn((3, 3, 16), *[(3, 16, 16)] * 2 * n)
         + _conv_bn((3, 16, 32), *[(3, 32, 32)] * (2 * n - 1))
@@ -101,13 +101,13 @@ def test_outputs_logits_tells_softmax_from_logits():
     assert models.outputs_logits(keras.Model(inputs, logits), images)
     softmax = keras.Model(inputs, keras.layers.Softmax()(logits))
     assert not models.outputs_logits(softmax, images)
-    # Nested, where no layer at the top says so.
+    # Nested, where the model's last layer is no softmax.
     nested = keras.Sequential([keras.Input((4, 4, 1)), softmax])
     assert not models.outputs_logits(nested, images)
 
 
 @pytest.mark.parametrize("suffix", models.MODEL_SUFFIXES)
-def test_load_file_gives_the_model_back(tmp_path, suffix):
+def test_load_file_returns_a_model_with_equal_outputs(tmp_path, suffix):
     model = models.lenet5((28, 28, 1), 10)
     model.compile("adam", "sparse_categorical_crossentropy")
     path = tmp_path / f"trained{suffix}"
@@ -138,7 +138,7 @@ def _images(shape, classes):
     return data_lib.ImageData("toy", classes, images, labels, images, labels)
 
 
-def test_check_fits():
+def test_check_fits_refuses_other_shapes_and_other_numbers_of_classes():
     model = models.lenet5((28, 28, 1), 10)
     models.check_fits(model, _images((28, 28, 1), 10))
     with pytest.raises(ValueError, match=r"\(None, 32, 32, 3\).*\(None, 28, 28, 1\)"):
@@ -147,7 +147,7 @@ def test_check_fits():
         models.check_fits(model, _images((28, 28, 1), 100))
 
 
-def test_check_fits_accepts_any_size_where_the_model_does():
+def test_check_fits_accepts_any_size_of_a_model_without_fixed_size():
     inputs = keras.Input((None, None, 3))
     x = keras.layers.GlobalAveragePooling2D()(inputs)
     model = keras.Model(inputs, keras.layers.Dense(10)(x))

@@ -1,11 +1,11 @@
-"""The recipe: its flags, its errors, and one small run with everything it writes."""
+"""Recipe for ternary weights: its flags, its errors, and the files of small runs."""
 
 import functools
 import re
 
 import keras
 import pytest
-from absl import flags
+from absl import app, flags
 
 from recipes import pruned_ternary
 from recipes.common import data as data_lib
@@ -18,13 +18,13 @@ ARTEFACTS = ["float.keras", "layers.png", "model.keras", "model.tflite", "report
 
 @pytest.fixture
 def recipe(tmp_path, run_recipe):
-    """Runs the recipe with flags, writing to `tmp_path / "out"`."""
+    """Function that runs the recipe with flags, writing to `tmp_path / "out"`."""
     return functools.partial(run_recipe, pruned_ternary, tmp_path / "out")
 
 
 @pytest.fixture
 def check_artefacts(check_report):
-    """Function that checks everything a run wrote, and returns the report."""
+    """Function that checks all files of a run, and returns the report."""
 
     def call(folder, artefacts=ARTEFACTS):
         assert sorted(path.name for path in folder.iterdir()) == artefacts
@@ -64,10 +64,6 @@ def test_a_model_file_needs_its_input_scaling(recipe, tmp_path):
         recipe(model=path)
 
 
-def _never(*args, **kwargs):
-    raise AssertionError("The error has to come before any training.")
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -79,45 +75,25 @@ def _never(*args, **kwargs):
         ({"output_dir": "/dev/null/out"}, "output_dir.*Not a directory"),
     ],
 )
-def test_wrong_values_are_refused_before_training(
-    recipe, few_images, monkeypatch, values, message
-):
-    monkeypatch.setattr(run_lib, "fit", _never)
+def test_values_that_do_not_fit_are_refused(refuses, monkeypatch, values, message):
     if "dataset" in values:
         monkeypatch.setattr(run_lib, "load", data_lib.load)
-    with pytest.raises(SystemExit, match=message):
-        recipe(**values)
+    refuses(pruned_ternary, message, **values)
 
 
-def test_a_model_for_other_images_is_refused(recipe, few_images, monkeypatch, tmp_path):
-    monkeypatch.setattr(run_lib, "fit", _never)
+def test_a_model_for_other_images_is_refused(refuses, tmp_path):
     path = tmp_path / "given.h5"
     models.resnet8((32, 32, 3), 10).save(path)
-    with pytest.raises(SystemExit, match=r"mnist5k.*28, 28, 1.*32, 32, 3"):
-        recipe(model=path, input_scaling="unit")
+    message = r"mnist5k.*28, 28, 1.*32, 32, 3"
+    refuses(pruned_ternary, message, model=path, input_scaling="unit")
 
 
 def test_positional_arguments_are_refused():
-    with pytest.raises(Exception, match="only --flags.*cifar10"):
+    with pytest.raises(app.UsageError, match="only --flags.*cifar10"):
         pruned_ternary.main(["recipe", "cifar10"])
 
 
-def _small_network(input_shape, num_classes):
-    layers = [
-        keras.Input(input_shape),
-        keras.layers.Conv2D(8, 5, 2),
-        keras.layers.BatchNormalization(momentum=0.9),
-        keras.layers.ReLU(),
-        keras.layers.Conv2D(16, 5, 2),
-        keras.layers.BatchNormalization(momentum=0.9),
-        keras.layers.ReLU(),
-        keras.layers.Flatten(),
-        keras.layers.Dense(num_classes),
-    ]
-    return keras.Sequential(layers)
-
-
-def test_recipe_writes_the_four_artefacts(
+def test_default_model_becomes_ternary_with_the_sparsity_asked_for(
     recipe, check_artefacts, few_images, tmp_path, capsys
 ):
     recipe(sparsity=0.8, seed=3, **QUICK)
@@ -157,31 +133,27 @@ def _interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def test_interrupted_run_goes_on(
-    recipe, check_artefacts, few_images, tmp_path, capsys, monkeypatch
+def test_an_interrupted_run_resumes_where_it_stopped(
+    recipe,
+    check_artefacts,
+    few_images,
+    interrupted_students,
+    tmp_path,
+    capsys,
+    monkeypatch,
 ):
-    monkeypatch.setitem(models.BUILDERS, "lenet5", _small_network)
-    backup = keras.callbacks.BackupAndRestore
-    on_epoch_end = backup.on_epoch_end
-
-    def interrupt_the_student(self, epoch, logs=None):
-        on_epoch_end(self, epoch, logs)
-        if self.backup_dir.endswith("student"):
-            raise KeyboardInterrupt
-
-    def epochs_of_a_run():
-        with pytest.raises(KeyboardInterrupt):
-            recipe(**QUICK)
+    def printed_epochs():
         return re.findall(r"Epoch (\d/\d)", capsys.readouterr().out)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(backup, "on_epoch_end", interrupt_the_student)
-        assert epochs_of_a_run() == ["1/3", "2/3", "3/3", "1/2"]
-    with monkeypatch.context() as patched:
+    with interrupted_students():
+        recipe(model="small", **QUICK)
+    assert printed_epochs() == ["1/3", "2/3", "3/3", "1/2"]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(run_lib, "predict", _interrupt)
-        assert epochs_of_a_run() == ["2/2"]
+        recipe(model="small", **QUICK)
+    assert printed_epochs() == ["2/2"]
 
-    recipe(**QUICK)
+    recipe(model="small", **QUICK)
     printed = capsys.readouterr().out
     assert "Going on with the interrupted run" in printed
     assert "Epoch" not in printed
@@ -193,7 +165,7 @@ def test_given_model_with_softmax_in_mixed_precision(
     recipe, check_artefacts, few_images, tmp_path
 ):
     path = tmp_path / "given.keras"
-    logits = _small_network((28, 28, 1), 10)
+    logits = models.BUILDERS["small"]((28, 28, 1), 10)
     keras.Sequential([logits, keras.layers.Softmax()]).save(path)
     recipe(
         model=path,

@@ -1,4 +1,4 @@
-"""Several devices: what is refused, and two processes that train one model."""
+"""Several devices: refused settings, and two processes that train one model."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from recipes import pruned_ternary
 from recipes.common import strategy
 
-# A recipe as `python -m` runs it, that also keeps the weights of each worker.
+# A recipe as `python -m` runs it, which also saves the weights of its worker.
 WORKER = """
 import sys
 import numpy as np
@@ -49,7 +49,7 @@ def free_ports(count):
 
 
 @pytest.mark.slow  # a minute: two processes start, trace and train
-def test_two_workers_have_the_same_weights_and_one_writes(tmp_path):
+def test_two_workers_train_the_same_weights_and_the_chief_writes(tmp_path):
     out, ports = tmp_path / "out", free_ports(2)
     flags = ["--strategy=multi_worker", "--float_epochs=1", "--epochs=2"]
     workers = [
@@ -81,7 +81,7 @@ def test_two_workers_have_the_same_weights_and_one_writes(tmp_path):
 @pytest.mark.parametrize(
     "config", [None, "{", "{}", cluster([1, 2], 2), '{"cluster": {"worker": 3}}']
 )
-def test_workers_have_to_be_described(config, tmp_path, run_recipe, monkeypatch):
+def test_a_wrong_TF_CONFIG_is_refused(config, tmp_path, run_recipe, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if config is not None:
         monkeypatch.setenv("TF_CONFIG", config)
@@ -100,7 +100,9 @@ def test_workers_have_to_be_described(config, tmp_path, run_recipe, monkeypatch)
         ({"strategy": "tpu", "tpu": "nowhere"}, "can be reached.*no route to nowhere"),
     ],
 )
-def test_devices_that_cannot_be_had(flags, told, tmp_path, run_recipe, monkeypatch):
+def test_unavailable_devices_are_refused(
+    flags, told, tmp_path, run_recipe, monkeypatch
+):
     def unreachable(tpu):
         raise OSError(f"no route to {tpu}")
 
@@ -111,15 +113,15 @@ def test_devices_that_cannot_be_had(flags, told, tmp_path, run_recipe, monkeypat
         run_recipe(pruned_ternary, tmp_path, **flags)
 
 
-def test_a_run_on_two_devices(
+def test_a_mirrored_run_on_two_cpus_exports_what_it_trained(
     tmp_path, run_recipe, few_images, check_report, two_replicas, monkeypatch
 ):
-    """Of this process, which sees two CPUs."""
     tfd = strategy.tf.distribute
     monkeypatch.setattr(tfd, "MirroredStrategy", lambda: two_replicas)
     run_recipe(
         pruned_ternary,
         tmp_path,
+        model="small",
         strategy="mirrored",
         epochs=1,
         float_epochs=1,

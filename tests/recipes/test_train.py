@@ -1,4 +1,4 @@
-"""The learning rate, precision and continuation of the recipes' training."""
+"""Learning rate, precision and resumption of the recipes' training."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ def _nested():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_set_precision_and_back(policy):
+def test_set_precision_to_a_mixed_policy_and_back_restores_the_outputs(policy):
     model = _nested()
     images = np.random.default_rng(0).normal(size=(8, 28, 28, 1)).astype("float32")
     before = np.asarray(model(images))
@@ -79,7 +79,7 @@ def test_accuracy_is_a_fraction():
     assert train.accuracy(outputs, np.array([1, 0, 0, 0])) == 0.75
 
 
-def test_unfinished_run_is_continued_only_with_the_same_settings(tmp_path):
+def test_unfinished_run_keeps_its_backups_only_with_equal_settings(tmp_path):
     folder = tmp_path / "unfinished_run"
     state = folder / "float" / "state"
     first = train.UnfinishedRun(folder, {"epochs": 2, "sparsity": None})
