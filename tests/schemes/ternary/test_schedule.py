@@ -1,8 +1,9 @@
-"""The sparsity ramp, the frozen zeros and the learning rate of the finish."""
+"""Sparsity ramp, frozen zeros and learning rate of the finish, all in `fit`."""
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfcompress as tfc
 from tfcompress.schemes.ternary.schedule import FINISH, RAMP_END, ternary_layers
@@ -11,7 +12,7 @@ STEPS, EPOCHS, BATCH = 10, 4, 32
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes sparsity, frozen state and learning rate before every step."""
+    """Records sparsity, frozen state and learning rate before every step."""
 
     def on_train_begin(self, logs=None):
         self.sparsity, self.frozen, self.rate = [], [], []
@@ -39,7 +40,9 @@ def zeros(student):
     ]
 
 
-def test_ramp_freeze_and_finish_happen_inside_fit(trained, mnist, compile_for_digits):
+def test_fit_ramps_the_sparsity_freezes_zeros_and_anneals(
+    trained, mnist, compile_for_digits
+):
     student = tfc.compress(trained, tfc.PrunedTernary(sparsity=0.8))
     natural = zeros(student)[0]
     compile_for_digits(student, keras.optimizers.SGD(0.1))
@@ -57,7 +60,9 @@ def test_ramp_freeze_and_finish_happen_inside_fit(trained, mnist, compile_for_di
     np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)
 
 
-def test_a_schedule_of_the_users_is_left_alone(trained, mnist, compile_for_digits):
+def test_learning_rate_schedule_of_the_optimizer_is_kept(
+    trained, mnist, compile_for_digits
+):
     student = tfc.compress(trained, tfc.PrunedTernary())
     schedule = keras.optimizers.schedules.CosineDecay(0.1, STEPS * EPOCHS)
     compile_for_digits(student, keras.optimizers.SGD(schedule))
@@ -67,7 +72,9 @@ def test_a_schedule_of_the_users_is_left_alone(trained, mnist, compile_for_digit
     np.testing.assert_allclose(watch.rate, expected, rtol=1e-5)
 
 
-def test_a_second_fit_thaws_and_keeps_the_sparsity(trained, mnist, compile_for_digits):
+def test_second_fit_unfreezes_and_keeps_the_sparsity(
+    trained, mnist, compile_for_digits
+):
     student = tfc.compress(trained, tfc.PrunedTernary(sparsity=0.7))
     compile_for_digits(student)
     fit(student, mnist, epochs=2)
@@ -77,7 +84,7 @@ def test_a_second_fit_thaws_and_keeps_the_sparsity(trained, mnist, compile_for_d
     assert watch.frozen[0] is False and watch.frozen[-1] is True
 
 
-def test_finalize_warns_when_the_ramp_was_cut_short(trained, mnist, compile_for_digits):
+def test_finalize_warns_after_an_incomplete_ramp(trained, mnist, compile_for_digits):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = True
@@ -91,22 +98,29 @@ def test_finalize_warns_when_the_ramp_was_cut_short(trained, mnist, compile_for_
         tfc.finalize(student)
 
 
-def test_generators_without_a_known_length_ramp_by_epochs(
-    trained, mnist, compile_for_digits
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_ramp_counts_batches_or_epochs_if_their_number_is_unknown(
+    known, trained, mnist, compile_for_digits
 ):
-    images, labels = mnist[0]
-
-    def batches():
-        for start in range(0, EPOCHS * 5 * BATCH, BATCH):
-            yield images[start : start + BATCH], labels[start : start + BATCH]
-
+    steps = 5
+    images, labels = (x[: steps * BATCH] for x in mnist[0])
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
+    if not known:
+        data = data.filter(lambda *_: True)
     student = tfc.compress(trained, tfc.PrunedTernary(sparsity=0.8))
+    natural = zeros(student)[0]
     compile_for_digits(student)
-    student.fit(batches(), epochs=EPOCHS, steps_per_epoch=5, verbose=0)
+    watch = Watch()
+    student.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[watch])
+    times = EPOCHS * (steps if known else 1)
+    left = np.maximum(0, 1 - np.arange(times) / times / RAMP_END) ** 3
+    expected = np.unique(0.8 + (natural - 0.8) * left)
+    np.testing.assert_allclose(np.unique(watch.sparsity), expected, atol=2e-3)
     np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)
 
 
-def test_several_steps_per_execution_end_in_the_same_place(
+def test_sparsity_is_reached_with_several_steps_per_execution(
     trained, mnist, compile_for_digits
 ):
     student = tfc.compress(trained, tfc.PrunedTernary(sparsity=0.8))

@@ -8,7 +8,7 @@ import tfcompress as tfc
 from tfcompress.schemes.ternary.schedule import ternary_layers
 
 
-def test_discrepancy_pulls_the_filters_towards_ternary(
+def test_discrepancy_turns_filters_towards_their_ternary_values(
     trained, mnist, compile_for_digits
 ):
     images, labels = mnist[0]
@@ -30,20 +30,24 @@ def test_discrepancy_pulls_the_filters_towards_ternary(
     assert mean_cosine(5.0) > mean_cosine(0.0) + 0.01
 
 
-def test_accuracy_on_digits_from_compress_to_finalize(
+def test_student_is_accurate_and_its_saved_and_final_forms_predict_alike(
     trained, mnist, tmp_path, compile_for_digits
 ):
-    compile_for_digits(trained)
-    float_accuracy = trained.evaluate(*mnist[1], verbose=0)[1]
+    images, labels = mnist[0]
     student = tfc.compress(trained, tfc.PrunedTernary(first_last="ternary"))
     compile_for_digits(student, keras.optimizers.Adam(3e-3))
     history = student.fit(
-        *mnist[0], batch_size=64, epochs=4, validation_data=mnist[1], verbose=0
+        images[:1000],
+        labels[:1000],
+        batch_size=64,
+        epochs=3,
+        validation_data=mnist[1],
+        verbose=0,
     ).history
-    # Statistics are true at any epoch: no lag behind the training accuracy.
+    # Statistics that lagged would cost half of the validation accuracy.
     gaps = np.subtract(history["accuracy"], history["val_accuracy"])
     assert (gaps < 0.05).all()
-    assert history["val_accuracy"][-1] > float_accuracy - 0.02
+    assert history["val_accuracy"][-1] > 0.88
 
     expected = student.predict(mnist[1][0], verbose=0)
     student.save(tmp_path / "student.keras")
@@ -71,7 +75,7 @@ def test_accuracy_on_digits_from_compress_to_finalize(
         ({"discrepancy": float("inf")}, "`discrepancy`"),
     ],
 )
-def test_wrong_arguments(kwargs, message):
+def test_out_of_range_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         tfc.PrunedTernary(**kwargs)
 

@@ -1,7 +1,9 @@
-"""What happens in `fit`: the sparsity ramp and the finish."""
+"""Callbacks of pruned ternary quantization: sparsity ramp and low-rate finish."""
 
 import math
+from typing import Any
 
+import keras
 from keras import ops
 
 from tfcompress.core.training.learning_rate import inner_optimizer
@@ -13,12 +15,12 @@ from tfcompress.quantizers import Ternary
 # Shares of the training at which the sparsity ramp ends and the finish begins.
 RAMP_END = 0.5
 FINISH = 0.8
-# What the learning rate has come down to when the finish ends.
+# Factor of the learning rate at the end of the finish.
 FINISH_LEARNING_RATE = 0.01
 
 
-def ternary_layers(model):
-    """The layers of a model, nested ones included, with a `Ternary` kernel."""
+def ternary_layers(model: keras.Model) -> list[QuantizedKernel]:
+    """Returns the layers with a `Ternary` kernel, those of nested models included."""
     return [
         layer
         for layer in Graph(model).layers().values()
@@ -28,26 +30,30 @@ def ternary_layers(model):
 
 
 class TernarySchedule(ProgressCallback):
-    """The cubic sparsity ramp, and the frozen zeros of the finish."""
+    """Callback that raises the sparsity along a cubic ramp, then freezes the zeros.
 
-    def on_train_begin(self, logs=None):
+    The ramp starts at the present sparsity of each layer and ends at `RAMP_END`. From
+    `FINISH` on the keep masks are frozen.
+    """
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.layers = ternary_layers(self.model)
-        self.start = []
+        self.start: list[float] = []
         self.finishing = False
         for layer in self.layers:
             layer.kernel_quantizer.unfreeze()
             current = layer.kernel_quantizer.current_sparsity
             self.start.append(float(ops.convert_to_numpy(current)))
 
-    def on_progress(self, share):
+    def on_progress(self, share: float) -> None:
         if self.finishing:
             return
-        left = max(0.0, 1.0 - share / RAMP_END) ** 3
+        remaining = max(0.0, 1.0 - share / RAMP_END) ** 3
         for layer, start in zip(self.layers, self.start, strict=True):
             quantizer = layer.kernel_quantizer
             if quantizer.sparsity is not None:
                 target = quantizer.sparsity
-                quantizer.current_sparsity.assign(target + (start - target) * left)
+                quantizer.current_sparsity.assign(target + (start - target) * remaining)
         if share >= FINISH:
             self.finishing = True
             for layer in self.layers:
@@ -57,28 +63,28 @@ class TernarySchedule(ProgressCallback):
 
 
 class LowRateFinish(ProgressCallback):
-    """Anneals the learning rate along a cosine from `FINISH` to the end.
+    """Callback that anneals the learning rate along a cosine from `FINISH` to the end.
 
-    The rate is multiplied, so that other callbacks may change it too, and given
-    back when training ends. An optimizer with a schedule is left alone.
+    It multiplies the rate, so that other callbacks may change it too. At the end of
+    the training the factor is removed. An optimizer with a schedule is left alone.
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.factor = 1.0
         optimizer = inner_optimizer(self.model)
         rate = optimizer.get_config()["learning_rate"]
         self.optimizer = optimizer if isinstance(rate, float) else None
 
-    def on_progress(self, share):
+    def on_progress(self, share: float) -> None:
         if share >= FINISH:
             cosine = math.cos(math.pi * (share - FINISH) / (1.0 - FINISH))
             low = FINISH_LEARNING_RATE
             self._scale_to(low + (1.0 - low) * (1.0 + cosine) / 2.0)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._scale_to(1.0)
 
-    def _scale_to(self, factor):
+    def _scale_to(self, factor: float) -> None:
         if self.optimizer is not None:
             rate = float(ops.convert_to_numpy(self.optimizer.learning_rate))
             self.optimizer.learning_rate = rate * factor / self.factor

@@ -1,9 +1,14 @@
 """Pruned ternary quantization as a scheme."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 
 from tfcompress.core.config import KeepFloat, QuantizeConfig
-from tfcompress.core.scheme import Scheme
+from tfcompress.core.scheme import Place, Scheme
+from tfcompress.core.student import Student
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.quantizers import Ternary, Uniform
 from tfcompress.quantizers.ternary import check_sparsity
 from tfcompress.schemes.ternary.schedule import (
@@ -15,24 +20,26 @@ from tfcompress.schemes.ternary.schedule import (
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class PrunedTernary(Scheme):
-    """Ternary weights by L2 normalisation and pruning (arXiv 2107.10998).
+    """Scheme of ternary weights by L2 normalisation and pruning (arXiv 2107.10998).
 
-    Every convolution and dense kernel becomes {-a, 0, a} with one scale a per
-    output channel. Half of each `fit` raises the sparsity along a cubic ramp
-    from what the best cosine gives to what is asked for; the last fifth freezes
-    which weights are zero and anneals the learning rate to a hundredth, unless
-    the optimizer follows a schedule of its own.
+    Each convolution and dense kernel becomes {-a, 0, a}, with one scale a per output
+    channel. In the first half of each `fit` the sparsity rises along a cubic ramp, from
+    that of the best cosine to `sparsity`. In the last fifth the zeros are frozen, and
+    the learning rate is annealed to a hundredth, unless the optimizer has a schedule.
 
     Args:
-        sparsity: share of zeros in each ternary kernel, in (0, 1): the size
-            knob. None takes the best cosine per filter, about 0.45.
-        first_last: what the first and the last layers become: "8bit" uniform
-            codes, "ternary" as all others, or "float".
-        weight_decay: L2 penalty on the kernels, see `Scheme`. With normalised
+        sparsity: float in (0, 1), or None. Share of zeros in each ternary kernel: the
+            size knob. None takes the best cosine per filter, about 0.45.
+        first_last: str. Treatment of the first and the last layers: "8bit" for uniform
+            codes, "ternary" as in all others, or "float".
+        weight_decay: float. L2 penalty on the kernels, see `Scheme`. With normalised
             weights it sets the pace at which directions change.
-        discrepancy: weight of the loss `mean(1 - cos)` between float and ternary
+        discrepancy: float. Weight of the loss `mean(1 - cos)` between float and ternary
             filters, summed over layers.
-        overrides: treatment by layer name, see `Scheme`.
+        overrides: dict. Treatment by layer name, see `Scheme`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -41,12 +48,12 @@ class PrunedTernary(Scheme):
 
     def __init__(
         self,
-        sparsity=None,
-        first_last="8bit",
-        weight_decay=1e-4,
-        discrepancy=0.0,
-        overrides=None,
-    ):
+        sparsity: float | None = None,
+        first_last: str = "8bit",
+        weight_decay: float = 1e-4,
+        discrepancy: float = 0.0,
+        overrides: Mapping[str, KeepFloat | QuantizeConfig] | None = None,
+    ) -> None:
         super().__init__(overrides, weight_decay)
         check_sparsity(sparsity)
         if first_last not in ("8bit", "ternary", "float"):
@@ -59,25 +66,29 @@ class PrunedTernary(Scheme):
         self.discrepancy = discrepancy
         self.ternary = QuantizeConfig(Ternary(sparsity, discrepancy))
 
-    def config_for(self, layer, place):
+    def config_for(
+        self, layer: keras.layers.Layer, place: Place
+    ) -> KeepFloat | QuantizeConfig:
         if self.first_last == "ternary" or not (place.is_first or place.is_last):
             return self.ternary
         if self.first_last == "8bit":
             return QuantizeConfig(Uniform(8))
         return KeepFloat("first or last layer, first_last='float'")
 
-    def prepare(self, student):
-        """Starts each sparsity ramp where the best cosine cuts the kernel."""
+    def prepare(self, student: Student) -> None:
+        """Starts each sparsity ramp at the sparsity of the best cosine."""
         for layer in ternary_layers(student):
             quantizer = layer.kernel_quantizer
             if quantizer.sparsity is not None:
                 natural = quantizer.natural_sparsity(layer.latent_kernel)
                 quantizer.current_sparsity.assign(natural)
 
-    def callbacks(self, student, recalibrate):
+    def callbacks(
+        self, student: Student, recalibrate: Recalibration
+    ) -> list[keras.callbacks.Callback]:
         return [TernarySchedule(), LowRateFinish()]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "sparsity": self.sparsity,
