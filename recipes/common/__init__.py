@@ -1,1 +1,1 @@
-"""What the recipes share: data, models, flags and training."""
+"""Modules that the recipes share: data, models, flags and training."""

@@ -48,7 +48,7 @@ def test_stratified_split_covers_everything_once():
         ("signed", [-1.0, -0.6, 1.0]),
     ],
 )
-def test_scaling_values(name, expected):
+def test_scalings_map_pixels_to_their_ranges(name, expected):
     images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
     scaled = data_lib.make_scaling(name, images)(images)
     assert scaled.dtype == np.float32

@@ -94,7 +94,7 @@ def test_option_a_shortcut_subsamples_and_adds_zero_channels():
     assert not y[..., 24:].any()
 
 
-def test_outputs_logits_tells_softmax_from_logits():
+def test_outputs_logits_is_false_after_a_softmax():
     inputs = keras.Input((4, 4, 1))
     logits = keras.layers.Dense(3)(keras.layers.Flatten()(inputs))
     images = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype("float32")

@@ -161,7 +161,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert report["accuracy"]["compressed"] > 0.7
 
 
-def test_given_model_with_softmax_in_mixed_precision(
+def test_a_given_model_with_softmax_trains_in_mixed_precision(
     recipe, check_artefacts, few_images, tmp_path
 ):
     path = tmp_path / "given.keras"
