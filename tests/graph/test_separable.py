@@ -1,4 +1,4 @@
-"""Separable convolutions in two parts against the layers themselves."""
+"""Split separable convolutions, compared with the separable ones."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cost import layer_costs, total_cost
-from tfcompress.graph.separable import split_separable
+from tfcompress.graph.separable import separable_layers, split_separable
 
 ARGUMENTS = [
     {},
@@ -37,7 +37,7 @@ def random_net(separable, shape):
         (layers.SeparableConv2D, (12, 12, 4), ("DepthwiseConv2D", "Conv2D")),
     ],
 )
-def test_two_layers_compute_the_same(kind, shape, parts, arguments):
+def test_split_model_predicts_as_the_separable_one(kind, shape, parts, arguments):
     model = random_net(kind(5, 3, name="a", **arguments), shape)
     before = model.get_weights()
     split = split_separable(model)
@@ -52,7 +52,7 @@ def test_two_layers_compute_the_same(kind, shape, parts, arguments):
         np.testing.assert_array_equal(old, now)
 
 
-def test_arguments_reach_their_part():
+def test_split_gives_each_part_its_arguments():
     decay, limit = keras.regularizers.L2(0.1), keras.constraints.MaxNorm(1.0)
     separable = layers.SeparableConv2D(
         5,
@@ -75,23 +75,24 @@ def test_arguments_reach_their_part():
     assert not depthwise.trainable and not pointwise.trainable
 
 
-def test_models_without_are_returned_as_they_are():
+def test_split_returns_a_model_without_separable_layers_itself():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     assert split_separable(model) is model
 
 
-def test_shared_and_nested_layers():
+def test_split_handles_shared_and_nested_layers():
     inner = keras.Sequential([keras.Input((8, 8, 4)), layers.SeparableConv2D(4, 3)])
     shared = layers.SeparableConv2D(4, 3, padding="same")
     inputs = keras.Input((8, 8, 4))
     model = keras.Model(inputs, inner(shared(shared(inputs))))
     split = split_separable(model)
+    assert len(separable_layers(model)) == 2 and not separable_layers(split)
     assert split.count_params() == model.count_params()
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
     np.testing.assert_allclose(split(x), model(x), atol=1e-5)
 
 
-def test_both_parts_are_compressed_and_shipped(tmp_path):
+def test_pruned_ternary_packs_and_exports_both_parts(tmp_path):
     model = random_net(layers.SeparableConv2D(16, 3, name="a"), (10, 10, 4))
     uniform = tfc.QuantizeConfig(tfc.quantizers.Uniform(8))
     student = tfc.compress(model, tfc.PrunedTernary(overrides={"a": uniform}))
@@ -103,7 +104,7 @@ def test_both_parts_are_compressed_and_shipped(tmp_path):
     assert [tensor["type"] for tensor in report["tensors"]].count("INT8") >= 2
 
 
-def test_an_override_holds_for_both_parts():
+def test_override_of_a_separable_layer_holds_for_both_parts():
     model = random_net(layers.SeparableConv2D(16, 3, name="a"), (10, 10, 4))
 
     def treatments(overrides):
@@ -122,7 +123,7 @@ def test_an_override_holds_for_both_parts():
     assert own["a"] == "4-bit weights"
 
 
-def test_the_pointwise_part_loses_ranks_and_channels():
+def test_decomposition_shrinks_the_pointwise_part():
     model = random_net(layers.SeparableConv2D(32, 3, name="a"), (10, 10, 16))
     factorize = tfc.Factorize("identity")
     scheme = tfc.Decomposition(macs="1/2", overrides={"a": factorize})

@@ -97,7 +97,9 @@ class Channels:
         lines = []
         for group_set in self.group_sets:
             state = f"frozen: {group_set.frozen}" if group_set.frozen else "removable"
-            lines.append(f"{len(group_set.groups)} dependency groups, {state}")
+            count = len(group_set.groups)
+            noun = "dependency group" if count == 1 else "dependency groups"
+            lines.append(f"{count} {noun}, {state}")
             for verb, names in (
                 ("made", group_set.producers),
                 ("carried", group_set.carriers),
