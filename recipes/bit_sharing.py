@@ -11,8 +11,8 @@ from absl import app, flags
 import tfcompress as tfc
 from recipes.common import finetune_epochs  # noqa: F401 -- a flag
 from recipes.common.arguments import refuse_arguments, share_or_count
-from recipes.common.bit_history import BitHistory
 from recipes.common.comparison import print_comparison
+from recipes.common.history import BitHistory
 from recipes.common.run import Experiment
 from tfcompress import reporting
 from tfcompress.core.budget import parse_budget

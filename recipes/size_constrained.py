@@ -11,8 +11,8 @@ from absl import app, flags
 import tfcompress as tfc
 from recipes.common import finetune_epochs  # noqa: F401 -- a flag
 from recipes.common.arguments import refuse_arguments, share_or_count
+from recipes.common.history import SizeHistory
 from recipes.common.run import Experiment
-from recipes.common.size_history import SizeHistory
 from tfcompress import reporting
 
 FLAGS = flags.FLAGS
