@@ -1,3 +1,5 @@
+"""Budgets as counts and as shares of the float model."""
+
 import fractions
 
 import numpy as np
@@ -12,7 +14,7 @@ from tfcompress.core.budget import parse_budget
     (7, 7.0), (2.5e9, 2.5e9), (np.float32(8), 8.0), (np.int64(9), 9.0),
     (fractions.Fraction(1, 2), 0.5),
 ])  # fmt: skip
-def test_counts_and_shares(budget, expected):
+def test_parse_budget_returns_counts_and_shares_in_absolute_units(budget, expected):
     found = parse_budget(budget, 6000, "bops")
     assert isinstance(found, float) and found == pytest.approx(expected)
 
@@ -21,7 +23,7 @@ def test_counts_and_shares(budget, expected):
     "", "half", "1/2/3", "1/0", "1/", "60%", "-1/60", "0", "nan", "inf", "1e999",
     0, -3, float("nan"), float("inf"), 10**400, True, None, b"1/60", [1], 1j,
 ])  # fmt: skip
-def test_everything_else_is_refused(budget):
+def test_parse_budget_refuses_what_is_no_positive_count_or_share(budget):
     with pytest.raises(
         ValueError, match=r"`bops` is a positive count.*Received: bops="
     ):

@@ -1,3 +1,5 @@
+"""Students, compared with the models that they are made of."""
+
 import keras
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ def with_value(value):
     return model
 
 
-def test_the_model_is_left_untouched(trained):
+def test_compress_leaves_the_model_untouched(trained):
     before = [np.array(weight) for weight in trained.get_weights()]
     nodes = [len(layer._outbound_nodes) for layer in trained.layers]
     student = tfc.compress(trained, tfc.PrunedTernary())
@@ -46,7 +48,7 @@ def test_the_model_is_left_untouched(trained):
         np.testing.assert_array_equal(old, new)
 
 
-def test_the_student_starts_from_the_models_weights(trained):
+def test_student_starts_from_the_weights_of_the_model(trained):
     student = tfc.compress(trained, tfc.PrunedTernary())
     assert student.name == trained.name
     for old, new in zip(trained.layers[1:], student.layers[1:], strict=True):
@@ -60,7 +62,7 @@ def test_the_student_starts_from_the_models_weights(trained):
     assert isinstance(student.get_layer("head"), QuantDense)
 
 
-def test_eight_bits_everywhere_is_nearly_the_model(trained, mnist):
+def test_student_with_8_bit_weights_predicts_nearly_as_the_model(trained, mnist):
     scheme = tfc.PrunedTernary(
         overrides={".*(conv|head).*": tfc.QuantizeConfig(Uniform(8))}
     )
@@ -87,7 +89,7 @@ def test_weight_decay_is_half_the_squared_norm_and_keeps_own_regularizers():
     np.testing.assert_allclose(sorted(student.losses), sorted(expected), rtol=1e-5)
 
 
-def test_shared_layers_stay_shared():
+def test_shared_layers_stay_shared_in_the_student():
     inputs = keras.Input((8,))
     shared = layers.Dense(8, name="shared")
     model = keras.Model(inputs, layers.Dense(2)(shared(shared(inputs))))
@@ -100,7 +102,7 @@ def test_shared_layers_stay_shared():
     )
 
 
-def test_nested_models_are_compressed_inside(tmp_path):
+def test_layers_of_nested_models_are_compressed(tmp_path):
     inner_in = keras.Input((8, 8, 4))
     y = layers.Conv2D(4, 3, padding="same", name="conv")(inner_in)
     inner = keras.Model(inner_in, layers.BatchNormalization()(y), name="inner")
@@ -127,7 +129,7 @@ def test_nested_models_are_compressed_inside(tmp_path):
     np.testing.assert_array_equal(restored.predict(x, verbose=0), expected)
 
 
-def test_sequential_and_multiple_inputs():
+def test_sequential_models_and_dict_inputs_are_compressed():
     sequential = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dense(2)])
     student = tfc.compress(sequential, tfc.PrunedTernary())
     assert student(np.ones((1, 4))).shape == (1, 2)
@@ -144,7 +146,7 @@ def test_sequential_and_multiple_inputs():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_mixed_precision_works():
+def test_mixed_precision_models_are_compressed_and_finalized():
     model = dense_net("mixed_bfloat16")
     student = tfc.compress(model, tfc.PrunedTernary())
     x = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
@@ -172,12 +174,12 @@ def test_mixed_precision_works():
     ],
     ids=["not built", "subclassed", "float16", "bfloat16", "nan", "inf"],
 )
-def test_models_that_cannot_be_compressed(make, message):
+def test_compress_refuses_models_without_a_graph_or_with_bad_weights(make, message):
     with pytest.raises(ValueError, match=message):
         tfc.compress(make(), tfc.PrunedTernary())
 
 
-def test_models_of_other_frameworks():
+def test_compress_refuses_objects_that_are_no_keras_3_model():
     with pytest.raises(TypeError, match="Keras 3 model.*Received.*builtins.str"):
         tfc.compress("model.keras", tfc.PrunedTernary())
     tf_keras = pytest.importorskip("tf_keras")
@@ -186,7 +188,7 @@ def test_models_of_other_frameworks():
         tfc.compress(old, tfc.PrunedTernary())
 
 
-def test_nothing_to_compress(trained):
+def test_compress_refuses_models_without_compressible_layers(trained):
     inputs = keras.Input((4,))
     empty = keras.Model(inputs, layers.ReLU(name="relu")(inputs))
     with pytest.raises(ValueError, match="(?s)every layer is left alone.*relu"):
@@ -196,7 +198,7 @@ def test_nothing_to_compress(trained):
         tfc.compress(student, tfc.PrunedTernary())
 
 
-def test_an_all_zero_channel_trains_without_nan(trained, mnist):
+def test_channel_of_zeros_trains_without_nan(trained, mnist):
     for name in ("conv1", "head"):
         layer = trained.get_layer(name)
         kernel = np.array(layer.kernel)

@@ -1,4 +1,4 @@
-"""A student's quantized weights in plain layers."""
+"""Plain models with the quantized weights of a student."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ def model():
     "scheme",
     [tfc.PrunedTernary(first_last="ternary"), tfc.SizeConstrained(value_bits="1/8")],
 )
-def test_it_predicts_as_the_student(model, scheme):
+def test_dequantized_model_predicts_as_the_student(model, scheme):
     student = tfc.compress(model, scheme)
     student.compile("sgd", "mse")
     student.fit(images(), np.zeros((16, 5)), batch_size=4, epochs=2, verbose=0)
@@ -48,7 +48,7 @@ def test_it_predicts_as_the_student(model, scheme):
     np.testing.assert_array_equal(before, student.predict(images(), verbose=0))
 
 
-def test_a_student_in_16_bits_becomes_a_float32_model(model):
+def test_mixed_precision_student_becomes_a_float32_model(model):
     policy = keras.dtype_policies.get("mixed_bfloat16")
     student = tfc.compress(model, tfc.PrunedTernary(first_last="ternary"))
     for layer in student.layers:
@@ -61,7 +61,7 @@ def test_a_student_in_16_bits_becomes_a_float32_model(model):
     np.testing.assert_array_equal(plain.get_layer("conv").kernel, codes * scale)
 
 
-def test_a_chain_of_sizes(model):
+def test_chain_of_sizes_adds_zeros_with_each_size(model):
     zeros = []
     for share in ("1/8", "1/16"):
         student = tfc.compress(model, tfc.SizeConstrained(value_bits=share))
@@ -73,10 +73,10 @@ def test_a_chain_of_sizes(model):
 
 
 def codes_of(student):
-    return student.size_space.codes().values()
+    return student.size_space.codebooks.codes().values()
 
 
-def test_what_it_cannot_do(model):
+def test_dequantize_refuses_plain_models_and_quantized_inputs(model):
     with pytest.raises(ValueError, match="quantized kernels is expected.*has none"):
         tfc.dequantize(model)
     student = tfc.compress(model, tfc.Uniform(4, 4))

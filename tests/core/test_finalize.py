@@ -1,3 +1,5 @@
+"""Finalized models, compared with their students."""
+
 import keras
 import numpy as np
 import pytest
@@ -100,7 +102,7 @@ GRAPHS = [
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
-def test_predicts_like_the_student_and_reloads(graph, tmp_path):
+def test_finalized_model_predicts_as_the_student_and_reloads(graph, tmp_path):
     inputs = keras.Input((8, 8, 3))
     student = keras.Model(inputs, graph(inputs))
     randomize(student)
@@ -123,7 +125,7 @@ def test_predicts_like_the_student_and_reloads(graph, tmp_path):
     np.testing.assert_array_equal(restored(x, training=False), found)
 
 
-def test_the_student_is_left_untouched():
+def test_finalize_leaves_the_student_untouched():
     inputs = keras.Input((8, 8, 3))
     student = keras.Model(inputs, plain_chain(inputs))
     randomize(student)
@@ -134,7 +136,7 @@ def test_the_student_is_left_untouched():
         np.testing.assert_array_equal(old, new)
 
 
-def test_codes_are_those_that_were_trained_up_to_the_sign_of_gamma():
+def test_finalized_codes_are_the_students_up_to_the_sign_of_gamma():
     inputs = keras.Input((8, 8, 3))
     student = keras.Model(inputs, layers.BatchNormalization()(conv()(inputs)))
     randomize(student)
@@ -144,7 +146,7 @@ def test_codes_are_those_that_were_trained_up_to_the_sign_of_gamma():
     np.testing.assert_array_equal(tiny.layers[1].codes, codes * np.sign(norm.gamma))
 
 
-def test_mixed_precision_students_become_float32():
+def test_mixed_precision_students_become_float32_models():
     inputs = keras.Input((8, 8, 3))
     x = conv(dtype="mixed_bfloat16")(inputs)
     x = layers.BatchNormalization(dtype="mixed_bfloat16")(x)
@@ -157,7 +159,7 @@ def test_mixed_precision_students_become_float32():
     np.testing.assert_allclose(tiny(x), student(x), atol=0.05)
 
 
-def test_a_channel_without_weights_survives():
+def test_channel_of_zeros_stays_finite_when_its_norm_is_folded():
     inputs = keras.Input((8, 8, 3))
     student = keras.Model(inputs, layers.BatchNormalization()(conv()(inputs)))
     randomize(student)
@@ -200,7 +202,7 @@ def quantized_inputs(x):
     )(x)
 
 
-def test_quantized_inputs_become_layers_in_front(tmp_path):
+def test_quantized_inputs_become_layers_before_the_packed_ones(tmp_path):
     inputs = keras.Input((8, 8, 3), name="conv_input")  # a name that is taken
     student = keras.Model(inputs, quantized_inputs(inputs))
     randomize(student)
@@ -210,7 +212,9 @@ def test_quantized_inputs_become_layers_in_front(tmp_path):
     }  # fmt: skip
     tiny = tfc.finalize(student)
     found = Graph(tiny).layers()
-    assert not any(isinstance(layer, layers.BatchNormalization) for layer in found)
+    assert not any(
+        isinstance(layer, layers.BatchNormalization) for layer in found.values()
+    )
     assert {
         name: float(layer.scale)
         for name, layer in found.items()
@@ -231,7 +235,7 @@ def test_quantized_inputs_become_layers_in_front(tmp_path):
     np.testing.assert_array_equal(restored(x), predicted)
 
 
-def test_trained_clips_are_copied_to_the_bit():
+def test_trained_clips_are_copied_exactly():
     inputs = keras.Input((50,))
     layer = QuantDense(
         4, kernel_quantizer=Uniform(8), input_quantizer=quantized_input(8), name="only"
@@ -242,7 +246,7 @@ def test_trained_clips_are_copied_to_the_bit():
     np.testing.assert_array_equal(tfc.finalize(student)(x), student(x))
 
 
-def test_unfinished_inputs_are_warned_of(monkeypatch):
+def test_finalize_warns_of_unfinished_quantizers(monkeypatch):
     monkeypatch.setattr(UniformActivation, "unfinished", lambda self: "not there yet")
     inputs = keras.Input((4,))
     layer = QuantDense(
@@ -252,7 +256,7 @@ def test_unfinished_inputs_are_warned_of(monkeypatch):
         tfc.finalize(keras.Model(inputs, layer(inputs)))
 
 
-def test_what_cannot_be_finalized():
+def test_finalize_refuses_models_without_an_inference_form():
     inputs = keras.Input((4,))
     with pytest.raises(ValueError, match="Compress and train it first"):
         tfc.finalize(keras.Model(inputs, layers.Dense(2)(inputs)))

@@ -1,3 +1,5 @@
+"""Finalized models of factorized layers."""
+
 import keras
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def chain():
     return keras.Model(inputs, FactorizedDense(4, activation="softmax", name="c")(x))
 
 
-def test_nothing_cut_is_merged_into_the_same_layers():
+def test_factorized_layers_without_cuts_become_one_plain_layer_each():
     model = chain()
     randomize(model)
     plain = tfc.finalize(model)
@@ -43,7 +45,7 @@ def test_nothing_cut_is_merged_into_the_same_layers():
     np.testing.assert_allclose(plain(x), model(x), atol=1e-5)
 
 
-def test_cut_ranks_make_two_layers_and_cut_channels_go():
+def test_cut_ranks_make_two_layers_and_cut_channels_are_removed():
     model = chain()
     randomize(model)
     cut(model.get_layer("b"), ranks=range(3, 10), inputs=(1, 4, 5))
@@ -69,7 +71,7 @@ def test_cut_ranks_make_two_layers_and_cut_channels_go():
     assert plain.get_layer("norm").gamma.shape == (5,)
 
 
-def test_conv1d_and_dense_become_two():
+def test_conv1d_and_dense_with_cut_ranks_become_two_layers():
     inputs = keras.Input((9, 4))
     x = FactorizedConv1D(6, 3, padding="causal", name="conv")(inputs)
     model = keras.Model(inputs, FactorizedDense(5, use_bias=False, name="dense")(x))
@@ -82,7 +84,7 @@ def test_conv1d_and_dense_become_two():
     np.testing.assert_allclose(plain(x), model(x), atol=1e-5)
 
 
-def test_sums_lose_a_channel_only_where_all_that_read_it_do_without():
+def test_added_channels_are_removed_only_if_all_readers_cut_them():
     inputs = keras.Input((8, 8, 3))
     x = FactorizedConv2D(6, 3, padding="same", name="stem")(inputs)
     y = FactorizedConv2D(6, 3, padding="same", name="branch")(x)
@@ -99,7 +101,7 @@ def test_sums_lose_a_channel_only_where_all_that_read_it_do_without():
         np.testing.assert_allclose(received, expected, atol=1e-5)
 
 
-def test_not_a_number_is_refused():
+def test_finalize_refuses_factors_that_are_not_finite():
     model = chain()
     model.get_layer("b").coefficients.assign(np.full((10, 10), np.nan))
     with pytest.raises(ValueError, match="finite.*diverged"):

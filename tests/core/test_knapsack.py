@@ -1,4 +1,4 @@
-"""The knapsack over layers, compared with trying every choice."""
+"""Knapsack over layers, compared with trying all choices."""
 
 import itertools
 
@@ -9,14 +9,14 @@ from tfcompress.core.knapsack import multiple_choice_knapsack
 
 
 def random_choices(seed, increasing):
-    """Costs and losses of four layers, and a budget between all and nothing."""
+    """Costs and losses of four layers, and a budget between the extremes."""
     rng = np.random.default_rng(seed)
     costs, losses = {}, {}
     for name in "abcd":
         count = int(rng.integers(1, 7))
         costs[name] = rng.uniform(1, 100, count)
         losses[name] = rng.uniform(0, 10, count)
-        if increasing:  # as bit-widths: less loss for more bits
+        if increasing:  # bit-widths: less loss for more bits
             bits = np.arange(1, count + 1)
             costs[name] = bits * float(rng.integers(1, 100))
             losses[name] = rng.uniform(0.1, 10) * 4.0**-bits * rng.uniform(0.5, 2)
@@ -29,7 +29,7 @@ def total(numbers, chosen):
 
 
 def on_the_hull(costs, losses):
-    """Choices that no mixture of two choices, or other choice, undercuts, by cost."""
+    """Choices that no other choice, and no mixture of two, undercuts, by cost."""
     points = sorted(set(zip(costs, losses, strict=True)))
     return [
         (c, v)
@@ -104,14 +104,14 @@ def test_dominated_choices_are_never_taken():
     assert chosen == {1: 1, 2: 1, 3: 1, 4: 0, 5: 0, 6: 0}
 
 
-def test_a_layer_that_does_not_fit_leaves_the_rest_to_the_others():
+def test_budget_that_one_layer_cannot_use_goes_to_the_others():
     costs = {"big": [10, 100, 101], "small": [1, 2, 3]}
     losses = {"big": [1000, 10, 0], "small": [3, 2, 1]}
     assert multiple_choice_knapsack(costs, losses, 50) == {"big": 0, "small": 2}
     assert multiple_choice_knapsack(costs, losses, 103) == {"big": 2, "small": 1}
 
 
-def test_what_gains_most_per_cost_comes_first():
+def test_increments_with_the_most_loss_per_cost_come_first():
     costs = {"big": [1, 101], "one": [1, 2], "two": [1, 2]}
     losses = {"big": [10, 0], "one": [9, 0], "two": [9, 0]}
     assert multiple_choice_knapsack(costs, losses, 103) == {
@@ -121,21 +121,21 @@ def test_what_gains_most_per_cost_comes_first():
     }
 
 
-def test_layers_without_a_choice_stay_as_they_are():
+def test_layers_with_one_useful_choice_take_the_cheapest():
     costs, losses = {"a": [5.0], "b": [1.0, 2.0]}, {"a": [0.0], "b": [0.0, 0.0]}
     assert multiple_choice_knapsack(costs, losses, 100.0) == {"a": 0, "b": 0}
     assert multiple_choice_knapsack({}, {}, 0) == {}
 
 
-def test_the_smallest_possible_budget_is_named():
+def test_error_names_the_smallest_possible_budget():
     costs, losses = {"a": [3, 2], "b": [5.5, 9]}, {"a": [0, 1], "b": [1, 0]}
     assert multiple_choice_knapsack(costs, losses, 7.5) == {"a": 1, "b": 0}
     with pytest.raises(ValueError, match=r"budget is 7\.5: .*Received: budget=7\."):
         multiple_choice_knapsack(costs, losses, 7)
 
 
-def test_off_the_hull_what_is_left_is_spent_and_no_more():
-    """Often better than on the hull."""
+def test_choices_off_the_hull_spend_the_rest_of_the_budget_and_no_more():
+    """Such choices are often better than those on the hull."""
     better = 0
     for seed in range(300):
         rng = np.random.default_rng(seed)
@@ -153,8 +153,8 @@ def test_off_the_hull_what_is_left_is_spent_and_no_more():
     assert better > 30
 
 
-def test_rounding_leaves_no_less_than_nothing():
-    """What the increments sum up to is a little more than the budget."""
+def test_rounding_does_not_make_the_rest_of_the_budget_negative():
+    """The sum of the increments exceeds the budget by a rounding error."""
     a, b, more = 0.8 + 0.1, 0.2 + 0.1, 0.6 + 0.1
     costs = {"a": np.array([9e3, a, a + more]), "b": np.array([9e3, b])}
     losses = {"a": np.array([0.0, 1.0, 0.9]), "b": np.array([0.0, 1.0])}

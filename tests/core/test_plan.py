@@ -1,8 +1,11 @@
+"""Plans of a compression."""
+
 import keras
 import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.core import Scheme
 from tfcompress.quantizers import Ternary, Uniform
 
 
@@ -21,35 +24,60 @@ def two_branches():
     return keras.Model(inputs, outputs)
 
 
-def test_every_layer_has_a_treatment_or_a_reason():
+def test_plan_has_a_treatment_or_a_reason_per_layer():
     assert treatments(two_branches(), tfc.PrunedTernary()) == {
-        "first_a": "Uniform 8 bit",
-        "first_b": "Uniform 8 bit",
+        "first_a": "8-bit weights",
+        "first_b": "8-bit weights",
         "add": "left alone: has no weights",
-        "inner": "Ternary 2 bit",
+        "inner": "ternary weights",
         "relu": "left alone: has no weights",
         "flatten": "left alone: has no weights",
-        "last_a": "Uniform 8 bit",
-        "last_b": "Uniform 8 bit",
+        "last_a": "8-bit weights",
+        "last_b": "8-bit weights",
     }
 
 
 @pytest.mark.parametrize(
     "first_last, expected",
     [
-        ("ternary", "Ternary 2 bit"),
+        ("ternary", "ternary weights"),
         ("float", "left alone: first or last layer, first_last='float'"),
     ],
 )
-def test_first_and_last_layers(first_last, expected):
+def test_first_and_last_layers_are_treated_as_asked_for(first_last, expected):
     found = treatments(two_branches(), tfc.PrunedTernary(first_last=first_last))
     assert {found[name] for name in ("first_a", "first_b", "last_a", "last_b")} == {
         expected
     }
-    assert found["inner"] == "Ternary 2 bit"
+    assert found["inner"] == "ternary weights"
 
 
-def test_reasons_for_what_is_not_supported():
+@pytest.mark.parametrize(
+    "scheme, expected",
+    [
+        (tfc.PrunedTernary(first_last="ternary"), "ternary weights"),
+        (tfc.Uniform(3, 5), "3-bit weights, 5-bit inputs"),
+        (
+            tfc.BitSharing(bops="1/40", group_size=None),
+            "2/4/8-bit weights, 2/4/8-bit inputs",
+        ),
+        (
+            tfc.BitSharing(bops="1/60", weight_bits=(2, 4), group_size=None),
+            "2/4-bit weights, 2/4/8-bit inputs",
+        ),
+        (tfc.SizeConstrained("1/10"), "weights from a codebook of at most 8 bits"),
+        (tfc.Decomposition(macs="1/2"), "basis x coefficients, svd start"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Scheme) else "",
+)
+def test_plan_describes_a_treatment_in_the_terms_of_its_scheme(
+    trained, scheme, expected
+):
+    text, _, _ = treatments(trained, scheme)["conv1"].partition("; ")
+    assert text == expected
+
+
+def test_plan_gives_reasons_for_unsupported_layers():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2DTranspose(3, 3, name="transposed")(inputs)
     x = layers.BatchNormalization(name="bn")(x)
@@ -65,10 +93,10 @@ def test_reasons_for_what_is_not_supported():
     assert "batch normalization" in found["bn"]
     assert "LoRA" in found["lora"]
     assert "quantized by Keras (int8)" in found["int8"]
-    assert found["conv"] == "Uniform 8 bit"
+    assert found["conv"] == "8-bit weights"
 
 
-def test_overrides_by_name_and_pattern(trained):
+def test_overrides_match_by_name_and_by_pattern(trained):
     scheme = tfc.PrunedTernary(
         overrides={
             "conv1": tfc.KeepFloat("its output is read elsewhere"),
@@ -77,9 +105,9 @@ def test_overrides_by_name_and_pattern(trained):
         }
     )
     found = treatments(trained, scheme)
-    assert found["conv0"] == found["conv2"] == "Uniform 4 bit"
+    assert found["conv0"] == found["conv2"] == "4-bit weights"
     assert found["conv1"] == "left alone: its output is read elsewhere"
-    assert found["head"] == "Ternary 2 bit"
+    assert found["head"] == "ternary weights"
 
 
 def test_layers_of_nested_models_are_named_by_their_path():
@@ -94,13 +122,13 @@ def test_layers_of_nested_models_are_named_by_their_path():
     assert found["inner/dense"] == "left alone: kept float on request"
 
 
-def test_printed_plan(trained):
+def test_printed_plan_has_a_row_per_layer(trained):
     lines = str(tfc.plan(trained, tfc.PrunedTernary())).splitlines()
     row = next(line for line in lines if "conv1" in line)
-    assert row.split() == ["conv1", "Conv2D", "1,152", "Ternary", "2", "bit"]
+    assert row.split() == ["conv1", "Conv2D", "1,152", "ternary", "weights"]
 
 
-def test_wrong_overrides(trained):
+def test_wrong_overrides_are_refused(trained):
     with pytest.raises(ValueError, match="Received: 'stem'; the layers are.*conv0"):
         tfc.plan(trained, tfc.PrunedTernary(overrides={"stem": tfc.KeepFloat()}))
     with pytest.raises(ValueError, match="override for layer 'bn0'.*BatchNorm"):

@@ -1,4 +1,4 @@
-"""The steps from a model to a student and to its inference form, for all systems."""
+"""Steps from a model to a student and to its inference form, for all schemes."""
 
 from tfcompress.core.compress import compress
 from tfcompress.core.config import KeepFloat, QuantizeConfig

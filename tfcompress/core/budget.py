@@ -1,25 +1,22 @@
-"""Budgets as users write them."""
+"""Budgets, as counts or as shares of the float model."""
 
 import contextlib
 import numbers
 
-# A budget is met by an artefact that takes at most this share less than allowed.
+# Share of a budget that a compressed model may leave unused.
 SLACK = 0.02
 
 
-def parse_budget(budget, reference, name):
-    """A budget in absolute units.
+def parse_budget(budget: float | str, reference: float, name: str) -> float:
+    """Returns a budget in absolute units, a float above 0.
 
     Args:
-        budget: a count, or a share of the reference as text: "1/60", "0.02".
-        reference: what the float model takes.
-        name: of the argument, for the error.
-
-    Returns:
-        A positive float.
+        budget: number, or str for a share of the reference: "1/60", "0.02".
+        reference: float. Cost of the float model.
+        name: str. Name of the argument, for the error.
 
     Raises:
-        ValueError: if it is neither, not positive, or not finite.
+        ValueError: if `budget` is neither, not positive, or not finite.
     """
     value = None
     if isinstance(budget, str):

@@ -1,4 +1,4 @@
-"""What a model must be before anything is done to it."""
+"""Checks of a model before it is compressed or finalized."""
 
 import keras
 import numpy as np
@@ -7,8 +7,16 @@ from keras import ops
 from tfcompress.graph.graph import check_has_graph
 
 
-def check_finite(model, hint):
-    """Raises ValueError that names the variables with NaN or infinite values."""
+def check_finite(model: keras.Model, hint: str) -> None:
+    """Checks that all weights are finite.
+
+    Args:
+        model: built `keras.Model`.
+        hint: str. Last sentence of the error.
+
+    Raises:
+        ValueError: if a weight is NaN or infinite; the error names the variables.
+    """
     bad = [
         variable.path
         for variable in model.weights
@@ -21,13 +29,13 @@ def check_finite(model, hint):
         )
 
 
-def check_compressible(model):
-    """Checks a user's model before it is planned for.
+def check_compressible(model: keras.Model) -> None:
+    """Checks that a user's model can be compressed.
 
     Raises:
         TypeError: if it is no Keras 3 model.
-        ValueError: if it has no graph, weights that are not finite, or weights
-            that are not stored in float32.
+        ValueError: if it has no graph, weights that are not finite, or trainable
+            weights in another float type than float32.
     """
     if not isinstance(model, keras.Model):
         origin = type(model).__module__.split(".")[0]

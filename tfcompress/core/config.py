@@ -1,34 +1,74 @@
-"""What is to be done with one layer."""
+"""Treatments of a layer: quantize it, or leave it alone."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import keras
 
 from tfcompress import layers
+from tfcompress.graph.graph import Graph
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.registry import FORMS, forms_of
 from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
 
 
+class Treatment(Protocol):
+    """Interface of the treatments that `compress` gives a layer.
+
+    `str(treatment)` is the text of the plan.
+    """
+
+    @staticmethod
+    def why_not(layer: keras.layers.Layer) -> str | None:
+        """Returns why a layer cannot be treated, or None if it can."""
+
+    def norm_of(
+        self, graph: Graph, layer: keras.layers.Layer
+    ) -> keras.layers.BatchNormalization | None:
+        """Returns the BatchNormalization that the student's layer absorbs, or None."""
+
+    def student_layer(
+        self,
+        layer: keras.layers.Layer,
+        weight_decay: float,
+        norm: keras.layers.BatchNormalization | None,
+    ) -> keras.layers.Layer:
+        """Returns the student's layer in place of `layer`, not built.
+
+        Args:
+            layer: layer of the user's model.
+            weight_decay: float, see `Scheme`.
+            norm: BatchNormalization that `norm_of` returned.
+        """
+
+    def copy_weights(
+        self,
+        old: keras.layers.Layer,
+        new: keras.layers.Layer,
+        norm: keras.layers.BatchNormalization | None,
+    ) -> None:
+        """Copies the weights of a layer to the built student's layer."""
+
+
 @keras.saving.register_keras_serializable(package="tfcompress")
 @dataclasses.dataclass(frozen=True)
 class QuantizeConfig:
-    """Quantizers for one layer; each layer gets copies of its own.
+    """Treatment that quantizes a layer; each layer gets copies of the quantizers.
 
     Args:
-        kernel_quantizer: a `tfcompress.quantizers.Quantizer` for the weights.
-        input_quantizer: one for the layer's input, or None to leave it float.
+        kernel_quantizer: `tfcompress.quantizers.Quantizer` of the weights.
+        input_quantizer: `Quantizer` of the layer's input, or None to leave it float.
 
     Raises:
-        TypeError: if one of them is something else.
+        TypeError: if a quantizer is of another type.
     """
 
     kernel_quantizer: Quantizer
     input_quantizer: Quantizer | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, optional in (("kernel_quantizer", False), ("input_quantizer", True)):
             value = getattr(self, name)
             if not isinstance(value, Quantizer) and not (optional and value is None):
@@ -37,24 +77,26 @@ class QuantizeConfig:
                     f"Received: {value!r}."
                 )
 
-    @staticmethod
-    def why_not(layer):
-        """Why a layer cannot be quantized, or None if it can."""
-        return why_not_compressed(layer, [forms.plain for forms in FORMS])
-
-    def __str__(self):
-        text = _describe(self.kernel_quantizer)
+    def __str__(self) -> str:
+        text = self.kernel_quantizer.describe("weights")
         if self.input_quantizer is not None:
-            text += f", input {_describe(self.input_quantizer)}"
+            text += f", {self.input_quantizer.describe('inputs')}"
         return text
 
     @staticmethod
-    def norm_of(graph, layer):
-        """The BatchNormalization that the student's layer takes up: none."""
+    def why_not(layer: keras.layers.Layer) -> str | None:
+        return why_not_compressed(layer, [forms.plain for forms in FORMS])
+
+    @staticmethod
+    def norm_of(graph: Graph, layer: keras.layers.Layer) -> None:
         return None
 
-    def student_layer(self, layer, weight_decay, norm=None):
-        """The `Quant*` layer, not built, that takes the place of `layer`."""
+    def student_layer(
+        self,
+        layer: keras.layers.Layer,
+        weight_decay: float | None,
+        norm: keras.layers.BatchNormalization | None = None,
+    ) -> layers.QuantizedKernel:
         return forms_of(layer).quantized.from_config(
             {
                 **config_with_decay(layer, weight_decay),
@@ -64,20 +106,23 @@ class QuantizeConfig:
         )
 
     @staticmethod
-    def copy_weights(old, new, norm=None):
-        """Gives a built student layer the weights of the layer it replaces."""
+    def copy_weights(
+        old: keras.layers.Layer,
+        new: keras.layers.Layer,
+        norm: keras.layers.BatchNormalization | None = None,
+    ) -> None:
         new.latent_kernel.assign(value_of(old.kernel))
         if old.use_bias:
             new.bias.assign(value_of(old.bias))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             field.name: keras.saving.serialize_keras_object(getattr(self, field.name))
             for field in dataclasses.fields(self)
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "QuantizeConfig":
         return cls(
             **{
                 name: keras.saving.deserialize_keras_object(value)
@@ -89,28 +134,28 @@ class QuantizeConfig:
 @keras.saving.register_keras_serializable(package="tfcompress")
 @dataclasses.dataclass(frozen=True)
 class KeepFloat:
-    """Leaves a layer as it is.
+    """Treatment that leaves a layer alone.
 
     Args:
-        reason: why, as the plan prints it.
+        reason: str. Reason that the plan prints.
     """
 
     reason: str = "kept float on request"
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "KeepFloat":
         return cls(**config)
 
 
-def why_not_compressed(layer, kinds):
-    """Why a layer is left alone by what compresses only `kinds`, or None.
+def why_not_compressed(layer: keras.layers.Layer, kinds: Sequence[type]) -> str | None:
+    """Returns why a treatment of certain layers leaves a layer alone, or None.
 
     Args:
-        layer: a Keras layer or operation.
-        kinds: the classes of plain Keras layers that are compressed.
+        layer: Keras layer or operation.
+        kinds: classes of `keras.layers` that the treatment compresses.
     """
     if isinstance(layer, (layers.QuantizedKernel, layers.PackedKernel)):
         return "is compressed already"
@@ -128,12 +173,14 @@ def why_not_compressed(layer, kinds):
     return f"only layers of type {names} are compressed"
 
 
-def config_with_decay(layer, weight_decay):
-    """A layer's configuration, with an L2 penalty unless its kernel has one.
+def config_with_decay(
+    layer: keras.layers.Layer, weight_decay: float | None
+) -> dict[str, Any]:
+    """Returns a layer's configuration, with an L2 penalty unless its kernel has one.
 
     Args:
-        layer: a convolution or dense layer.
-        weight_decay: see `Scheme`.
+        layer: convolution or dense layer.
+        weight_decay: float or None, see `Scheme`.
     """
     config = layer.get_config()
     regularizer = (
@@ -171,8 +218,3 @@ def learned_range_config(
         BitSharing(candidates(weight_bits), grid),
         BitSharingActivation(candidates(activation_bits), signed),
     )
-
-
-def _describe(quantizer):
-    bits = "/".join(map(str, quantizer.candidates))
-    return f"{type(quantizer).__name__} {bits} bit"

@@ -1,4 +1,7 @@
-"""From a student back to plain layers."""
+"""Step from a student back to plain layers."""
+
+import keras
+import numpy as np
 
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
@@ -7,19 +10,19 @@ from tfcompress.layers.kernel import value_of
 from tfcompress.layers.packed import inference_config
 
 
-def dequantize(student):
-    """A plain Keras model with the values of a student's quantized kernels.
+def dequantize(student: keras.Model) -> keras.Model:
+    """Makes a plain model with the values of a student's quantized kernels.
 
-    To be compressed again: a chain of sizes reaches extreme ratios, each budget from
-    the weights of the last (arXiv 1910.05897).
+    It can be compressed again. A chain of sizes, each from the weights of the last,
+    reaches extreme ratios (arXiv 1910.05897).
 
     Args:
-        student: a model from `tfcompress.compress` whose inputs are float. It is left
+        student: model from `tfcompress.compress` with float activations. It is left
             untouched.
 
     Returns:
-        A Functional `keras.Model` of Keras's own layers in float32, with batch
-        normalization as it was; it predicts as the student does in inference.
+        A Functional `keras.Model` of Keras's own layers in float32, batch normalization
+        included. It predicts as the student does in inference.
 
     Raises:
         ValueError: if no layer has a quantized kernel, or one has a quantized input,
@@ -62,8 +65,8 @@ def dequantize(student):
     return plain
 
 
-def _quantized_kernel(layer):
-    """In float32, whatever the student computes in."""
+def _quantized_kernel(layer: layers.QuantizedKernel) -> np.ndarray:
+    """Quantized kernel in float32, also of students in mixed precision."""
     if layer.kernel_quantizer is None:
         return value_of(layer.latent_kernel)
     codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)

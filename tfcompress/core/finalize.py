@@ -1,4 +1,4 @@
-"""From a trained student to the model of its inference forms."""
+"""Step from a trained student to the model of its inference forms."""
 
 import warnings
 
@@ -18,31 +18,36 @@ DIVERGED = "Its training diverged: lower the learning rate."
 
 
 def finalize(student: keras.Model) -> keras.Model:
-    """Fixes what was trained: integer codes, BN folded; or fewer channels and ranks.
+    """Replaces the training layers of a student by their inference forms.
 
-    Every layer in training becomes its inference form, see
-    `tfcompress.layers.TrainingForm`. A `Quant*` layer becomes its `Packed*` counterpart
-    with the codes and scales that the student computes with, and takes in the
-    BatchNormalization after it where nothing else reads the layer's output. A quantized
-    input becomes a `QuantizeActivation` before it, with the layer's name and "_input".
-    A `Factorized*` layer becomes one plain layer, or two (`NAME_basis` and `NAME`) if
-    it lost ranks (EDP, pruning and merging). Channels that the training closed are
-    removed from all layers. All other layers are copied. Everything computes in
-    float32, also if the student was trained in mixed precision.
+    - A `Quant*` layer becomes its `Packed*` counterpart with the codes and scales of
+      the student. It absorbs the BatchNormalization after it, unless another layer
+      reads the layer's output.
+    - A quantized input becomes a `QuantizeActivation` before the layer, with the
+      layer's name and "_input".
+    - A `Factorized*` layer becomes one plain layer, or two (`NAME_basis` and `NAME`) if
+      ranks were cut (EDP, pruning and merging).
+    - Channels that the training closed are removed from all layers.
+
+    All other layers are copied. The result computes in float32, also if the student
+    was trained in mixed precision.
 
     Args:
-        student: a model from `tfcompress.compress`, or any Functional or
-            Sequential model with `tfcompress.layers.Quant*` or `Factorized*` layers.
-            It is left untouched.
+        student: model from `tfcompress.compress`, or any Functional or Sequential
+            model with `tfcompress.layers.Quant*` or `Factorized*` layers. It is left
+            untouched.
 
     Returns:
-        A Functional `keras.Model` that predicts as the student does in
-        inference and needs no scheme to be loaded.
+        A Functional `keras.Model` that predicts as the student does in inference. It
+        loads without the scheme.
 
     Raises:
-        ValueError: if the model has no graph, nothing to finalize, weights that are
+        ValueError: if the model has no graph, no training layers, weights that are
             not finite, or a `Quant*` layer with a float kernel or an
             `input_quantizer` that is no `ActivationQuantizer`.
+
+    Warns:
+        UserWarning: if the training of a layer did not reach its end.
     """
     graph = Graph(student)
     trained = {
@@ -57,9 +62,9 @@ def finalize(student: keras.Model) -> keras.Model:
         if layer.folds_batch_norm
     }
     folded = {id(norm) for norm in norms.values() if norm is not None}
-    taken = {tensor.name for call in graph.calls for tensor in call.inputs}
+    names = {tensor.name for call in graph.calls for tensor in call.inputs}
     new_layers = {
-        id(layer): layer.inference_layers(norms.get(id(layer)), taken)
+        id(layer): layer.inference_layers(norms.get(id(layer)), names)
         for layer in trained.values()
     }
 
@@ -100,7 +105,7 @@ def _check(student, trained):
 
 
 def _without_closed_channels(model, trained, new_layers):
-    """The model without the channels that no layer needs any more."""
+    """Model without the channels that all layers that read them have closed."""
     graph = Graph(model)
     names = {id(layer): name for name, layer in graph.layers().items()}
     channels = Channels(graph)

@@ -1,28 +1,36 @@
-"""The multiple-choice knapsack over layers, and the lower convex hull."""
+"""Multiple-choice knapsack over layers, and the lower convex hull."""
 
 import heapq
+from collections.abc import Mapping
 
 import numpy as np
 
+from tfcompress.types import ArrayLike
 
-def multiple_choice_knapsack(costs, losses, budget, off_hull=False):
-    """One choice per layer with a small sum of losses within a budget.
 
-    The greedy multiple-choice knapsack of arXiv 1910.05897, Section 3. Of each layer,
-    only choices on the lower convex hull of (cost, loss) are candidates. All layers
-    start with the cheapest; increments follow, the most loss per cost first. A layer
-    whose next increment does not fit stays as it is, and the others go on.
+def multiple_choice_knapsack(
+    costs: Mapping[str, ArrayLike],
+    losses: Mapping[str, ArrayLike],
+    budget: float,
+    off_hull: bool = False,
+) -> dict[str, int]:
+    """Returns a choice per layer with a small sum of losses within a budget.
 
-    The sum of losses exceeds the least possible by no more than the first increment
-    that does not fit would gain.
+    This is the greedy multiple-choice knapsack of arXiv 1910.05897, Section 3. The
+    candidates of a layer are its choices on the lower convex hull of (cost, loss). All
+    layers start with the cheapest. Increments follow, the most loss per cost first. A
+    layer whose next increment does not fit stays as it is, and the others go on.
+
+    The sum of losses exceeds the optimum by at most the gain of the first increment
+    that does not fit.
 
     Args:
         costs: `{layer name: array (choices,)}`; floats in any unit and any order.
         losses: `{layer name: array (choices,)}`, the same layers.
-        budget: in the unit of the costs.
-        off_hull: whether a layer whose next increment does not fit takes the best
-            choice that does, also off the hull, before the others go on. For many
-            choices per layer, where the hull may leap from next to nothing to half.
+        budget: float, in the unit of the costs.
+        off_hull: bool. Whether a layer whose next increment does not fit takes the best
+            choice that does, also off the hull. It helps with many choices per layer,
+            between which the hull may have wide gaps.
 
     Returns:
         `{layer name: index of the choice}`.
@@ -40,7 +48,7 @@ def multiple_choice_knapsack(costs, losses, budget, off_hull=False):
         )
     chosen = dict.fromkeys(costs, 0)
     between = {}  # choices off the hull
-    increments = []  # heap of (-loss per cost, number of the layer, name)
+    increments: list[tuple] = []  # heap of (-loss per cost, number of the layer, name)
 
     def push_next(number, name):
         before, after = hulls[name][chosen[name] :][:2]
@@ -69,9 +77,17 @@ def multiple_choice_knapsack(costs, losses, budget, off_hull=False):
     return {n: int(hulls[n][index]) for n, index in chosen.items()} | between
 
 
-def lower_hull(costs, losses):
-    """Indices on the lower convex hull: costs increase and losses decrease."""
-    hull = []
+def lower_hull(costs: ArrayLike, losses: ArrayLike) -> list[int]:
+    """Returns the indices on the lower convex hull of (cost, loss).
+
+    Args:
+        costs: float array (choices,).
+        losses: float array (choices,).
+
+    Returns:
+        Indices by increasing cost and decreasing loss.
+    """
+    hull: list[int] = []
     for index in np.lexsort((losses, costs)):
         if hull and losses[index] >= losses[hull[-1]]:
             continue  # dominated: not cheaper and no better

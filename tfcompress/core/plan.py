@@ -1,15 +1,17 @@
-"""What a scheme will do to a model, layer by layer, before anything is done."""
+"""Plan of a compression: the treatment of every layer, before it happens."""
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 from rich.table import Table
 
 from tfcompress.core.checks import check_compressible
 from tfcompress.core.config import KeepFloat
-from tfcompress.core.scheme import Place
-from tfcompress.graph.graph import Graph
+from tfcompress.core.scheme import Place, Scheme
+from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.separable import separable_layers, split_separable
 from tfcompress.graph.signs import may_be_negative
 from tfcompress.reporting.tables import render
@@ -17,16 +19,25 @@ from tfcompress.reporting.tables import render
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """One layer: `config` is its treatment, or None with the `reason` why."""
+    """Plan of one layer.
+
+    Attributes:
+        name: str. Name of the layer; "outer/inner" in nested models.
+        layer: `keras.layers.Layer`. Layer of the plan's model.
+        config: `Treatment`, or None if the layer is left alone.
+        reason: str. Reason why it is left alone.
+        note: str. Note of the scheme, or "".
+    """
 
     name: str
     layer: keras.layers.Layer
-    config: object | None
+    config: Any
     reason: str = ""
     note: str = ""
 
     @property
-    def treatment(self):
+    def treatment(self) -> str:
+        """Text of the treatment, or the reason why there is none."""
         left_alone = f"left alone: {self.reason}"
         text = left_alone if self.config is None else str(self.config)
         return f"{text}; {self.note}" if self.note else text
@@ -34,19 +45,21 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The rows of all layers in running order; print it to read it.
+    """Treatments of all layers of a model; `str(plan)` is a table.
 
-    `model` is the one that the layers are of: the user's, or what it was split into.
+    Attributes:
+        model: `keras.Model`. The user's model, with its separable convolutions split.
+        rows: tuple of `PlanRow`. Layers in running order.
     """
 
     model: keras.Model
     rows: tuple[PlanRow, ...]
 
-    def treated(self):
-        """The rows of the layers that will be compressed."""
+    def treated(self) -> list[PlanRow]:
+        """Returns the rows of the layers that are compressed."""
         return [row for row in self.rows if row.config is not None]
 
-    def __str__(self):
+    def __str__(self) -> str:
         table = Table("layer", "type", "weights", "treatment")
         for row in self.rows:
             table.add_row(
@@ -58,23 +71,23 @@ class Plan:
         return render(table)
 
 
-def plan(model, scheme):
-    """Shows what `compress(model, scheme)` would do; changes nothing.
+def plan(model: keras.Model, scheme: Scheme) -> Plan:
+    """Returns the treatments of `compress(model, scheme)`, without compressing.
 
-    A separable convolution is shown as the depthwise and the pointwise layer that it
-    becomes; an override for its name holds for both.
+    A separable convolution has two rows, the depthwise and the pointwise layer that it
+    becomes. An override for its name holds for both.
 
     Args:
-        model: a built Functional or Sequential Keras 3 model.
-        scheme: a `tfcompress.schemes.Scheme`.
+        model: built Functional or Sequential Keras 3 model.
+        scheme: scheme of compression, e.g. `tfcompress.PrunedTernary()`.
 
     Returns:
-        A `Plan` with every layer's treatment or the reason it is left alone.
+        A `Plan` with every layer's treatment, or the reason why it is left alone.
 
     Raises:
-        TypeError, ValueError: if the model cannot be compressed (see
-            `tfcompress.compress`), an override matches no layer, or the scheme's
-            budget cannot be met.
+        TypeError: if `model` is no Keras 3 model.
+        ValueError: if the model cannot be compressed (see `tfcompress.compress`), an
+            override matches no layer, or the scheme's budget cannot be met.
     """
     check_compressible(model)
     separable_of = separable_layers(model)
@@ -83,8 +96,8 @@ def plan(model, scheme):
     named = graph.layers()
     _check_overrides(scheme.overrides, named)
     why_not = scheme.treatment.why_not
-    first = _at_the_border(graph.calls, why_not)
-    last = _at_the_border(graph.calls[::-1], why_not, reverse=True)
+    first = _border_layers(graph.calls, why_not)
+    last = _border_layers(graph.calls[::-1], why_not, reverse=True)
     negative = may_be_negative(graph)
     rows = []
     for name, layer in named.items():
@@ -113,37 +126,43 @@ def plan(model, scheme):
     if result.treated():
         scheme.check(model, result)
     notes = scheme.notes(model, result)
-    rows = (dataclasses.replace(r, note=notes.get(r.name, "")) for r in result.rows)
+    rows = [dataclasses.replace(row, note=notes.get(row.name, "")) for row in rows]
     return Plan(model, tuple(rows))
 
 
-def _at_the_border(calls, why_not, reverse=False):
-    """ids of the eligible layers that no eligible layer comes before.
+def _border_layers(
+    calls: Sequence[Call],
+    why_not: Callable[[Any], str | None],
+    reverse: bool = False,
+) -> set[int]:
+    """Returns ids of the eligible layers that no eligible layer comes before.
 
-    With `reverse` and the calls in reversed order: that none comes after.
+    With `reverse`, and the calls in reversed order, no eligible layer comes after.
     """
-    behind, border, inner = set(), set(), set()
+    passed_tensors: set[int] = set()
+    border: set[int] = set()
+    inner: set[int] = set()
     for call in calls:
         sources, targets = call.inputs, call.outputs
         if reverse:
             sources, targets = targets, sources
-        passed = any(id(tensor) in behind for tensor in sources)
+        passed = any(id(tensor) in passed_tensors for tensor in sources)
         if why_not(call.operation) is None:
             (inner if passed else border).add(id(call.operation))
             passed = True
         if passed:
-            behind.update(id(tensor) for tensor in targets)
+            passed_tensors.update(id(tensor) for tensor in targets)
     return border - inner
 
 
-def _override(overrides, name):
+def _override(overrides: Mapping[str, Any], name: str) -> Any:
     for pattern, config in overrides.items():
         if re.fullmatch(pattern, name):
             return config
     return None
 
 
-def _check_overrides(overrides, names):
+def _check_overrides(overrides: Mapping[str, Any], names: Iterable[str]) -> None:
     for pattern in overrides:
         if not any(re.fullmatch(pattern, name) for name in names):
             raise ValueError(

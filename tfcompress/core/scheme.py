@@ -1,22 +1,28 @@
-"""What every scheme can do, and what `compress` asks of it."""
+"""Interface of all schemes."""
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfcompress.core.config import KeepFloat, QuantizeConfig
+from tfcompress.core.config import KeepFloat, QuantizeConfig, Treatment
+from tfcompress.core.student import Student
+from tfcompress.core.training.recalibration import Recalibration
+
+if TYPE_CHECKING:
+    from tfcompress.core.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a layer stands in its model.
+    """Place of a layer in its model.
 
     Attributes:
-        is_first: whether it sees the model's input through no other layer that
-            could be compressed.
-        is_last: whether no other such layer comes after it.
-        signed_input: whether its input may be negative.
+        is_first: bool. Whether no layer that could be compressed comes before it.
+        is_last: bool. Whether no layer that could be compressed comes after it.
+        signed_input: bool. Whether its input may be negative.
     """
 
     is_first: bool
@@ -25,26 +31,32 @@ class Place:
 
 
 class Scheme:
-    """Decides every layer's treatment and what happens while it trains; base class.
+    """Base class of schemes, which choose treatments and act during `fit`.
 
-    Subclasses give `config_for(layer, place)` and, if anything has to happen during
-    `fit`, `callbacks(student, recalibrate)`.
+    Subclasses define `config_for(layer, place)` and, to act during `fit`,
+    `callbacks(student, recalibrate)`.
 
     Attributes:
-        treatment: class of what `config_for` gives a layer that is compressed:
-            `QuantizeConfig`, or another with the same methods.
+        treatment: type. Class of the treatments that `config_for` returns.
 
     Args:
-        overrides: `{pattern: KeepFloat() or QuantizeConfig(...)}`. A pattern is a
-            regular expression that matches a whole layer name ("outer/inner" in
-            nested models); the first that matches wins over the scheme's choice.
-        weight_decay: L2 penalty `weight_decay / 2 * ||w||^2` on the kernel of each
-            treated layer that has no regularizer of its own.
+        overrides: dict of str to `KeepFloat` or a treatment. A key is a regular
+            expression that matches a whole layer name ("outer/inner" in nested
+            models). The first match takes the place of the scheme's choice.
+        weight_decay: float, 0 or more. L2 penalty `weight_decay / 2 * ||w||^2` on the
+            kernel of each treated layer that has no regularizer of its own.
+
+    Raises:
+        TypeError: if an override is of another type.
+        ValueError: if a key is no regular expression, or `weight_decay` is negative or
+            not finite.
     """
 
-    treatment = QuantizeConfig
+    treatment: type[Treatment] = QuantizeConfig
 
-    def __init__(self, overrides=None, weight_decay=0.0):
+    def __init__(
+        self, overrides: Mapping[str, Any] | None = None, weight_decay: float = 0.0
+    ) -> None:
         for pattern, config in (overrides or {}).items():
             if not isinstance(config, (KeepFloat, self.treatment)):
                 raise TypeError(
@@ -67,47 +79,57 @@ class Scheme:
         self.overrides = dict(overrides or {})
         self.weight_decay = weight_decay
 
-    def config_for(self, layer, place):
-        """A `treatment` or `KeepFloat` for an eligible layer.
+    def config_for(
+        self, layer: keras.layers.Layer, place: Place
+    ) -> Treatment | KeepFloat:
+        """Returns the treatment of an eligible layer.
 
         Args:
-            layer: a Keras convolution or dense layer.
-            place: its `Place`.
+            layer: convolution or dense layer of Keras.
+            place: `Place` of the layer.
         """
         raise NotImplementedError
 
-    def check(self, model, plan):
-        """Raises ValueError if the scheme cannot keep its promise for a model.
+    def check(self, model: keras.Model, plan: "Plan") -> None:
+        """Checks that the scheme's budget can be met for a model.
 
         Args:
             model: the user's model.
-            plan: its `Plan`.
+            plan: `Plan` of the model.
+
+        Raises:
+            ValueError: if it cannot.
         """
 
-    def notes(self, model, plan):
-        """`{layer name: text}` that the plan adds to the layers' treatment."""
+    def notes(self, model: keras.Model, plan: "Plan") -> dict[str, str]:
+        """Returns `{layer name: text}` that the plan adds to treatments."""
         return {}
 
-    def layers_in_front(self, model, plan):
-        """`{layer name: [new layers]}` that the student calls in front of a layer."""
+    def layers_before(
+        self, model: keras.Model, plan: "Plan"
+    ) -> dict[str, list[keras.layers.Layer]]:
+        """Returns `{layer name: new layers}` that the student calls before a layer."""
         return {}
 
-    def connect(self, student):
-        """Ties layers of a new or loaded student together that know of each other."""
+    def connect(self, student: Student) -> None:
+        """Sets the references between layers of a new or loaded student."""
 
-    def prepare(self, student):
-        """Sets the starting state of a new student."""
+    def prepare(self, student: Student) -> None:
+        """Sets the initial state of a new student."""
 
-    def callbacks(self, student, recalibrate):
-        """Keras callbacks that `student.fit` runs before the user's.
+    def callbacks(
+        self, student: Student, recalibrate: Recalibration
+    ) -> list[keras.callbacks.Callback]:
+        """Returns the callbacks that `student.fit` runs before the user's.
 
         Args:
             student: the `Student`.
-            recalibrate: its `Recalibration`, with `batches` of training inputs.
+            recalibrate: `Recalibration` of the student; its `batches` are training
+                inputs.
         """
         return []
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "overrides": {
                 pattern: keras.saving.serialize_keras_object(config)
@@ -117,7 +139,7 @@ class Scheme:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Scheme":
         overrides = {
             pattern: keras.saving.deserialize_keras_object(value)
             for pattern, value in config["overrides"].items()
@@ -126,14 +148,22 @@ class Scheme:
 
 
 class SearchingScheme(Scheme):
-    """A scheme that first searches, then fine-tunes what was found; base class.
+    """Base class of schemes that search first, and then fine-tune the result.
 
     Args:
-        search_fraction: share of the first `fit` that searches, in (0, 1].
+        search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         overrides, weight_decay: see `Scheme`.
+
+    Raises:
+        ValueError: if `search_fraction` is out of range.
     """
 
-    def __init__(self, search_fraction, overrides=None, weight_decay=0.0):
+    def __init__(
+        self,
+        search_fraction: float,
+        overrides: Mapping[str, Any] | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(overrides, weight_decay)
         if not 0 < search_fraction <= 1:
             raise ValueError(
@@ -142,5 +172,5 @@ class SearchingScheme(Scheme):
             )
         self.search_fraction = search_fraction
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "search_fraction": self.search_fraction}

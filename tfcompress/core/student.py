@@ -1,4 +1,6 @@
-"""The model that is trained towards its compressed form."""
+"""Model that is trained towards its compressed form."""
+
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -6,44 +8,54 @@ import numpy as np
 from tfcompress.core.training.data import take_inputs
 from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalibration
 
+if TYPE_CHECKING:
+    from tfcompress.core.scheme import Scheme
+    from tfcompress.core.training.search import Search
+
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class Student(keras.Model):
-    """A Functional model whose `fit` also does what its scheme needs.
+    """Functional model whose `fit` runs the callbacks of its scheme.
 
-    Made by `tfcompress.compress`; used, saved and loaded like any Keras model. With its
-    weights it saves where a search stands, so that `keras.callbacks.BackupAndRestore`
-    brings a training that was killed to the end that it would have come to.
+    `tfcompress.compress` makes it. It is used, saved and loaded like any Keras model.
+    The state of a search is saved with the weights, so that an interrupted training
+    with `keras.callbacks.BackupAndRestore` ends as it would have without interruption.
 
     Attributes:
-        scheme: what it is trained towards.
-        search: the `Search` that goes on in `fit`, or None.
-        restored: the `state()` of the search that its weights were saved in, a dict of
-            arrays, empty if there was none.
+        scheme: `Scheme` that it was compressed with, or None.
+        search: `Search` in progress in `fit`, or None.
+        restored: dict of str to array. State of the search in the weights that were
+            loaded; empty if there was none.
     """
 
-    scheme = None
-    search = None
-    restored = {}
+    scheme: "Scheme | None" = None
+    search: "Search | None" = None
+    restored: dict[str, np.ndarray] = {}
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        **kwargs,
-    ):
-        """`keras.Model.fit`, with the scheme's callbacks before the user's.
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Runs `keras.Model.fit`, with the scheme's callbacks before the user's.
 
-        Each call is one whole training: schedules run from its first epoch to
-        its last.
+        Each call is a whole training: schedules run from its first epoch to its last.
+
+        Args:
+            x, y, batch_size, epochs, verbose, callbacks, validation_split, kwargs:
+                arguments of `keras.Model.fit`.
+
+        Returns:
+            The history of `keras.Model.fit`.
 
         Raises:
-            ValueError: if the student has no scheme, being a clone of another.
+            ValueError: if the student has no scheme because it is a clone.
         """
         if self.scheme is None:
             raise ValueError(
@@ -68,21 +80,23 @@ class Student(keras.Model):
             **kwargs,
         )
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         for name, value in (self.search.state() if self.search else {}).items():
             store[name] = value
 
-    def load_own_variables(self, store):
-        names = store.keys()  # a store of Keras is no mapping in any other way
+    def load_own_variables(self, store: Any) -> None:
+        names = store.keys()  # Keras's stores have no other method of a mapping
         self.restored = {name: np.array(store[name]) for name in names}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config["scheme"] = keras.saving.serialize_keras_object(self.scheme)
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "Student":
         config = dict(config)
         scheme = config.pop("scheme")
         student = super().from_config(config, custom_objects)

@@ -1,6 +1,6 @@
 """Mixin of layers that compute their kernel from a variable."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -45,7 +45,7 @@ class ComputedKernel(_Layer):
         """Row of this layer in the table of forms."""
         from tfcompress.layers.registry import forms_of  # the table names this class
 
-        return cast("Forms", forms_of(self))
+        return forms_of(self)
 
     @property
     def channel_axes(self) -> tuple[int, ...]:

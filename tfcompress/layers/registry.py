@@ -1,6 +1,7 @@
 """Table of the forms of each kind of layer."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -84,8 +85,8 @@ FORMS = (
 _ROWS = {kind: forms for forms in FORMS for kind in forms.classes()}
 
 
-def forms_of(layer: keras.layers.Layer) -> Forms | None:
-    """Returns the forms of a layer, or None if the table has none.
+def forms_of(layer: keras.layers.Layer) -> Any:
+    """Returns the `Forms` of a layer, or None if the table has none.
 
     A subclass of a layer of this library has that layer's forms. A subclass of a
     Keras layer has none: it may compute something else.

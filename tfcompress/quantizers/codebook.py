@@ -57,6 +57,9 @@ class Codebook(Quantizer):
     def candidates(self) -> tuple[int, ...]:
         return tuple(range(2, 9))
 
+    def describe(self, noun: str) -> str:
+        return f"{noun} from a codebook of at most 8 bits"
+
     @property
     def bits(self) -> int:
         """Bits of the largest level, 2 to 8."""

@@ -32,6 +32,14 @@ class Quantizer(keras.layers.Layer):
         """Bit-widths that training may choose from, increasing."""
         return (self.bits,)
 
+    def describe(self, noun: str) -> str:
+        """Returns a few words on a quantized tensor: "2/4/8-bit weights".
+
+        Args:
+            noun: str. Kind of the tensor, "weights" or "inputs".
+        """
+        return f"{'/'.join(map(str, self.candidates))}-bit {noun}"
+
     def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `(codes, scale)` as float32 tensors: integral codes, scale > 0."""
         raise NotImplementedError

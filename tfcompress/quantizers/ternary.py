@@ -54,6 +54,9 @@ class Ternary(Quantizer):
         self.sparsity = sparsity
         self.discrepancy = discrepancy
 
+    def describe(self, noun: str) -> str:
+        return f"ternary {noun}"
+
     def build(self, kernel_shape: tuple[int, ...]) -> None:
         state = {"trainable": False, "aggregation": "only_first_replica"}
         self.current_sparsity = self.add_weight(

@@ -1,4 +1,4 @@
-"""Learning rates that constraints and searches go by."""
+"""Learning rates of the present step and of later ones."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from tfcompress.core.training.learning_rate import rate_of_step, sum_of_learning_rates
 
 
-def test_the_sum_of_learning_rates():
+def test_sum_of_learning_rates_of_constants_and_schedules():
     optimizer = keras.optimizers.SGD(0.1)
     assert sum_of_learning_rates(optimizer, 50) == pytest.approx(5.0)
     assert sum_of_learning_rates(keras.optimizers.SGD(0.0), 50) > 0
@@ -22,7 +22,7 @@ def test_the_sum_of_learning_rates():
 
 
 @pytest.mark.parametrize("rate", ["constant", "schedule"])
-def test_only_updates_count_where_gradients_are_accumulated(rate):
+def test_learning_rate_is_zero_in_steps_that_only_accumulate_gradients(rate):
     """Of 12 steps after 3 others, those numbered 3, 7 and 11 update."""
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 15)
     optimizer = keras.optimizers.SGD(

@@ -1,7 +1,8 @@
+"""Recalibration of batch normalization, by itself and in `fit`."""
+
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
@@ -18,7 +19,7 @@ def statistics(model):
     ]
 
 
-def test_statistics_are_the_mean_over_the_batches():
+def test_recalibration_averages_the_statistics_over_batches():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, layers.BatchNormalization(name="bn")(inputs))
     norm = model.get_layer("bn")
@@ -32,7 +33,7 @@ def test_statistics_are_the_mean_over_the_batches():
     assert norm.momentum == 0.99
 
 
-def test_frozen_statistics_stay(trained, mnist):
+def test_recalibration_skips_frozen_batch_norm(trained, mnist):
     trained.get_layer("bn1").trainable = False
     before = np.array(trained.get_layer("bn1").moving_mean)
     Recalibration(trained, [mnist[0][0][:64]])()
@@ -56,52 +57,12 @@ def test_validation_in_fit_sees_the_same_statistics_as_evaluate_after_it(
         np.testing.assert_allclose(old, new, rtol=1e-5, atol=1e-6)
 
 
-def test_evaluate_outside_fit_changes_nothing(trained, mnist, compile_for_digits):
+def test_evaluate_outside_of_fit_keeps_the_statistics(
+    trained, mnist, compile_for_digits
+):
     student = tfc.compress(trained, tfc.PrunedTernary())
     compile_for_digits(student)
     before = statistics(student)
     student.evaluate(mnist[1][0][:64], mnist[1][1][:64], verbose=0)
     for old, new in zip(before, statistics(student), strict=True):
         np.testing.assert_array_equal(old, new)
-
-
-class Batches(keras.utils.PyDataset):
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        return np.full((4, 2), index), np.zeros(4)
-
-
-X = np.repeat(np.arange(100.0), 2).reshape(100, 2)
-
-
-def generator():
-    for start in range(0, 100, 4):
-        yield X[start : start + 4], np.zeros(4)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: X,
-        lambda: {"a": X, "b": [X]},
-        lambda: tf.data.Dataset.from_tensor_slices((X, X)).batch(4),
-        Batches,
-        generator,
-    ],
-    ids=["array", "structure", "tf.data", "PyDataset", "generator"],
-)
-def test_inputs_of_every_kind_of_data(make):
-    data = make()
-    batches, rest = take_inputs(data, batch_size=4, samples=20)
-    sizes = [keras.tree.flatten(batch)[0].shape for batch in batches]
-    assert sizes == [(4, 2)] * 5
-    if data is X:
-        assert np.concatenate(batches)[[0, -1], 0].tolist() == [0, 99]  # spread out
-        held_out, _ = take_inputs(data, 4, validation_split=0.5, samples=20)
-        assert np.concatenate(held_out).max() <= 49
-    if hasattr(data, "__next__"):
-        np.testing.assert_array_equal(np.concatenate([x for x, _ in rest]), X)
-    else:
-        assert rest is data

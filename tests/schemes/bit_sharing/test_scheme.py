@@ -244,8 +244,7 @@ def test_the_plan_says_which_filters_may_go(trained):
         for row in tfc.plan(trained, tfc.BitSharing(bops="1/40", group_size=4)).rows
     }
     assert rows["conv1"] == (
-        "BitSharing 2/4/8 bit, input BitSharingActivation 2/4/8 bit; "
-        "up to 3 of 4 groups of 4 filters may go"
+        "2/4/8-bit weights, 2/4/8-bit inputs; up to 3 of 4 groups of 4 filters may go"
     )
     assert rows["head"].endswith("filters stay: the model returns them")
 

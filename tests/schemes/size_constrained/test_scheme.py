@@ -249,7 +249,7 @@ def test_the_plan_names_the_bits_to_choose_from(trained):
     rows = tfc.plan(trained, tfc.SizeConstrained(size="1/10")).rows
     treatments = {row.name: row.treatment for row in rows}
     for name in ("conv0", "conv1", "conv2", "head"):
-        assert treatments[name] == "Codebook 2/3/4/5/6/7/8 bit"
+        assert treatments[name] == "weights from a codebook of at most 8 bits"
 
 
 @pytest.mark.parametrize(

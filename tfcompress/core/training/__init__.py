@@ -1,1 +1,1 @@
-"""The parts of a training that schemes share: searches, data, statistics, rates."""
+"""Parts of `Student.fit` that the schemes share."""

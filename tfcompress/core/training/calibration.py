@@ -1,4 +1,7 @@
-"""Ranges of activations that start from data."""
+"""Initial ranges of quantizers, from weights and from training data."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 from keras import ops
@@ -8,8 +11,8 @@ from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import BitSharing, BitSharingActivation
 
 
-def quantized_layers(model):
-    """`{name: layer}` of the layers of a model that quantize as they run."""
+def quantized_layers(model: keras.Model) -> dict[str, QuantizedKernel]:
+    """Returns `{name: layer}` of a model's `Quant*` layers."""
     return {
         name: layer
         for name, layer in Graph(model).layers().items()
@@ -17,27 +20,23 @@ def quantized_layers(model):
     }
 
 
-def calibrate_weights(model):
-    """Starts the range of every `BitSharing` kernel from its weights."""
+def calibrate_weights(model: keras.Model) -> None:
+    """Sets the range of every `BitSharing` quantizer from its weights."""
     for layer in quantized_layers(model).values():
         if isinstance(layer.kernel_quantizer, BitSharing):
             layer.kernel_quantizer.calibrate(layer.latent_kernel)
 
 
-def calibrate_activations(model, batches):
-    """Starts the ranges of all activation quantizers from what the model computes.
+def calibrate_activations(model: keras.Model, batches: Iterable[Any]) -> None:
+    """Sets the ranges of all `BitSharingActivation` quantizers from activations.
 
-    While it watches, activations pass unquantized.
+    The activations are not quantized during the calibration.
 
     Args:
-        model: a Functional model with `QuantizedKernel` layers.
+        model: Functional model with `Quant*` layers.
         batches: iterable of model inputs.
     """
-    quantizers = [
-        layer.input_quantizer
-        for layer in quantized_layers(model).values()
-        if isinstance(layer.input_quantizer, BitSharingActivation)
-    ]
+    quantizers = _activation_quantizers(model)
     for quantizer in quantizers:
         quantizer.record()
     try:
@@ -49,18 +48,28 @@ def calibrate_activations(model, batches):
 
 
 class CalibrateActivations(keras.callbacks.Callback):
-    """Calibrates the activations of a student that has not been trained yet."""
+    """Callback that calibrates activations at the start of the first training.
 
-    def __init__(self, batches):
+    Args:
+        batches: iterable of model inputs.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
         super().__init__()
         self.batches = batches
 
-    def on_train_begin(self, logs=None):
-        quantizers = [
-            layer.input_quantizer
-            for layer in quantized_layers(self.model).values()
-            if isinstance(layer.input_quantizer, BitSharingActivation)
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        done = [
+            ops.convert_to_numpy(quantizer.calibrated)
+            for quantizer in _activation_quantizers(self.model)
         ]
-        done = [ops.convert_to_numpy(quantizer.calibrated) for quantizer in quantizers]
         if not all(done):
             calibrate_activations(self.model, self.batches)
+
+
+def _activation_quantizers(model: keras.Model) -> list[BitSharingActivation]:
+    return [
+        layer.input_quantizer
+        for layer in quantized_layers(model).values()
+        if isinstance(layer.input_quantizer, BitSharingActivation)
+    ]

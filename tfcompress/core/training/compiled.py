@@ -1,26 +1,31 @@
-"""Functions of a model outside of `fit`, compiled."""
+"""Compilation of functions that call a model outside of `fit`."""
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
 
-def compiled(model, function):
+def compiled(
+    model: keras.Model, function: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
     """Compiles a function that calls a model.
 
-    Called eagerly, a student runs hundreds of small operations per batch.
+    Without compilation a student runs hundreds of small operations per batch.
 
     Args:
-        model: a Functional or Sequential model.
-        function: from a batch of inputs to a structure of tensors.
+        model: Functional or Sequential model.
+        function: function from a batch of inputs to a structure of tensors.
 
     Returns:
-        Function from a batch of inputs to that structure of NumPy arrays. Whether it
-        also updates the model's variables depends on the backend.
+        Function from a batch of inputs to the same structure of NumPy arrays. Whether
+        it also updates the model's variables depends on the backend.
     """
     backend = keras.backend.backend()
     run = function
     if backend == "tensorflow":
-        import tensorflow as tf  # not at the top: other backends do without it
+        import tensorflow as tf  # not at the top: other backends do not need it
 
         run = tf.function(function)
     elif backend == "jax":
@@ -28,7 +33,7 @@ def compiled(model, function):
     return lambda inputs: keras.tree.map_structure(ops.convert_to_numpy, run(inputs))
 
 
-def _jax_compiled(model, function):
+def _jax_compiled(model: keras.Model, function: Callable) -> Callable:
     import jax
 
     variables = model.variables

@@ -1,29 +1,36 @@
 """Samples of the training data, for recalibration and calibration."""
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
 
-# Batch statistics average over samples and positions; 2048 images fix them well
-# within what one optimizer step moves them.
+# Statistics of 2048 images, averaged over samples and positions, vary less than one
+# optimizer step changes them.
 SAMPLES = 2048
 
 
-def take_inputs(data, batch_size=None, validation_split=0.0, samples=SAMPLES):
-    """The inputs of about `samples` training samples, and the data, unconsumed.
+def take_inputs(
+    data: Any,
+    batch_size: int | None = None,
+    validation_split: float = 0.0,
+    samples: int = SAMPLES,
+) -> tuple[list[Any], Any]:
+    """Returns the inputs of about `samples` training samples, and the whole data.
 
     Args:
-        data: what `fit` takes as `x`: arrays in any structure, a
-            `tf.data.Dataset`, a `keras.utils.PyDataset`, a torch `DataLoader`
-            or a generator of batches.
-        batch_size: for arrays; 32 if None, as in `fit`.
-        validation_split: for arrays; the share at the end that is not trained on.
-        samples: how many samples are enough.
+        data: argument `x` of `fit`: arrays in any structure, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a torch `DataLoader` or a generator of batches.
+        batch_size: int or None. Samples per batch of arrays; None is 32, as in `fit`.
+        validation_split: float in [0, 1). Share at the end of arrays that is not
+            trained on.
+        samples: int. Number of samples that suffices.
 
     Returns:
-        `(batches, data)`: a list of inputs, and what to train on in place of
-        `data` (a generator with the batches put back, else `data` itself).
+        `(batches, data)`: a list of model inputs, and the data to train on. The second
+        is a generator with the batches put back, or else `data` itself.
     """
     leaves = keras.tree.flatten(data)
     if all(hasattr(leaf, "shape") and hasattr(leaf, "__getitem__") for leaf in leaves):
@@ -43,13 +50,15 @@ def take_inputs(data, batch_size=None, validation_split=0.0, samples=SAMPLES):
     return batches, data
 
 
-def _rows(arrays, rows):
+def _rows(arrays: Any, rows: np.ndarray) -> Any:
     return keras.tree.map_structure(lambda array: array[rows], arrays)
 
 
-def _inputs(data, samples):
+def _inputs(data: Iterable[Any], samples: int) -> tuple[list[Any], list[Any]]:
     """Inputs of the first `samples` samples, and the batches that were read."""
-    inputs, read, seen = [], [], 0
+    inputs: list[Any] = []
+    read: list[Any] = []
+    seen = 0
     for batch in data:
         read.append(batch)
         x = keras.utils.unpack_x_y_sample_weight(batch)[0]

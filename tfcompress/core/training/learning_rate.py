@@ -1,35 +1,47 @@
-"""The learning rate that an optimizer takes, now and in steps to come."""
+"""Learning rates of an optimizer, of the present step and of later ones."""
 
+import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
+from tfcompress.types import Tensor
 
 
-def inner_optimizer(model):
-    """A compiled model's optimizer, without the wrapper that scales losses."""
+def inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """Returns a compiled model's optimizer, without the wrapper that scales losses."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
-def rate_of_step(optimizer):
-    """The learning rate of an optimizer's step, for constraints, which run behind it.
+def rate_of_step(optimizer: keras.optimizers.Optimizer) -> Tensor:
+    """Returns the learning rate of a step, for the constraints after the step.
 
     Returns:
-        Scalar float32 tensor; 0 where the step only accumulates gradients, as
-        constraints run behind those steps as well.
+        Scalar float32 tensor. It is 0 if the step only accumulates gradients, since
+        constraints run after such steps as well.
     """
     rate = ops.cast(optimizer.learning_rate, "float32")
     every = optimizer.gradient_accumulation_steps
     if not every:
         return rate
-    # Of several steps one updates; the public `iterations` does not count the others.
+    # Constraints run before the step is counted.
     steps = ops.convert_to_tensor(keras_private.step_count(optimizer)) + 1
     updates = steps % every == 0
     return rate * ops.cast(updates, "float32")
 
 
-def sum_of_learning_rates(optimizer, steps):
-    """Over the updates in the steps to come, as planned; a float above 0."""
+def sum_of_learning_rates(optimizer: keras.optimizers.Optimizer, steps: float) -> float:
+    """Returns the sum of the learning rates of the updates in the next steps.
+
+    A schedule is sampled at 50 points. Without a schedule the present rate counts.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`, without a wrapper.
+        steps: float. Number of steps, those that only accumulate gradients included.
+
+    Returns:
+        float above 0.
+    """
     updates = steps / (optimizer.gradient_accumulation_steps or 1)
     schedule = keras_private.learning_rate_schedule(optimizer)
     if not callable(schedule):

@@ -1,4 +1,4 @@
-"""Proximal steps: an operator applied to variables after each optimizer update."""
+"""Proximal steps: operators that are applied to variables after each update."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from tfcompress.types import Tensor
 
 
 class ProximalStep:
-    """The parameters of a proximal operator, as variables of the optimizer.
+    """Parameters of a proximal operator, as variables of the optimizer.
 
-    An update can read no other variable that changes on every backend. Without an
-    optimizer the operator does nothing.
+    On some backends an update sees no changes of other variables.
 
     Attributes:
-        parameters: dict of str to list of variables, while an optimizer is attached.
+        parameters: dict of str to list of variables. Empty if no optimizer is attached;
+            the operator is then the identity.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class ProximalStep:
         self._optimizer: keras.optimizers.Optimizer | None = None
 
     def shapes(self) -> Mapping[str, list[tuple[int, ...]]]:
-        """`{name: shapes of the variables}` of the parameters."""
+        """Returns `{name: shapes of the variables}` of the parameters."""
         raise NotImplementedError
 
     @property
@@ -34,7 +34,10 @@ class ProximalStep:
         return self._optimizer is not None
 
     def attach(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Gives an optimizer the parameters, all zero; another one loses them."""
+        """Adds the parameters, all zero, to an optimizer.
+
+        Does nothing if they are there; an optimizer attached before loses them.
+        """
         if self._optimizer is not optimizer:
             self.detach()
             self._optimizer = optimizer
@@ -44,8 +47,10 @@ class ProximalStep:
             }
 
     def detach(self) -> None:
-        """Takes the parameters from the optimizer, which could not be loaded with
-        them."""
+        """Removes the parameters from the optimizer.
+
+        A new optimizer could not load the variables of one that keeps them.
+        """
         if self._optimizer is not None:
             for variables in self.parameters.values():
                 for variable in variables:
@@ -53,16 +58,16 @@ class ProximalStep:
             self._optimizer, self.parameters = None, {}
 
     def learning_rate(self) -> Tensor:
-        """The learning rate of the update, a scalar; see `rate_of_step`."""
+        """Returns the learning rate of the update, a scalar; see `rate_of_step`."""
         return rate_of_step(self._optimizer)
 
 
 class ProximalConstraint(keras.constraints.Constraint):
-    """Applies a proximal operator to a variable, after the variable's own constraint.
+    """Constraint that applies a proximal operator after a variable's own constraint.
 
     Args:
         operator: function from the variable's value to its new value.
-        own: the constraint that the variable had, or None.
+        own: the variable's own constraint, or None.
     """
 
     def __init__(
@@ -78,11 +83,12 @@ class ProximalConstraint(keras.constraints.Constraint):
 
 
 def set_proximal_operator(variable: Any, operator: Callable[[Tensor], Tensor]) -> None:
-    """Applies an operator to a variable after each update, in place of an earlier one.
+    """Sets the operator that a variable passes after each update.
 
     Args:
-        variable: a trainable variable; it keeps its own constraint.
-        operator: see `ProximalConstraint`.
+        variable: trainable variable. It keeps its own constraint and loses an operator
+            that was set before.
+        operator: function from the variable's value to its new value.
     """
     own = variable.constraint
     if isinstance(own, ProximalConstraint):

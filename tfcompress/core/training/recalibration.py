@@ -1,4 +1,6 @@
-"""Batch normalization statistics that belong to the weights of this moment."""
+"""Batch normalization statistics of the present weights."""
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,37 +11,38 @@ from tfcompress.graph.graph import Graph
 
 
 class RecalibrateBatchNorm(keras.callbacks.Callback):
-    """Re-estimates the moving statistics whenever something is about to read them.
+    """Callback that recalibrates batch normalization before its statistics are read.
 
-    Low-bit weights jump between steps, and moving averages lag behind: a model
-    that trains well can evaluate at chance. Before each validation, at the end
-    of each epoch and at the end of training the statistics are averaged anew
-    over the same batches of training inputs, with the weights held still.
+    Low-bit weights jump between steps, and moving averages lag: a model that trains
+    well can evaluate at chance. The statistics are therefore computed anew, before each
+    validation and at the end of each epoch and of the training.
 
     Args:
-        recalibrate: the model's `Recalibration`.
+        recalibrate: `Recalibration` of the model.
     """
 
-    def __init__(self, recalibrate):
+    def __init__(self, recalibrate: "Recalibration") -> None:
         super().__init__()
         self.recalibrate = recalibrate
         self.training = False
         self.stale = False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.training = True
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         self.stale = True
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.training:
             self._refresh()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._refresh()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._refresh()
         self.training = False
 
@@ -50,17 +53,18 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
 
 
 class Recalibration:
-    """Sets every trainable BatchNormalization's statistics to those of some batches.
+    """Function that sets batch normalization statistics to their mean over batches.
 
-    The forward pass is compiled at the first call: one object serves a whole `fit`.
+    It skips BatchNormalizations that are not trainable. The first call compiles the
+    forward pass, so one object serves a whole `fit`.
 
     Args:
-        model: a Functional or Sequential model.
-        batches: list of model inputs, of about `SAMPLES` samples in all; each weighs
-            the same.
+        model: Functional or Sequential model.
+        batches: list of model inputs, about `SAMPLES` samples in all. Each batch has
+            the same weight.
     """
 
-    def __init__(self, model, batches):
+    def __init__(self, model: keras.Model, batches: list[Any]) -> None:
         self.batches = batches
         self.norms = [
             norm
@@ -80,7 +84,8 @@ class Recalibration:
 
         self.forward = compiled(model, forward)
 
-    def __call__(self):
+    def __call__(self) -> None:
+        """Sets the moving means and variances of the model."""
         if not self.norms:
             return
         momenta = [norm.momentum for norm in self.norms]

@@ -1,58 +1,83 @@
-"""What the searches of all schemes have in common, as they go along in `fit`."""
+"""Base class of the searches that run in the first part of `fit`."""
+
+from typing import TYPE_CHECKING, Any
 
 from tfcompress.core.training.learning_rate import (
     inner_optimizer,
     sum_of_learning_rates,
 )
 from tfcompress.core.training.progress import ProgressCallback
+from tfcompress.core.training.recalibration import Recalibration
 
-# Steps of an epoch whose number is not known.
+if TYPE_CHECKING:
+    from tfcompress.core.student import Student
+
+# Assumed number of steps per epoch if it is not known.
 STEPS_PER_EPOCH = 100
 
 
 class Search(ProgressCallback):
-    """Searches for a share of the training, then settles what was found.
+    """Callback that searches for a share of the training, then freezes the result.
 
-    A search that is interrupted leaves a student that is not settled; the next `fit`
-    searches on. Subclasses give `begin`, `state`, `resume`, `advance` and `settle`.
+    After an interrupted search the student is not frozen, and the next `fit` searches
+    again. Subclasses define `begin`, `state`, `resume`, `advance` and `freeze`.
 
     Args:
-        space: what is searched; `space.is_frozen()` says whether that is over.
-        recalibrate: the student's `Recalibration`.
-        fraction: share of the training that searches.
+        space: search space. `space.is_frozen()` returns whether its search is over.
+        recalibrate: `Recalibration` of the student.
+        fraction: float in (0, 1]. Share of the training that searches.
+
+    Attributes:
+        searching: bool, or None before the first step. Whether the search goes on.
     """
 
-    def __init__(self, space, recalibrate, fraction):
+    model: "Student"
+    searching: bool | None
+
+    def __init__(self, space: Any, recalibrate: Recalibration, fraction: float) -> None:
         super().__init__()
         self.space = space
         self.recalibrate = recalibrate
         self.fraction = fraction
 
-    def begin(self, share):
-        """At the first step of a `fit` that searches, after a share of the search."""
+    def begin(self, share: float) -> None:
+        """Begins at the first step of a `fit` that searches.
 
-    def state(self):
-        """What `resume` needs and no variable has: a dict of arrays and numbers."""
+        Args:
+            share: float. Share of the search that has passed, above 0 in a `fit` that
+                starts at a later epoch.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Returns the arrays and numbers that `resume` needs and no variable holds."""
         raise NotImplementedError
 
-    def resume(self, state):
-        """In place of `begin` where a restored `fit` goes on."""
+    def resume(self, state: dict[str, Any]) -> None:
+        """Begins, in place of `begin`, in a `fit` that was restored from a backup.
+
+        Args:
+            state: result of `state()` in the interrupted `fit`.
+        """
         raise NotImplementedError
 
-    def advance(self, share):
-        """Now and then during the search."""
+    def advance(self, share: float) -> None:
+        """Updates the search, about a hundred times per training.
+
+        Args:
+            share: float. Share of the search that has passed.
+        """
         raise NotImplementedError
 
-    def freeze(self):
-        """At the end of the search: decides."""
+    def freeze(self) -> None:
+        """Freezes the result at the end of the search."""
         raise NotImplementedError
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.searching = self.model.search = None
 
-    def on_progress(self, share):
+    def on_progress(self, share: float) -> None:
         if self.searching is None:
-            # Not before: by now a callback has restored an interrupted run.
+            # Not in `on_train_begin`, where a later callback restores a backup.
             self.searching = not self.space.is_frozen()
             if self.searching:
                 self._start(share / self.fraction)
@@ -63,8 +88,8 @@ class Search(ProgressCallback):
         else:
             self.advance(share / self.fraction)
 
-    def on_train_end(self, logs=None):
-        # A search of the whole training ends with its last step.
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        # A search that takes the whole training ends here.
         if self.searching:
             self._freeze()
 
@@ -80,11 +105,11 @@ class Search(ProgressCallback):
         self.searching, self.model.search = False, None
         self.freeze()
 
-    def steps(self):
-        """How many steps the search takes, at least one."""
+    def steps(self) -> float:
+        """Returns the number of steps of the search, at least one."""
         per_epoch = self.params["steps"] or STEPS_PER_EPOCH
         return max(1.0, self.fraction * self.params["epochs"] * per_epoch)
 
-    def sum_of_learning_rates(self):
-        """Over all of its steps, as the optimizer plans them."""
+    def sum_of_learning_rates(self) -> float:
+        """Returns the sum of the learning rates of all steps of the search."""
         return sum_of_learning_rates(inner_optimizer(self.model), self.steps())

@@ -141,18 +141,18 @@ class BitSharing(SearchingScheme):
                 notes[name] = "filters stay: not quantized"
         return notes
 
-    def layers_in_front(self, model, plan):
+    def layers_before(self, model, plan):
         filters_of = Filters(Graph(model)).of
-        in_front = {}
+        before = {}
         for producer, gate in self._filter_gates(model, plan).items():
             for consumer in filters_of[producer].consumers:
-                in_front.setdefault(consumer, []).append(gate)
+                before.setdefault(consumer, []).append(gate)
         # It counts steps by its calls, so a layer that is called once is wanted.
         graph = Graph(model)
         rows = [row for row in plan.treated() if len(graph.calls_of(row.layer)) == 1]
         first = (rows or plan.treated())[0].name
-        in_front.setdefault(first, []).insert(0, BopsBudget(name="bops_budget"))
-        return in_front
+        before.setdefault(first, []).insert(0, BopsBudget(name="bops_budget"))
+        return before
 
     def _filter_gates(self, model, plan):
         """`{producer: FilterGate}` for the filters that may be removed."""

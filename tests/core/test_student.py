@@ -1,0 +1,85 @@
+"""Training of students."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfcompress as tfc
+
+SAMPLES = np.random.default_rng(0).normal(5, 2, (64, 3)).astype("float32")
+TARGETS = np.zeros((64, 2), "float32")
+
+
+@pytest.fixture
+def student():
+    """A student whose batch normalization has the statistics of its inputs."""
+    inputs = keras.Input((3,))
+    x = layers.BatchNormalization(name="norm")(inputs)
+    student = tfc.compress(keras.Model(inputs, layers.Dense(2)(x)), tfc.PrunedTernary())
+    student.compile("sgd", "mse")
+    return student
+
+
+class Statistics(keras.callbacks.Callback):
+    """Records the moving statistics, and where in `fit` they were read."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def _read(self, place):
+        norm = self.model.get_layer("norm")
+        self.read.append((place, np.array(norm.moving_mean, copy=True)))
+        self.read.append((place, np.array(norm.moving_variance, copy=True)))
+
+    def on_test_begin(self, logs=None):
+        self._read("validation")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._read("epoch")
+
+
+def test_fit_recalibrates_batch_norm_before_validation_and_at_the_end_of_epochs(
+    student,
+):
+    statistics = Statistics()
+    student.fit(
+        SAMPLES,
+        TARGETS,
+        batch_size=16,
+        epochs=2,
+        shuffle=False,
+        validation_data=(SAMPLES[:8], TARGETS[:8]),
+        callbacks=[statistics],
+        verbose=0,
+    )
+    places = [place for place, _ in statistics.read]
+    assert places == 2 * (2 * ["validation"] + 2 * ["epoch"])
+    batches = SAMPLES.reshape(4, 16, 3)
+    expected = batches.mean((0, 1)), batches.var(1).mean(0)
+    norm = student.get_layer("norm")
+    received = [values for _, values in statistics.read]
+    received += [norm.moving_mean, norm.moving_variance]
+    for i, values in enumerate(received):
+        np.testing.assert_allclose(values, expected[i % 2], rtol=1e-4)
+
+
+def test_fit_recalibrates_batch_norm_without_validation(student):
+    student.fit(SAMPLES, TARGETS, batch_size=16, epochs=1, verbose=0)
+    mean = student.get_layer("norm").moving_mean
+    np.testing.assert_allclose(mean, SAMPLES.mean(0), rtol=1e-4)
+
+
+def test_fit_refuses_a_clone_without_a_scheme(student):
+    student.scheme = None
+    with pytest.raises(ValueError, match="expected to have its scheme.*Compress"):
+        student.fit(SAMPLES, TARGETS, verbose=0)
+
+
+def test_student_saves_its_scheme(student, tmp_path):
+    student.save(tmp_path / "student.keras")
+    loaded = keras.models.load_model(tmp_path / "student.keras")
+    assert isinstance(loaded.scheme, tfc.PrunedTernary)
+    assert loaded.scheme.get_config() == student.scheme.get_config()
+    loaded.fit(SAMPLES, TARGETS, verbose=0)
