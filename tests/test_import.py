@@ -1,9 +1,10 @@
-"""What importing the package asks of a machine."""
+"""Import of the package, its public names, and the packages that an import needs."""
 
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -22,7 +23,7 @@ except ModuleNotFoundError as error:
 """
 
 
-def test_a_machine_that_only_trains_needs_no_litert():
+def test_import_for_training_needs_no_litert():
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True
     )
@@ -30,7 +31,7 @@ def test_a_machine_that_only_trains_needs_no_litert():
     assert "ai_edge_litert" in result.stdout
 
 
-def test_the_module_for_tfmot_says_what_it_needs():
+def test_tfmot_module_names_the_extra_that_it_needs():
     script = """
 import sys
 sys.modules["tensorflow_model_optimization"] = None  # as if it were not installed
@@ -53,8 +54,24 @@ def test_only_tfmot_modules_import_tensorflow_before_it_is_used():
     assert {x.parent for x in importing if x != private} == {PACKAGE / "tfmot"}
 
 
-def test_public_names():
+def test_public_names_exist_and_unknown_names_raise():
     for name in tfc.__all__:
         assert getattr(tfc, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'exports'"):
         _ = tfc.exports
+
+
+def test_dir_lists_all_public_names_and_so_the_lazy_export():
+    assert set(tfc.__all__) <= set(dir(tfc))
+    assert "export" in dir(tfc)
+
+
+def test_version_has_one_source_from_which_the_package_is_built():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", tfc.__version__)
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    source = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
+    assert source == "tfcompress.version.__version__"
+    text = (PACKAGE / "version.py").read_text()
+    assert f'__version__ = "{tfc.__version__}"' in text
+    assert "import " not in text

@@ -1,4 +1,6 @@
-"""tfcompress: trained Keras 3 models made small, to a `.tflite` that is proven."""
+"""Compression of trained Keras 3 models, to a `.tflite` file with proven contents."""
+
+from typing import Any
 
 from tfcompress import layers, quantizers
 from tfcompress.core import (
@@ -20,8 +22,9 @@ from tfcompress.schemes import (
 )
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
+from tfcompress.version import __version__
 
-# Layers of one system that are public among those of all.
+# Layers of one scheme that are public in `tfcompress.layers`.
 for _layer in (BopsBudget, FilterGate):
     setattr(layers, _layer.__name__, _layer)
 
@@ -34,6 +37,7 @@ __all__ = [
     "QuantizeConfig",
     "SizeConstrained",
     "Uniform",
+    "__version__",
     "compress",
     "dequantize",
     "export",
@@ -45,7 +49,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Not imported at the top: a machine that only trains may lack LiteRT.
     if name == "export":
         try:
@@ -54,8 +58,12 @@ def __getattr__(name):
             raise ModuleNotFoundError(
                 "`tfcompress.export` needs TensorFlow and LiteRT. Save the finalized "
                 "model as `.keras` and export it where `pip install tfcompress` has "
-                f"brought them. Missing here: {error.name}.",
+                f"installed them. Missing here: {error.name}.",
                 name=error.name,
             ) from error
         return export
     raise AttributeError(f"module 'tfcompress' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "export"})
