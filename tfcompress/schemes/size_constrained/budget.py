@@ -1,7 +1,9 @@
-"""What weights cost: value bits as the paper counts them, or bytes of a file."""
+"""Size of weights: value bits as the paper counts them, or bytes of a file."""
 
 import re
+from collections.abc import Mapping
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -11,23 +13,20 @@ from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
-# Per layer and in all, after xz and as it is: a graph that cannot be measured here.
+# Estimated bytes of a graph per layer and per file, by whether they count after xz.
 _GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
 
 
-def parse_size(size, reference):
-    """Bytes of a size as users write it.
+def parse_size(size: float | str, reference: float) -> float:
+    """Returns the bytes of a size as users write it, positive.
 
     Args:
         size: bytes, text with a unit ("100 kB", "1.5 MiB"), or a share of the
             reference as text ("1/50").
-        reference: what the float model takes.
-
-    Returns:
-        A positive float.
+        reference: float. Bytes of the float model.
 
     Raises:
-        ValueError: if it is nothing of that, or not positive.
+        ValueError: if the size is none of these, or not positive.
     """
     if isinstance(size, str) and size.strip()[-1:].isalpha():
         match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]+)\s*", size.lower())
@@ -41,54 +40,63 @@ def parse_size(size, reference):
 
 
 class SizeBudget:
-    """One number for all kernels, and what each of them takes of it.
+    """Budget of all kernels together, and the cost of each.
 
-    Codes nominally take what an ideal coder makes of them. What they take in practice
-    is measured, and nominal bits are granted accordingly.
+    The nominal bits of a kernel are those of an ideal coder. The size of the codes is
+    measured, and the budget in nominal bits follows from the ratio of the two.
 
     Attributes:
-        sparse: whether zeros are cheaper than other weights.
-        nominal_per_real: what has been learnt about how the two compare.
+        sparse: bool. Whether zeros cost less than other weights.
+        nominal_per_real: float. Nominal bits per measured bit, 0.25 to 4.
 
     Args:
-        total: the budget, in bits if `counted` is "value_bits", else in bytes.
-        counted: "value_bits", bits times non-zero weights as in arXiv 1910.05897,
-            Section 3; "xz_bytes", bytes of the file after xz; or "bytes" of it as is.
-        codebook: "uniform" or "kmeans".
-        overhead: bytes of the file that are no codes.
+        total: float. The budget, in bits if `unit` is "value_bits", else in bytes.
+        unit: str. "value_bits": bits times non-zero weights, as in arXiv 1910.05897,
+            Section 3; "xz_bytes": bytes of the file after xz; "bytes": bytes of the
+            file as it is.
+        codebook: str. "uniform" or "kmeans".
+        overhead: float. Bytes of the file that are not codes.
     """
 
-    def __init__(self, total, counted, codebook, overhead=0):
+    def __init__(
+        self, total: float, unit: str, codebook: str, overhead: float = 0
+    ) -> None:
         self.total = total
-        self.counted = counted
+        self.unit = unit
         self.codebook = codebook
         self.overhead = overhead
-        self.sparse = counted != "bytes"
-        self._bits_per_unit = 1.0 if counted == "value_bits" else 8.0
+        self.sparse = unit != "bytes"
+        self._bits_per_unit = 1.0 if unit == "value_bits" else 8.0
         self.nominal_per_real = 1.0
 
-    def allowed(self):
-        """Nominal bits for all kernels together."""
+    def allowed(self) -> float:
+        """Returns the nominal bits for all kernels together."""
         real = self._bits_per_unit * (self.total - self.overhead)
         return real * self.nominal_per_real
 
-    def rate(self, counts, size, bits):
-        """Nominal bits of a kernel.
+    def rate(self, counts: np.ndarray, size: int, bits: int) -> float:
+        """Returns the nominal bits of a kernel.
 
         Args:
-            counts: how many weights have each level other than zero, (K,).
-            size: how many weights there are.
-            bits: of the codebook.
+            counts: array (K,). Number of weights at each level other than zero.
+            size: int. Number of weights, zeros included.
+            bits: int. Bits of a code.
         """
-        nonzeros = np.sum(counts)
-        if self.counted == "bytes":
+        nonzeros = counts.sum()
+        if self.unit == "bytes":
             return size * container_bits(bits)
-        if self.counted == "value_bits":
+        if self.unit == "value_bits":
             return value_bits(nonzeros, self.index_bits(bits))
         return entropy_bits_of_counts(np.append(counts, size - nonzeros))
 
-    def nominal(self, codes):
-        """Nominal bits of each kernel, `{layer name: number}`; codes as `size_of`'s."""
+    def nominal_bits(
+        self, codes: Mapping[str, tuple[np.ndarray, int]]
+    ) -> dict[str, float]:
+        """Returns the nominal bits of each kernel by layer name.
+
+        Args:
+            codes: `(int8 array, bits of a code)` by layer name.
+        """
         counts = {
             name: np.unique(array[array != 0], return_counts=True)[1]
             for name, (array, _) in codes.items()
@@ -98,41 +106,45 @@ class SizeBudget:
             for name, (array, bits) in codes.items()
         }
 
-    def size_of(self, codes):
-        """What codes really take, in the unit of the budget.
+    def size_of(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
+        """Returns the size of the codes and the overhead, in the budget's unit.
 
         Args:
-            codes: `{layer name: (int8 array, bits of the codebook)}`.
+            codes: `(int8 array, bits of a code)` by layer name.
         """
-        if self.counted == "value_bits":
+        if self.unit == "value_bits":
             return sum(
                 value_bits(np.count_nonzero(array), self.index_bits(bits))
                 for array, bits in codes.values()
             )
         if self.codebook == "kmeans":
             codes = {name: (x, 8) for name, (x, _) in codes.items()}
-        return self.overhead + coded_bytes(codes, self.counted == "xz_bytes")
+        return self.overhead + coded_bytes(codes, self.unit == "xz_bytes")
 
-    def index_bits(self, bits):
-        """Bits that tell non-zero levels apart, also those that no weight has now."""
+    def index_bits(self, bits: int) -> int:
+        """Returns the bits that tell non-zero levels apart, unused ones included."""
         # A uniform grid of b bits has 2^b - 2 of them.
         return 1 if self.codebook == "uniform" and bits == 2 else bits
 
-    def learn(self, codes):
-        """Compares nominal bits with the size that comes of them, and returns that."""
+    def calibrate(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
+        """Sets `nominal_per_real` by the size of the codes, and returns `size_of`.
+
+        Args:
+            codes: `(int8 array, bits of a code)` by layer name.
+        """
         size = self.size_of(codes)
         real = self._bits_per_unit * (size - self.overhead)
-        nominal = sum(self.nominal(codes).values())
+        nominal = sum(self.nominal_bits(codes).values())
         self.nominal_per_real = min(max(nominal / max(real, 1.0), 0.25), 4.0)
         return size
 
 
-def coded_bytes(codes, compressed):
-    """Bytes of packed codes, as a file has them.
+def coded_bytes(codes: Mapping[str, tuple[np.ndarray, int]], compressed: bool) -> int:
+    """Returns the bytes of packed codes, as a file has them.
 
     Args:
-        codes: `{layer name: (int8 array, bits)}`.
-        compressed: whether to count them after xz.
+        codes: `(int8 array, bits of a code)` by layer name.
+        compressed: bool. Whether they are counted after xz.
     """
     if not compressed:
         return sum(packed_bytes(x.size, container_bits(b)) for x, b in codes.values())
@@ -140,8 +152,13 @@ def coded_bytes(codes, compressed):
     return xz_bytes(np.concatenate(packed).tobytes())
 
 
-def estimated_size(model, compressed):
-    """Bytes of a packed model's file, roughly, for machines without LiteRT."""
+def estimated_size(model: keras.Model, compressed: bool) -> int:
+    """Returns the approximate bytes of a packed model's file, without LiteRT.
+
+    Args:
+        model: `keras.Model` from `tfcompress.finalize`.
+        compressed: bool. Whether they are counted after xz.
+    """
     packed = [x for x in model.layers if isinstance(x, PackedKernel)]
     codes = {layer.name: (layer.codes, layer.kernel_bits) for layer in packed}
     floats = b"".join(
@@ -149,6 +166,6 @@ def estimated_size(model, compressed):
     )
     per_layer, per_file = _GRAPH_BYTES[compressed]
     graph = per_layer * len(model.layers) + per_file
-    # Scales that are the same for all channels take nothing after xz.
-    floats = xz_bytes(floats) if compressed else len(floats)
-    return coded_bytes(codes, compressed) + floats + graph
+    # Scales that are the same for all channels take no bytes after xz.
+    float_bytes = xz_bytes(floats) if compressed else len(floats)
+    return coded_bytes(codes, compressed) + float_bytes + graph

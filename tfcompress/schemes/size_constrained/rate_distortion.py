@@ -1,31 +1,34 @@
-"""Rate and distortion of a kernel, whatever its zeros and bits."""
+"""Rate and distortion of a kernel for each number of weights and bits."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tfcompress.quantizers.clustering import SortedNonZeros, counts_and_distortions
+from tfcompress.schemes.size_constrained.budget import SizeBudget
+from tfcompress.types import ArrayLike
 
-# Of the weights there are, how many are kept where codebooks are fitted; between them
-# rates and distortions are interpolated, and below the last.
+# Codebooks are fitted where these shares of the weights are kept. Rates and distortions
+# are interpolated between them and down to the least number of weights.
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.08, 0.02, 0.004, 0.0008)
-# One number of weights to the next.
+# Ratio of one number of weights to the next.
 _RATIO = 0.97
-# So many weights tell how they are distributed.
+# Codebooks are fitted to a sample of at most this many weights.
 _SAMPLES = 2**17
-# What is left of a kernel's energy, at least, and what there is of it.
-_LEAST_LEFT, _TINY = 1e-9, 1e-30
+# The smallest share of a kernel's energy that remains, and the smallest energy.
+_MIN_REMAINING, _TINY = 1e-9, 1e-30
 
 
 class OperatingPoints(NamedTuple):
-    """Choices of zeros and bits for one kernel, in no order.
+    """Operating points of one kernel, in no order: numbers of weights and bits.
 
     Attributes:
-        kept: integer array (P,), how many of the largest weights are not zero.
-        bits: integer array (P,), of their codebook.
-        costs: float64 array (P,), nominal bits of the kernel.
-        distortions: float64 array (P,), sum of squared errors over the kernel.
-        losses: float64 array (P,), what that does to the layer, see `layer_loss`.
+        kept: int array (P,). Number of largest weights that are kept.
+        bits: int array (P,). Bits of a code.
+        costs: float64 array (P,). Nominal bits of the kernel.
+        distortions: float64 array (P,). Sum of squared errors of the kernel.
+        losses: float64 array (P,). Losses of the layer, see `layer_loss`.
     """
 
     kept: np.ndarray
@@ -35,59 +38,61 @@ class OperatingPoints(NamedTuple):
     losses: np.ndarray
 
 
-def layer_loss(distortions, kernel):
-    """What squared errors do to a layer: -E ln(1 - D / E), E = ||W||^2.
+def layer_loss(distortions: ArrayLike, kernel: ArrayLike) -> np.ndarray:
+    """Returns the loss of a layer by squared errors D: -E ln(1 - D / E), E = ||W||^2.
 
-    Small errors D lose what they are, as in the paper. But what is left of a kernel has
-    to carry the signal, and a normalization behind it scales that up, with its errors:
-    a layer that is nearly emptied loses without bound, however small its weights are.
+    For small errors it is D, as in the paper. The remaining energy of a kernel has to
+    carry the signal, and a normalization after the layer scales it up, with its errors.
+    So the loss of a layer that is nearly emptied grows without bound, however small its
+    weights are.
 
     Args:
-        distortions: float array of any shape, sums of squared errors.
+        distortions: float array of any shape. Sums of squared errors.
         kernel: float array of any shape.
 
     Returns:
-        float64 array like `distortions`, >= 0.
+        float64 array of the shape of `distortions`, >= 0.
     """
     energy = max(float(np.square(kernel, dtype=np.float64).sum()), _TINY)
-    left = 1.0 - np.asarray(distortions, np.float64) / energy
-    return -energy * np.log(np.clip(left, _LEAST_LEFT, 1.0))
+    remaining = 1.0 - np.asarray(distortions, np.float64) / energy
+    return -energy * np.log(np.clip(remaining, _MIN_REMAINING, 1.0))
 
 
-def operating_points(kernel, floor, budget, bit_widths):
-    """What a kernel takes and loses with fewer weights and fewer bits.
+def operating_points(
+    kernel: ArrayLike, min_count: int, budget: SizeBudget, bit_widths: Sequence[int]
+) -> OperatingPoints:
+    """Returns rate and distortion of a kernel for fewer weights and fewer bits.
 
-    Zeros stay zero. The largest of the other weights are kept, in numbers from all
-    down to the floor that are 3 % apart; each number with each bit-width. How the kept
-    ones are quantized follows from fits at a few of the numbers.
+    Zeros stay zero. Of the other weights the largest are kept, from all down to the
+    least number, 3 % apart; each number with each bit-width. Codebooks are fitted at a
+    few of these numbers, and rates and distortions interpolated.
 
     Args:
         kernel: float array of any shape.
-        floor: how many weights stay in any case.
-        budget: a `SizeBudget`; where it is not sparse, all weights are kept.
-        bit_widths: to choose from.
-
-    Returns:
-        `OperatingPoints`.
+        min_count: int. Least number of weights that are kept.
+        budget: `SizeBudget`. Where it is not sparse, all weights are kept.
+        bit_widths: ints. Bits of a code to choose from.
     """
     kernel = np.asarray(kernel, np.float32).ravel()
     values = kernel[kernel != 0]
-    kept = _numbers(floor, len(values)) if budget.sparse else np.array([kernel.size])
+    kept = np.array([kernel.size])
+    if budget.sparse:
+        kept = _kept_counts(min_count, len(values))
     sample = values
-    if len(values) > _SAMPLES:  # drawn: every n-th would be always the same channels
+    if len(values) > _SAMPLES:  # random: every n-th would be of the same channels
         sample = np.random.default_rng(0).choice(values, _SAMPLES, replace=False)
     scale = len(values) / len(sample) if len(sample) else 1.0
-    largest_first = np.sort(np.abs(sample))[::-1]
-    energy = np.cumsum(np.square(largest_first, dtype=np.float64))
+    magnitudes = np.sort(np.abs(sample))[::-1]
+    energy = np.cumsum(np.square(magnitudes, dtype=np.float64))
     energy = scale * np.insert(energy, 0, 0.0)
     dropped = energy[-1] - np.interp(kept / scale, np.arange(len(energy)), energy)
 
-    fitted = _fitted_numbers(kept)
+    fitted = _fitted_counts(kept)
     rates = np.empty((len(bit_widths), len(fitted)))
     errors = np.empty_like(rates)
     for j, count in enumerate(fitted):
         part = max(1, round(count / scale))
-        smallest = largest_first[part - 1] if part < len(sample) else 0.0
+        smallest = magnitudes[part - 1] if part < len(sample) else 0.0
         largest = SortedNonZeros(sample[np.abs(sample) >= smallest])
         found = counts_and_distortions(largest, bit_widths, budget.codebook)
         for i, (counts, distortion) in enumerate(found):
@@ -108,13 +113,13 @@ def operating_points(kernel, floor, budget, bit_widths):
     )
 
 
-def _numbers(floor, most):
-    """From the floor to the most, ascending; the floor alone if that is less."""
-    steps = np.arange(np.log(floor / most) / np.log(_RATIO)) if most > floor else []
-    return np.unique([floor, *np.round(most * _RATIO ** np.array(steps)).astype(int)])
+def _kept_counts(least, most):
+    """Ascending counts from `least` to `most`; `least` alone if it is not smaller."""
+    steps = np.arange(np.log(least / most) / np.log(_RATIO)) if most > least else []
+    return np.unique([least, *np.round(most * _RATIO ** np.array(steps)).astype(int)])
 
 
-def _fitted_numbers(kept):
-    """Those of ascending numbers that are nearest to `_SHARES` of the last one."""
+def _fitted_counts(kept):
+    """The ascending counts that are nearest to `_SHARES` of the last one."""
     shares = np.array([share for share in _SHARES if share * kept[-1] >= kept[0]])
     return np.unique([kept[0], *kept[np.searchsorted(kept, shares * kept[-1])]])

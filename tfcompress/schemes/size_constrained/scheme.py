@@ -1,6 +1,9 @@
-"""One number, the size, as a scheme."""
+"""Scheme with one number for all layers: the size of the finished file."""
 
+import functools
 import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -9,10 +12,13 @@ from tfcompress.core.budget import parse_budget
 from tfcompress.core.compress import compress
 from tfcompress.core.config import QuantizeConfig
 from tfcompress.core.finalize import finalize
-from tfcompress.core.scheme import SearchingScheme
+from tfcompress.core.scheme import Place, SearchingScheme
+from tfcompress.core.student import Student
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.quantizers import Codebook
+from tfcompress.schemes.size_constrained.allocation import set_smallest
 from tfcompress.schemes.size_constrained.budget import (
     SizeBudget,
     estimated_size,
@@ -21,6 +27,10 @@ from tfcompress.schemes.size_constrained.budget import (
 from tfcompress.schemes.size_constrained.search import SizeSearch
 from tfcompress.schemes.size_constrained.search_space import SizeSpace
 
+if TYPE_CHECKING:
+    from tfcompress.core.plan import Plan
+
+# Bits of a code to choose from, by codebook and by whether the size counts after xz.
 BIT_WIDTHS = {
     ("uniform", True): (2, 3, 4, 5, 6, 7, 8),
     ("uniform", False): (2, 4, 8),
@@ -32,31 +42,36 @@ BIT_WIDTHS = {
 class SizeConstrained(SearchingScheme):
     """Zeros and bits of every layer under one size (arXiv 1910.05897).
 
-    The first part of a `fit` finds both. Where even five times the size does not pay
-    for all weights, it begins with ADMM: kernels train in float and are drawn towards
-    values that meet that looser size, which projections choose anew every epoch over
-    all layers at once. Then kernels train quantized, and come down to the size step by
-    step, zeros and bits of all layers chosen together. After that both stay, but for
-    weights that go when the file would become too large, and the rest of the `fit`, or
-    further ones, fine-tune. First and last layers are treated like all others; biases
-    and batch normalization stay float.
+    The first part of a `fit` finds both. Where five times the size does not pay for all
+    weights, ADMM comes first: float kernels are drawn to values of that larger size,
+    which projections over all layers update every epoch. Then kernels train quantized.
+    Their size comes down step by step, zeros and bits of all layers chosen together.
+
+    Both are frozen at the size, and the rest of the `fit`, or further ones, fine-tune.
+    Weights are still removed where the file would become too large. First and last
+    layers are treated like all others; biases and batch normalization stay float.
 
     Args:
-        size: of the finished `.tflite`: bytes, "100 kB", or a share of the float
+        size: size of the finished `.tflite`: bytes, "100 kB", or a share of the float
             model's weights (4 bytes each) as text, such as "1/50".
         value_bits: the paper's count in place of a size: bits times non-zero weights,
-            no positions, no biases. A number, or a share of 32 bits for each weight.
-        codebook: "uniform", a zero-centred grid with one step per layer; or "kmeans",
-            the paper's, with levels wherever weights are. Its levels are rounded to
-            8-bit integers times one step, so that the file has what was trained; it is
-            stored with 8 bits a weight and only small after compression.
-        compression: what `size` is measured after: "xz", as downloads, app bundles and
-            firmware images are packed; or "none", where zeros save nothing.
-        rho: strength of ADMM's pull, in units of one over the sum of learning rates
-            (the paper takes 0.05 for LeNet-5, 1e-3 for AlexNet, with SGD). None chooses
-            it by the learning rates to come.
-        search_fraction: share of the first `fit` that searches, in (0, 1].
+            without positions and biases. A number, or a share of 32 bits per weight.
+        codebook: str. "uniform": a zero-centred grid with one step per layer. "kmeans":
+            the paper's codebook, whose levels are fitted to the weights, rounded to
+            8-bit integers times one step. A file stores them with 8 bits a weight, so
+            that it is small only after compression.
+        compression: str. "xz": `size` is measured after xz, as downloads, app bundles
+            and firmware images are packed. "none": of the file as it is, where zeros
+            save nothing.
+        rho: float or None. Penalty parameter of ADMM (in the paper 0.05 for LeNet-5 and
+            1e-3 for AlexNet, with SGD). A step draws kernels by learning rate * rho.
+            None takes 2 over the sum of the learning rates to come in ADMM.
+        search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         weight_decay, overrides: see `Scheme`.
+
+    Raises:
+        ValueError: if not one of `size` and `value_bits` is given, or an argument is
+            out of range.
 
     Example:
 
@@ -65,63 +80,44 @@ class SizeConstrained(SearchingScheme):
 
     def __init__(
         self,
-        size=None,
-        value_bits=None,
-        codebook="uniform",
-        compression="xz",
-        rho=None,
-        search_fraction=0.5,
-        weight_decay=1e-4,
-        overrides=None,
-    ):
+        size: float | str | None = None,
+        value_bits: float | str | None = None,
+        codebook: str = "uniform",
+        compression: str = "xz",
+        rho: float | None = None,
+        search_fraction: float = 0.5,
+        weight_decay: float = 1e-4,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
-        if (size is None) == (value_bits is None):
-            raise ValueError(
-                "One of `size` and `value_bits` is expected. Received: "
-                f"size={size!r}, value_bits={value_bits!r}."
-            )
-        if value_bits is not None:
-            parse_budget(value_bits, 1.0, "value_bits")
-        else:
-            parse_size(size, 1.0)
-        if codebook not in ("uniform", "kmeans"):
-            raise ValueError(
-                f"`codebook` is 'uniform' or 'kmeans'. Received: codebook={codebook!r}."
-            )
-        if compression not in ("xz", "none"):
-            raise ValueError(
-                "`compression` is 'xz' or 'none'. Received: "
-                f"compression={compression!r}."
-            )
-        if codebook == "kmeans" and compression == "none":
-            raise ValueError(
-                "A k-means codebook takes 8 bits a weight unless it is compressed. "
-                "Received: codebook='kmeans', compression='none'. Take "
-                "codebook='uniform'."
-            )
+        _check_budget(size, value_bits)
+        _check_codebook(codebook, compression)
         if rho is not None and not 0 <= rho < float("inf"):
             raise ValueError(f"`rho` is a finite number >= 0. Received: rho={rho}.")
-        self.size = size
-        self.value_bits = value_bits
+        self.size: Any = size  # or None, and then `value_bits` is not
+        self.value_bits: Any = value_bits
         self.codebook = codebook
         self.compression = compression
         self.rho = rho
         self.config = QuantizeConfig(Codebook())
 
-    def config_for(self, layer, place):
+    def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
         return self.config
 
-    def connect(self, student):
+    def connect(self, student: Student) -> None:
         widths = BIT_WIDTHS[self.codebook, self.compression == "xz"]
         student.size_space = SizeSpace(student, self.codebook, widths)
-        student.size_space.connect()
 
-    def check(self, model, plan):
-        """Refuses a budget below the file whose kernels are as good as empty."""
+    def check(self, model: keras.Model, plan: "Plan") -> None:
+        """Refuses a budget below the file with the smallest allocation.
+
+        Raises:
+            ValueError: if the budget is smaller.
+        """
         probe = compress(model, _Unchecked.from_config(self.get_config()))
-        probe.size_space.empty()
+        set_smallest(probe.size_space.codebooks)
         _vary_floats(probe)
-        lowest, total = self._measured(probe), self.total(model)
+        lowest, total = self._size_of(probe), self.total(model)
         if not lowest <= total:
             unit = self.unit().replace("_", " ")
             raise ValueError(
@@ -130,39 +126,35 @@ class SizeConstrained(SearchingScheme):
                 "smaller first, as `tfcompress.Decomposition` does."
             )
 
-    def prepare(self, student):
-        """Starts the student at its budget."""
-        student.size_space.empty()  # as `check` measures it
-        student.size_space.budget = self._budget(student)
+    def prepare(self, student: Student) -> None:
+        """Sets the zeros and bits of a new student for its budget."""
+        set_smallest(student.size_space.codebooks)  # as `check` measures it
+        student.size_space.set_budget(self._budget(student))
         student.size_space.start()
 
-    def callbacks(self, student, recalibrate):
-        student.size_space.budget = self._budget(student)
-        return [
-            SizeSearch(
-                student.size_space,
-                recalibrate,
-                self.search_fraction,
-                self.rho,
-                self._measured,
-            )
-        ]
+    def callbacks(
+        self, student: Student, recalibrate: Recalibration
+    ) -> list[keras.callbacks.Callback]:
+        space = student.size_space
+        space.set_budget(self._budget(student))
+        size_of = functools.partial(self._size_of, student)
+        return [SizeSearch(space, recalibrate, self.search_fraction, self.rho, size_of)]
 
     def _budget(self, student):
-        """The `SizeBudget`; what is no codes is measured."""
+        """The `SizeBudget`, with the overhead of the student as it is."""
         budget = SizeBudget(self.total(student), self.unit(), self.codebook)
         if self.value_bits is None:
-            coded = budget.size_of(student.size_space.codes())
-            budget.overhead = self._measured(student) - coded
+            coded = budget.size_of(student.size_space.codebooks.codes())
+            budget.overhead = self._size_of(student) - coded
         return budget
 
-    def _measured(self, student):
-        """What the student's finished artefact takes, in the unit of the budget."""
+    def _size_of(self, student):
+        """Size of the student's finished artefact, in the unit of the budget."""
         if self.value_bits is not None:
-            counted = SizeBudget(0, "value_bits", self.codebook)
-            return counted.size_of(student.size_space.codes())
+            budget = SizeBudget(0, "value_bits", self.codebook)
+            return budget.size_of(student.size_space.codebooks.codes())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nothing is fixed while it searches
+            warnings.simplefilter("ignore")  # a search is not frozen yet
             tiny = finalize(student)
         if keras.backend.backend() != "tensorflow":
             return estimated_size(tiny, self.compression == "xz")
@@ -170,14 +162,14 @@ class SizeConstrained(SearchingScheme):
 
         return packed_size(tiny, self.compression == "xz")
 
-    def unit(self):
-        """What is counted: "value_bits", "xz_bytes" or "bytes"."""
+    def unit(self) -> str:
+        """Returns the unit of the budget: "value_bits", "xz_bytes" or "bytes"."""
         if self.value_bits is not None:
             return "value_bits"
         return {"xz": "xz_bytes", "none": "bytes"}[self.compression]
 
-    def total(self, model):
-        """The budget in that unit, for a float model or its student."""
+    def total(self, model: keras.Model) -> float:
+        """Returns the budget in that unit, for a float model or its student."""
         costs = total_cost(layer_costs(model))
         if self.value_bits is not None:
             bits = FLOAT_BITS * costs.weights
@@ -189,7 +181,7 @@ class SizeConstrained(SearchingScheme):
             return f"value_bits={self.value_bits!r}"
         return f"size={self.size!r}"
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "size": self.size,
@@ -200,20 +192,50 @@ class SizeConstrained(SearchingScheme):
         }
 
 
+class _Unchecked(SizeConstrained):
+    """The same scheme for a student whose size alone is measured."""
+
+    def check(self, model: keras.Model, plan: "Plan") -> None:
+        pass
+
+    def prepare(self, student: Student) -> None:
+        pass
+
+
+def _check_budget(size, value_bits):
+    if (size is None) == (value_bits is None):
+        raise ValueError(
+            "One of `size` and `value_bits` is expected. Received: "
+            f"size={size!r}, value_bits={value_bits!r}."
+        )
+    if value_bits is not None:
+        parse_budget(value_bits, 1.0, "value_bits")
+    else:
+        parse_size(size, 1.0)
+
+
+def _check_codebook(codebook, compression):
+    if codebook not in ("uniform", "kmeans"):
+        raise ValueError(
+            f"`codebook` is 'uniform' or 'kmeans'. Received: codebook={codebook!r}."
+        )
+    if compression not in ("xz", "none"):
+        raise ValueError(
+            f"`compression` is 'xz' or 'none'. Received: compression={compression!r}."
+        )
+    if codebook == "kmeans" and compression == "none":
+        raise ValueError(
+            "A k-means codebook takes 8 bits a weight unless it is compressed. "
+            "Received: codebook='kmeans', compression='none'. Take "
+            "codebook='uniform'."
+        )
+
+
 def _vary_floats(student):
     """Makes the float weights as hard to compress as trained ones."""
     rng = np.random.default_rng(0)
-    kernels = {id(layer.latent_kernel) for layer in student.size_space.layers.values()}
+    layers = student.size_space.codebooks.layers.values()
+    kernels = {id(layer.latent_kernel) for layer in layers}
     for variable in student.trainable_variables:
         if id(variable) not in kernels:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
-
-
-class _Unchecked(SizeConstrained):
-    """The same scheme, for a student that is only looked at."""
-
-    def check(self, model, plan):
-        pass
-
-    def prepare(self, student):
-        pass

@@ -1,200 +1,150 @@
-"""The search of sizes: ADMM inside `fit`, down to the budget, then fine-tuning."""
+"""Size-constrained search in `fit`: ADMM, descent to the budget, fine-tuning."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from tfcompress.compat import keras_private
 from tfcompress.core.training.learning_rate import (
     inner_optimizer,
     sum_of_learning_rates,
 )
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import STEPS_PER_EPOCH, Search
+from tfcompress.schemes.size_constrained.phases import (
+    MIN_GAIN,
+    RELAXATION,
+    AdmmPhase,
+    Artifact,
+    DescentPhase,
+    FineTuning,
+    Phase,
+    UpdateSchedule,
+)
+from tfcompress.schemes.size_constrained.search_space import SizeSpace
 
-# Share of the search, if there are zeros to find.
-ADMM = 0.3
-# In a search at least, of either kind.
-LEAST_PROJECTIONS = 20
-# Without `rho`: by how many factors of e anchors draw kernels in all of ADMM.
-PULL = 2.0
-# Of the budget: what ADMM's projections keep, where there is as much.
-LOOSE = 5.0
-# What a layer that trains quantized is to gain by other bits, of its loss: it has to
-# learn them anew, and bits that go up and come back leave it with the fewer weights.
-WORTH = 0.1
-# Times in an epoch that codebooks are fitted to the weights which train with them.
-REFRESHES = 20
-# What is lacking to a budget that only the finished file can tell.
-SHAVE = 0.996
-MOST_SHAVES = 10
+# Share of the search that ADMM takes, where it is used.
+ADMM_FRACTION = 0.3
+# The default `rho` is this over the sum of ADMM's learning rates.
+RHO_SCALE = 2.0
+# Codebooks are fitted to the weights that train with them this often in an epoch.
+FITS_PER_EPOCH = 20
 
 
 class SizeSearch(Search):
-    """Runs ADMM, comes down to the budget step by step, and keeps it to the end.
+    """Search that runs ADMM, comes down to the budget, and keeps it in fine-tuning.
 
-    At first kernels train in float, drawn towards their anchors behind every step;
-    projections move the anchors at the end of every epoch, or more often in a short
-    training. For validation, and between epochs, the student computes with the
-    projected weights (arXiv 1910.05897, Section 3).
+    `AdmmPhase` trains float kernels. ADMM soon keeps the zeros that it began with, and
+    float kernels do not show how well quantized ones do without a weight. So it meets a
+    multiple of the budget, and is left out where that pays for every weight.
 
-    ADMM soon holds on to the zeros that it began with, and float kernels do not tell
-    what quantized ones can spare. So it keeps more than the budget pays for, and is
-    left out where that is every weight. Then the student begins with the zeros that the
-    budget asks for and more bits. In the rest of the search it trains quantized; step
-    by step, zeros and bits of all layers are chosen anew for a smaller size, and the
-    last step meets the budget. From then on bits stay, and so do zeros, but for those
-    that keep the file within the budget while its weights train on. All the time that
-    the student trains quantized, codebooks follow the weights. A student whose search
-    was interrupted has the zeros and bits of its last step.
+    `DescentPhase` trains quantized and takes the rest of the search. Its last
+    allocation meets the budget. `FineTuning` follows: bits stay, and so do zeros, but
+    for those that keep the file within the budget. Codebooks follow the weights in both
+    phases. A student whose search was interrupted has the zeros and bits of its last
+    allocation.
 
     Args:
-        space: the student's `SizeSpace`, with its budget.
+        space: `SizeSpace` of the student, with its budget.
         recalibrate, fraction: see `Search`.
-        rho: strength of the pull, or None.
-        measure: function from the student to the size of its finished artefact, in the
-            budget's unit.
+        rho: float or None. Penalty parameter of ADMM; None chooses it.
+        size_of: function without arguments. Returns the size of the student's finished
+            artefact, in the budget's unit.
     """
 
-    def __init__(self, space, recalibrate, fraction, rho, measure):
+    def __init__(
+        self,
+        space: SizeSpace,
+        recalibrate: Recalibration,
+        fraction: float,
+        rho: float | None,
+        size_of: Callable[[], float],
+    ) -> None:
         super().__init__(space, recalibrate, fraction)
         self.rho = rho
-        self.measure = measure
+        self.artifact = Artifact(space, size_of)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
-        self.loose = None
-        self.space.admm_step.attach(inner_optimizer(self.model))
+        self.schedule = UpdateSchedule(self.fraction * self.params["epochs"])
+        self.admm = AdmmPhase(self.space, self.schedule)
+        self.descent = DescentPhase(self.space, self.schedule, self.artifact)
+        self.fine_tuning = FineTuning(self.space, self.artifact, self.recalibrate)
+        self.phase = Phase()
+        self.space.admm.step.attach(inner_optimizer(self.model))
         keras_private.rebuild_train_function(self.model)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.projected = False  # in this epoch, for others to see
-        self.refreshed = 0
-        if self.searching and self.loose is not None:
-            self._measure()
-        elif self.searching is False:
-            # Weights that train take more than they did: while there is time to make
-            # up for it.
-            self._keep_promise()
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._fits = 0  # in this epoch
+        self.phase.on_epoch_begin()
         super().on_epoch_begin(epoch, logs)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_progress(self, share: float) -> None:
+        super().on_progress(share)
+        if not self.searching:
+            self.phase = self.fine_tuning
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         super().on_train_batch_begin(batch, logs)
-        part = batch * REFRESHES // (self.params["steps"] or STEPS_PER_EPOCH)
-        if part > self.refreshed and (self.loose is not None or not self.searching):
-            self.refreshed = part
+        part = batch * FITS_PER_EPOCH // (self.params["steps"] or STEPS_PER_EPOCH)
+        if part > self._fits and self.phase.trains_quantized:
+            self._fits = part
             self.sync()
-            self.space.refresh()
+            self.space.codebooks.refit()
 
-    def begin(self, share):
-        self.admm = 0.0 if self.space.affords_all(LOOSE) else ADMM
-        self.pull = self.rho
-        if self.rho is None:
-            steps = ADMM * self.steps()
-            self.pull = PULL / sum_of_learning_rates(inner_optimizer(self.model), steps)
-        self.next_projection = share + 1.0 / self.steps()
-        self.space.admm_step.assign(self.pull, self.space.anchors())
+    def begin(self, share: float) -> None:
+        skips_admm = self.space.allocation.affords_all(RELAXATION)
+        self.descent.begin = 0.0 if skips_admm else ADMM_FRACTION
+        self.schedule.next_share = share + 1.0 / self.steps()
+        rho = self.rho
+        if rho is None:
+            steps = ADMM_FRACTION * self.steps()
+            optimizer = inner_optimizer(self.model)
+            rho = RHO_SCALE / sum_of_learning_rates(optimizer, steps)
+        self.admm.start(rho)
 
-    def state(self):
+    def state(self) -> dict[str, float]:
+        # The keys are the file format.
+        budget = self.space.allocation.budget
         return {
-            "admm": self.admm,
-            "pull": self.pull,
-            "next_projection": self.next_projection,
-            "loose": self.loose or 0.0,
-            "nominal_per_real": self.space.budget.nominal_per_real,
-            "overhead": self.space.budget.overhead,
+            "admm": self.descent.begin,
+            "pull": self.admm.rho,
+            "next_projection": self.schedule.next_share,
+            "loose": self.descent.relaxation,
+            "nominal_per_real": budget.nominal_per_real,
+            "overhead": budget.overhead,
         }
 
-    def resume(self, state):
-        self.admm = float(state["admm"])
-        self.pull = float(state["pull"])
-        self.next_projection = float(state["next_projection"])
-        self.loose = float(state["loose"]) or None
-        self.space.budget.nominal_per_real = float(state["nominal_per_real"])
-        self.space.budget.overhead = float(state["overhead"])
+    def resume(self, state: Mapping[str, Any]) -> None:
+        budget = self.space.allocation.budget
+        self.descent.begin = float(state["admm"])
+        self.admm.rho = float(state["pull"])
+        self.schedule.next_share = float(state["next_projection"])
+        self.descent.relaxation = float(state["loose"])
+        budget.nominal_per_real = float(state["nominal_per_real"])
+        budget.overhead = float(state["overhead"])
 
-    def advance(self, share):
-        self.share = share
-        if share >= self.admm:
-            self._tighten()
-            return
-        if share >= self.next_projection:
-            self._project()
-        self.space.set_quantizing(False)
+    def advance(self, share: float) -> None:
+        self.phase = self.admm if share < self.descent.begin else self.descent
+        self.phase.advance(share)
 
-    def _project(self):
-        self.space.project(LOOSE)
-        self._wait()
-        self.space.admm_step.assign(self.pull, self.space.anchors())
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.phase.prepare_validation()
 
-    def _wait(self):
-        epoch = 1.0 / (self.fraction * self.params["epochs"])
-        self.next_projection = self.share + min(1.0 / LEAST_PROJECTIONS, epoch)
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.phase.prepare_validation()
 
-    def _tighten(self):
-        """Comes down to the budget along a straight line of the logarithm."""
-        if self.loose is None:
-            self.space.admm_step.assign(0.0)
-            self.space.set_quantizing(True)
-            # From the zeros of the start or of ADMM: what goes early is learnt to do
-            # without, and bits follow.
-            self.space.tighten(LOOSE)
-            self.loose = max(1.0, min(LOOSE, self.space.multiple))
-        elif self.share < self.next_projection:
-            return
-        passed = (self.share - self.admm) / (1.0 - self.admm)
-        self.space.tighten(self.loose ** (1.0 - passed), WORTH)
-        self._wait()
-
-    def on_test_begin(self, logs=None):
-        self._show_projected()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._show_projected()
-
-    def _show_projected(self):
-        if self.searching and self.loose is None and not self.projected:
-            self.projected = True
-            self._project()
-            self.space.set_quantizing(True)
-
-    def freeze(self):
-        self.space.admm_step.assign(0.0)
-        self._measure()
-        self.space.tighten(worth=WORTH)
-        self.space.freeze()
-        self.space.set_quantizing(True)
+    def freeze(self) -> None:
+        self.space.admm.stop()
+        self.artifact.measure()
+        self.space.allocation.tighten(min_gain=MIN_GAIN)
+        self.space.codebooks.freeze()
+        self.space.codebooks.set_quantizing(True)
         self.recalibrate()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
-        self.space.admm_step.detach()
+        self.space.admm.step.detach()
         self.recalibrate()
-        self._keep_promise()
-
-    def _measure(self):
-        """Builds the finished artefact.
-
-        What is no codes changes as well: floats train, and xz sees more or less.
-
-        Returns:
-            `(size, coded)`, in the budget's unit, of all and of the codes.
-        """
-        budget = self.space.budget
-        coded = budget.size_of(self.space.codes()) - budget.overhead
-        size = self.measure(self.model)
-        budget.overhead = size - coded
-        return size, coded
-
-    def _keep_promise(self):
-        """Takes the least weights that are too many for the finished artefact."""
-        budget = self.space.budget
-        for attempt in range(1, MOST_SHAVES + 1):
-            size, coded = self._measure()
-            if size <= budget.total:
-                return
-            # All that is too much has to come from the codes, which often shrink by
-            # less than their nominal bits: each attempt takes more.
-            share = max(0.0, 1.0 - attempt * (size - budget.total) / coded)
-            self.space.shave(SHAVE * share)
-            self.recalibrate()
-        raise RuntimeError(
-            f"A file of at most {budget.total:,.0f} is expected. Received: one of "
-            f"{size:,.0f} after {MOST_SHAVES} attempts to make it smaller. Ask for a "
-            "larger size."
-        )
+        self.fine_tuning.meet_budget()

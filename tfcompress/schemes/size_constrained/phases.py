@@ -1,0 +1,239 @@
+"""Phases of a size-constrained training, in their order."""
+
+from collections.abc import Callable
+
+from tfcompress.schemes.size_constrained.search_space import SizeSpace
+
+# Multiple of the budget that ADMM's projections keep and the descent begins with.
+RELAXATION = 5.0
+# Relative decrease of a layer's loss that other bits must bring while it trains
+# quantized. It has to learn its values anew, and bits that change back leave it with
+# fewer weights.
+MIN_GAIN = 0.1
+# A search has at least this many projections or allocations.
+MIN_UPDATES = 20
+# Share of the nominal bits that a removal aims at, as only the file tells its size.
+SHRINK_MARGIN = 0.996
+MAX_SHRINKS = 10
+
+
+class UpdateSchedule:
+    """Schedule of projections and allocations, in shares of the search.
+
+    Attributes:
+        next_share: float. Share of the search at which the next update is due.
+
+    Args:
+        epochs: float. Epochs of the search.
+    """
+
+    def __init__(self, epochs: float) -> None:
+        self._interval = 1.0 / max(MIN_UPDATES, epochs)
+        self.next_share = 0.0
+
+    def is_due(self, share: float) -> bool:
+        """Whether an update is due at a share of the search."""
+        return share >= self.next_share
+
+    def wait(self, share: float) -> None:
+        """Sets the next update, after one at a share of the search."""
+        self.next_share = share + self._interval
+
+
+class Artifact:
+    """Finished artefact of a student, built to measure its size.
+
+    Args:
+        space: `SizeSpace` of the student, with a budget.
+        size_of: function without arguments. Returns the size of the finished artefact
+            in the budget's unit.
+    """
+
+    def __init__(self, space: SizeSpace, size_of: Callable[[], float]) -> None:
+        self.space = space
+        self._size_of = size_of
+
+    def measure(self) -> tuple[float, float]:
+        """Measures the artefact and updates the budget's overhead.
+
+        The overhead changes as well: floats train, and xz finds more or less in them.
+
+        Returns:
+            `(size, coded)`: size of all and of the codes, in the budget's unit.
+        """
+        budget = self.space.allocation.budget
+        coded = budget.size_of(self.space.codebooks.codes()) - budget.overhead
+        size = self._size_of()
+        budget.overhead = size - coded
+        return size, coded
+
+
+class Phase:
+    """Part of a training; base class, whose hooks change nothing.
+
+    Attributes:
+        trains_quantized: bool. Whether steps compute with codebooks.
+    """
+
+    trains_quantized = False
+
+    def on_epoch_begin(self) -> None:
+        """Called at the beginning of an epoch, before `advance`."""
+
+    def advance(self, share: float) -> None:
+        """Called before a step of the search.
+
+        Args:
+            share: float in [0, 1). Share of the search that has passed.
+        """
+
+    def prepare_validation(self) -> None:
+        """Called before a validation, and at the end of an epoch."""
+
+
+class AdmmPhase(Phase):
+    """Float kernels are drawn to targets that projections update.
+
+    The projections meet a multiple of the budget, `RELAXATION`. In each epoch one of
+    them precedes the validation, so that it sees projected weights (arXiv 1910.05897,
+    Section 3).
+
+    Attributes:
+        rho: float. Penalty parameter.
+
+    Args:
+        space: `SizeSpace` with a budget.
+        schedule: `UpdateSchedule` of the projections.
+    """
+
+    def __init__(self, space: SizeSpace, schedule: UpdateSchedule) -> None:
+        self.space = space
+        self.schedule = schedule
+        self.rho = 0.0
+        self._share = 0.0
+        self._projected = False  # for a validation of this epoch
+
+    def start(self, rho: float) -> None:
+        """Sets the penalty parameter and the targets."""
+        self.rho = rho
+        self._set_targets()
+
+    def on_epoch_begin(self) -> None:
+        self._projected = False
+
+    def advance(self, share: float) -> None:
+        self._share = share
+        if self.schedule.is_due(share):
+            self._project()
+        self.space.codebooks.set_quantizing(False)
+
+    def prepare_validation(self) -> None:
+        if not self._projected:
+            self._projected = True
+            self._project()
+            self.space.codebooks.set_quantizing(True)
+
+    def _project(self):
+        self.space.admm.project(self.space.allocation, RELAXATION)
+        self.schedule.wait(self._share)
+        self._set_targets()
+
+    def _set_targets(self):
+        self.space.admm.step.assign(self.rho, self.space.admm.targets())
+
+
+class DescentPhase(Phase):
+    """Kernels train quantized while their allocation comes down to the budget.
+
+    The logarithm of the size follows a straight line. Each allocation sets zeros and
+    bits of all layers together.
+
+    Attributes:
+        begin: float. Share of the search that precedes the phase.
+        relaxation: float. Multiple of the budget where it begins; 0 before.
+
+    Args:
+        space: `SizeSpace` with a budget.
+        schedule: `UpdateSchedule` of the allocations.
+        artifact: `Artifact` of the student.
+    """
+
+    trains_quantized = True
+
+    def __init__(
+        self, space: SizeSpace, schedule: UpdateSchedule, artifact: Artifact
+    ) -> None:
+        self.space = space
+        self.schedule = schedule
+        self.artifact = artifact
+        self.begin = 0.0
+        self.relaxation = 0.0
+
+    def on_epoch_begin(self) -> None:
+        self.artifact.measure()
+
+    def advance(self, share: float) -> None:
+        if not self.relaxation:
+            self._start()
+        elif not self.schedule.is_due(share):
+            return
+        passed = (share - self.begin) / (1.0 - self.begin)
+        self.space.allocation.tighten(self.relaxation ** (1.0 - passed), MIN_GAIN)
+        self.schedule.wait(share)
+
+    def _start(self):
+        """Begins with the zeros of the start or of ADMM.
+
+        Weights that are removed early leave time to learn without them; bits follow.
+        """
+        self.space.admm.stop()
+        self.space.codebooks.set_quantizing(True)
+        self.space.allocation.tighten(RELAXATION)
+        self.relaxation = max(1.0, min(RELAXATION, self.space.allocation.multiple))
+
+
+class FineTuning(Phase):
+    """Weights train at frozen bits, and the file is kept within the budget.
+
+    Args:
+        space: `SizeSpace` with a budget.
+        artifact: `Artifact` of the student.
+        recalibrate: function that recalibrates the student's batch normalization.
+    """
+
+    trains_quantized = True
+
+    def __init__(
+        self, space: SizeSpace, artifact: Artifact, recalibrate: Callable[[], None]
+    ) -> None:
+        self.space = space
+        self.artifact = artifact
+        self.recalibrate = recalibrate
+
+    def on_epoch_begin(self) -> None:
+        # Trained weights may take more bytes than before. Later epochs make up for
+        # those that are removed now.
+        self.meet_budget()
+
+    def meet_budget(self) -> None:
+        """Removes the smallest weights until the finished artefact is within the
+        budget.
+
+        Raises:
+            RuntimeError: if it still is too large after `MAX_SHRINKS` attempts.
+        """
+        total = self.space.allocation.budget.total
+        for attempt in range(1, MAX_SHRINKS + 1):
+            size, coded = self.artifact.measure()
+            if size <= total:
+                return
+            # The whole excess has to come from the codes, which often shrink by less
+            # than their nominal bits: each attempt removes more.
+            share = max(0.0, 1.0 - attempt * (size - total) / coded)
+            self.space.allocation.shrink(SHRINK_MARGIN * share)
+            self.recalibrate()
+        raise RuntimeError(
+            f"A file of at most {total:,.0f} is expected. Received: one of "
+            f"{size:,.0f} after {MAX_SHRINKS} attempts to make it smaller. Ask for a "
+            "larger size."
+        )
