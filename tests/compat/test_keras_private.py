@@ -1,17 +1,180 @@
-"""Private and undocumented APIs of Keras."""
+"""Private APIs of Keras still exist and mean the same."""
 
 import keras
+import numpy as np
+import pytest
+from keras import layers, ops
 
-from tfcompress.compat.keras_private import flatten_layers
+from tfcompress.compat import keras_private
+from tfcompress.compat.keras_private import KERNEL_NAME
+
+LAYERS = [
+    (layers.Dense, {"units": 3}, (2, 4)),
+    (layers.Conv1D, {"filters": 3, "kernel_size": 2}, (2, 5, 4)),
+    (layers.Conv2D, {"filters": 3, "kernel_size": 2}, (2, 5, 5, 4)),
+    (layers.DepthwiseConv2D, {"kernel_size": 2}, (2, 5, 5, 4)),
+]
+each_layer = pytest.mark.parametrize(
+    "cls, config, shape", LAYERS, ids=[row[0].__name__ for row in LAYERS]
+)
 
 
-def test_flatten_layers_lists_the_layer_and_all_layers_within_it():
-    class Outer(keras.layers.Layer):
+@each_layer
+def test_layers_create_their_kernel_by_its_name_and_store_it_privately(
+    cls, config, shape
+):
+    added = {}
+
+    class Recording(cls):
+        def add_weight(self, *args, name=None, **kwargs):
+            added[name] = super().add_weight(*args, name=name, **kwargs)
+            return added[name]
+
+    layer = Recording(**config)
+    layer.build(shape)
+    assert added.keys() == {KERNEL_NAME, "bias"}
+    if cls is not layers.DepthwiseConv2D:  # it stores its kernel by the setter below
+        assert keras_private.kernel_variable(layer) is added[KERNEL_NAME]
+
+
+@each_layer
+def test_layers_call_with_the_kernel_that_a_subclass_computes(cls, config, shape):
+    class Doubled(cls):
+        @property
+        def kernel(self):
+            return 2.0 * keras_private.kernel_variable(self)
+
+        @kernel.setter
+        def kernel(self, variable):
+            keras_private.set_kernel_variable(self, variable)
+
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    doubled, plain = Doubled(**config), cls(**config)
+    doubled.build(shape)
+    plain.build(shape)
+    plain.kernel.assign(keras_private.kernel_variable(doubled))
+    np.testing.assert_allclose(doubled(x), 2.0 * plain(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dilation_rate", [1, 2])
+def test_causal_padding_before_a_valid_convolution_equals_a_causal_one(dilation_rate):
+    x = np.random.default_rng(0).normal(size=(2, 9, 3)).astype("float32")
+    layer = layers.Conv1D(4, 3, padding="causal", dilation_rate=dilation_rate)
+    layer.build(x.shape)
+    padded = ops.pad(x, keras_private.causal_padding(layer))
+    outputs = ops.conv(padded, layer.kernel, dilation_rate=dilation_rate)
+    assert outputs.shape == (2, 9, 4)
+    np.testing.assert_allclose(outputs, layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_graph_is_run_once_per_operation_and_in_order():
+    inputs = keras.Input((4,))
+    branches = [layers.Dense(3, name=name)(inputs) for name in ("left", "right")]
+    x = layers.Add(name="add")(branches)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    names = []
+
+    def record(operation):
+        names.append(operation.name)
+        return operation
+
+    x = np.ones((1, 4), "float32")
+    outputs = keras_private.run_through_graph(model, x, record)
+    np.testing.assert_allclose(outputs, model(x), rtol=1e-6)
+    assert sorted(names[:2]) == ["left", "right"]
+    assert names[2:] == ["add", "head"]
+
+
+def test_step_count_counts_steps_that_only_accumulate_gradients():
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    variable = keras.Variable(np.ones(2, "float32"))
+    for _ in range(3):
+        optimizer.apply([np.zeros(2, "float32")], [variable])
+    assert int(keras_private.step_count(optimizer)) == 3
+    assert int(optimizer.iterations) == 1
+
+
+def test_learning_rate_schedule_is_the_schedule_or_a_variable():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    optimizer = keras.optimizers.SGD(schedule)
+    assert keras_private.learning_rate_schedule(optimizer) is schedule
+    rate = keras_private.learning_rate_schedule(keras.optimizers.SGD(0.1))
+    assert not callable(rate)
+    assert float(rate) == pytest.approx(0.1)
+
+
+def test_untracked_variable_is_not_among_the_variables_of_an_optimizer():
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build([keras.Variable(np.ones(2, "float32"))])
+    before = [variable.path for variable in optimizer.variables]
+    added = optimizer.add_variable((3,), name="extra")
+    assert len(optimizer.variables) == len(before) + 1
+    keras_private.untrack_variable(optimizer, added)
+    assert [variable.path for variable in optimizer.variables] == before
+
+
+class Scaled(layers.Layer):
+    """Multiplies by a number that is a constant of the compiled step."""
+
+    factor = 1.0
+
+    def call(self, x):
+        return self.factor * x
+
+
+def test_rebuilt_train_function_has_the_new_value_of_a_constant():
+    inputs = keras.Input((1,))
+    scaled = Scaled()
+    model = keras.Model(inputs, layers.Dense(1)(scaled(inputs)))
+    model.compile(keras.optimizers.SGD(0.0), "mae")
+    model.layers[-1].set_weights([np.ones((1, 1)), np.zeros(1)])
+    x, y = np.ones((4, 1), "float32"), np.zeros((4, 1), "float32")
+
+    def train_loss():
+        return model.fit(x, y, verbose=0).history["loss"][0]
+
+    assert train_loss() == pytest.approx(1.0)
+    scaled.factor = 3.0
+    assert train_loss() == pytest.approx(1.0)  # compiled with the old value
+    keras_private.rebuild_train_function(model)
+    assert train_loss() == pytest.approx(3.0)
+
+
+class ReadKernel(keras.callbacks.Callback):
+    """Reads a kernel between two steps."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 1:
+            keras_private.sync_variables(self.model)
+            self.kernel = np.array(self.model.layers[-1].kernel, copy=True)
+
+
+def test_synced_variables_have_the_values_of_the_last_step():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    before = np.array(model.layers[-1].kernel, copy=True)
+    read = ReadKernel()
+    x, y = np.ones((8, 2), "float32"), np.full((8, 1), 5.0, "float32")
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[read])
+    assert np.abs(read.kernel - before).min() > 0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of the trainer on JAX")
+def test_trainer_of_jax_syncs_its_state():
+    assert callable(keras.Model.jax_state_sync)
+
+
+def test_flattened_layers_are_the_layer_and_all_layers_within_it():
+    class Outer(layers.Layer):
         def __init__(self):
             super().__init__()
-            self.inner = keras.layers.Bidirectional(keras.layers.GRU(2))
+            self.first = layers.Dense(2)
+            self.others = [layers.ReLU(), keras.Sequential([layers.Dense(3)])]
 
     outer = Outer()
-    found = {id(layer) for layer in flatten_layers(outer)}
-    inner = outer.inner
-    assert {id(x) for x in (outer, inner, inner.forward_layer)} <= found
+    flat = keras_private.flatten_layers(outer)
+    first, (relu, nested) = outer.first, outer.others
+    assert {id(x) for x in (outer, first, relu, nested, *nested.layers)} <= {
+        id(layer) for layer in flat
+    }
+    assert len(flat) == len({id(layer) for layer in flat})
