@@ -5,7 +5,7 @@ import pytest
 from absl import flags
 
 from recipes import size_constrained
-from recipes.common.size_history import SizeHistory
+from recipes.common.history import SizeHistory
 from tfcompress.litert import check
 
 
