@@ -143,20 +143,25 @@ def test_rebuilt_train_function_has_the_new_value_of_a_constant():
 class ReadKernel(keras.callbacks.Callback):
     """Reads a kernel between two steps."""
 
+    def __init__(self, trained):
+        super().__init__()
+        self.trained = trained  # the property `model` of callbacks syncs by itself
+
     def on_train_batch_begin(self, batch, logs=None):
         if batch == 1:
-            keras_private.sync_variables(self.model)
-            self.kernel = np.array(self.model.layers[-1].kernel, copy=True)
+            keras_private.sync_variables(self.trained)
+            self.kernel = np.array(self.trained.layers[-1].kernel, copy=True)
 
 
 def test_synced_variables_have_the_values_of_the_last_step():
-    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    dense = layers.Dense(1, kernel_initializer="ones")
+    model = keras.Sequential([keras.Input((2,)), dense])
     model.compile(keras.optimizers.SGD(0.1), "mse")
-    before = np.array(model.layers[-1].kernel, copy=True)
-    read = ReadKernel()
+    read = ReadKernel(model)
     x, y = np.ones((8, 2), "float32"), np.full((8, 1), 5.0, "float32")
     model.fit(x, y, batch_size=4, verbose=0, callbacks=[read])
-    assert np.abs(read.kernel - before).min() > 0
+    # One step from 1 along the gradient of (1 + 1 - 5)^2.
+    np.testing.assert_allclose(read.kernel, 1.0 - 0.1 * 2 * (2 - 5), rtol=1e-6)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="of the trainer on JAX")
