@@ -1,4 +1,4 @@
-"""Shared by all tests: a quiet, seeded Keras on two CPUs, and a net that is trained."""
+"""Fixtures of all tests: a seeded Keras on two CPUs, data, and a trained network."""
 
 import gc
 import os
@@ -22,13 +22,13 @@ if ON_TENSORFLOW:
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
 
-# `clear_session` collects garbage; what the imports made is none.
+# `clear_session` collects garbage; objects of the imports need no check.
 gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _xla_on_request():
-    """By default Keras compiles with XLA, which takes three times as long on a CPU."""
+    """Turns XLA off by default: with it, tests take three times as long on a CPU."""
     with pytest.MonkeyPatch.context() as patched:
         if ON_TENSORFLOW:
             resolve = "_resolve_auto_jit_compile"
@@ -38,27 +38,32 @@ def _xla_on_request():
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    """One strategy for all: a second one counts its collectives from the beginning,
-    and TensorFlow takes them for those of the first."""
+    """Strategy of two CPUs, one for all tests.
+
+    The collectives of a second strategy would have the numbers of the first one's.
+    """
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_memory():
-    """Frees the graphs of the module before; that takes seconds."""
+    """Frees the graphs of the last module, which takes too long to do per test."""
     keras.utils.clear_session()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_keras():
-    """Each test starts with the same seed, and names start from the beginning."""
+    """Gives each test the same seed and the same automatic names."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
 def mnist():
-    """((images, labels) for training, the same for testing); images in -1..1."""
+    """`((images, labels), (images, labels))` for training and testing.
+
+    Images are float32 (samples, 28, 28, 1) in -1..1.
+    """
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(images))
     images = (images[order].reshape(-1, 28, 28, 1) / 127.5 - 1).astype("float32")
@@ -68,6 +73,7 @@ def mnist():
 
 @pytest.fixture(scope="session")
 def trained_weights(mnist, compile_for_digits):
+    """Weights of the float model after a short training."""
     keras.utils.set_random_seed(0)
     model = small_net()
     compile_for_digits(model, keras.optimizers.Adam(5e-3))
@@ -77,7 +83,7 @@ def trained_weights(mnist, compile_for_digits):
 
 @pytest.fixture
 def trained(trained_weights):
-    """A fresh copy of the trained float model."""
+    """Copy of the trained float model."""
     model = small_net()
     model.set_weights(trained_weights)
     return model
@@ -85,7 +91,7 @@ def trained(trained_weights):
 
 @pytest.fixture(scope="session")
 def compile_for_digits():
-    """`compile` with the loss of a classifier that returns logits."""
+    """Function that compiles a classifier that returns logits."""
 
     def compile_model(model, optimizer="adam", **kwargs):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

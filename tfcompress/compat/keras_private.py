@@ -9,15 +9,15 @@ from typing import Any
 
 import keras
 
-# Keras's layers create their kernel under this name, which no document promises.
+# Name under which Keras's layers create their kernel; it is not documented.
 KERNEL_NAME = "kernel"
 
 
 def kernel_variable(layer: keras.layers.Layer) -> Any:
-    """The variable of a convolution or dense layer's kernel.
+    """Returns the variable of a convolution or dense layer's kernel.
 
-    `Dense.kernel` and `BaseConv.kernel` are properties over `_kernel`: a subclass can
-    compute a kernel from the variable only by this name.
+    `Dense.kernel` and `BaseConv.kernel` are properties over `_kernel`. A subclass that
+    computes its kernel from the variable has no other name for it.
     """
     return layer._kernel
 
@@ -28,9 +28,9 @@ def set_kernel_variable(layer: keras.layers.Layer, variable: Any) -> None:
 
 
 def causal_padding(layer: keras.layers.Conv1D) -> list:
-    """The paddings, as `ops.pad` takes them, of a causal convolution's input.
+    """Returns the argument of `ops.pad` for the input of a causal convolution.
 
-    Keras computes them within `Conv1D.call`, which takes no other kernel.
+    The public `Conv1D.call` pads for itself, and computes with one kernel only.
     """
     return layer._compute_causal_padding()
 
@@ -40,25 +40,25 @@ def run_through_graph(
 ) -> Any:
     """Calls a Functional model's operations in order, each through `operation_fn`.
 
-    `Function.call` walks the graph this way. The public `clone_model` needs a loss that
-    it can clone, keeps the shapes of the inputs, and records new calls in old layers.
+    `Function.call` runs the graph in the same way. The public `clone_model` needs a
+    loss that it can clone, keeps the shapes of the inputs, and records new calls in old
+    layers.
     """
     return model._run_through_graph(inputs, operation_fn=operation_fn)
 
 
 def step_count(optimizer: keras.optimizers.Optimizer) -> Any:
-    """The variable that counts an optimizer's steps.
+    """Returns the variable that counts an optimizer's steps.
 
-    The public `iterations` counts updates, of which accumulated gradients make one in
-    several steps.
+    The public `iterations` counts updates, which are fewer if gradients accumulate.
     """
     return optimizer._iterations
 
 
 def learning_rate_schedule(optimizer: keras.optimizers.Optimizer) -> Any:
-    """The schedule, or the variable, that an optimizer's learning rate comes from.
+    """Returns the schedule or the variable of an optimizer's learning rate.
 
-    The public `learning_rate` is the value of one step.
+    The public `learning_rate` is the value of the present step.
     """
     return getattr(optimizer, "_learning_rate", None)
 
@@ -66,14 +66,14 @@ def learning_rate_schedule(optimizer: keras.optimizers.Optimizer) -> Any:
 def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> None:
     """Removes a variable that `add_variable` gave an optimizer.
 
-    Without that an optimizer saves variables that a new one cannot load. Keras has no
-    public counterpart of `add_variable`.
+    A new optimizer cannot load the variables of one that keeps it. Keras has no public
+    counterpart of `add_variable`.
     """
     optimizer._untrack_variable(variable)
 
 
 def rebuild_train_function(model: keras.Model) -> None:
-    """Compiles the training step anew, with the constants and variables of now.
+    """Compiles the training step again, with its present constants and variables.
 
     The argument `force` is undocumented.
     """
@@ -83,15 +83,16 @@ def rebuild_train_function(model: keras.Model) -> None:
 def sync_variables(model: keras.Model) -> None:
     """Brings the variables of a model in training up to date, on JAX.
 
-    JAX's trainer keeps their values apart while `fit` runs.
+    The trainer on JAX keeps their values elsewhere while `fit` runs. Callbacks that
+    read `self.model` have the same effect, which is not documented either.
     """
     if keras.backend.backend() == "jax":
         model.jax_state_sync()
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layer and all layers within it.
+    """Returns the layer and all layers within it.
 
-    Only models have the public `layers`.
+    The public `layers` is an attribute of models only.
     """
     return layer._flatten_layers()
