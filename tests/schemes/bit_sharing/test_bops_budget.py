@@ -1,4 +1,4 @@
-"""The cost term: the gradient of strength * ln(BOPs), and whose turn it is."""
+"""Cost term: the gradient of strength * ln(BOPs), and gates that take turns."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tfcompress.quantizers.gates import BitGates, Threshold
 
 
 def connected(strength):
-    """A budget whose BOPs are 100 * the bits of one set of gates, and these."""
+    """`(budget, gates)` with BOPs of 100 * the bits of the gates."""
     gates = BitGates((2, 4, 8))
     gates.build()
     budget = BopsBudget()
@@ -23,7 +23,7 @@ def connected(strength):
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.7, -0.2])
-def test_the_loss_has_no_value_and_the_gradient_of_ln_bops(strength):
+def test_cost_term_has_the_gradient_of_ln_bops_and_no_value(strength):
     budget, gates = connected(strength)
     x = np.ones((2, 3), "float32")
     with tf.GradientTape(persistent=True) as tape:
@@ -38,7 +38,7 @@ def test_the_loss_has_no_value_and_the_gradient_of_ln_bops(strength):
     assert not strength or (np.sign(expected) == -np.sign(strength)).all()
 
 
-def test_without_training_or_connection_it_only_passes_on():
+def test_budget_only_returns_its_input_in_inference_or_without_gates():
     budget, _ = connected(1.0)
     x = np.ones((2, 3), "float32")
     np.testing.assert_array_equal(budget(x, training=False), x)
@@ -48,7 +48,7 @@ def test_without_training_or_connection_it_only_passes_on():
     assert not alone.losses
 
 
-def test_thresholds_take_turns():
+def test_thresholds_learn_in_turns_of_training_calls():
     first, second = Threshold(1), Threshold(1)
     for threshold in (first, second):
         threshold.build()
@@ -65,7 +65,7 @@ def test_thresholds_take_turns():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_turns_and_gradients_inside_a_training_step(jit_compile):
+def test_thresholds_move_in_every_second_training_step(jit_compile):
     budget, gates = connected(1.0)
     budget.connect(lambda: 100.0 * gates.expected_bits(), (gates.threshold,))
     inputs = keras.Input((3,))
@@ -82,7 +82,7 @@ def test_turns_and_gradients_inside_a_training_step(jit_compile):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_does_not_reach_the_cost(policy):
+def test_cost_is_float32_under_mixed_precision(policy):
     budget, gates = connected(1e6)  # beyond float16
     budget.dtype_policy = policy
     budget.connect(lambda: 1e9 * gates.expected_bits(), ())
@@ -91,6 +91,6 @@ def test_mixed_precision_does_not_reach_the_cost(policy):
     assert loss.dtype == tf.float32 and float(loss) == 0
 
 
-def test_config_round_trip():
+def test_bops_budget_config_round_trip():
     config = keras.saving.serialize_keras_object(BopsBudget(name="budget"))
     assert keras.saving.deserialize_keras_object(config).name == "budget"

@@ -1,4 +1,4 @@
-"""BOPs of choices, by hand and against the cost of real layers."""
+"""BOPs of bits and filters, by hand and against the cost of real layers."""
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ def model_of(model):
     return BopsModel(Graph(model), model)
 
 
-def test_terms_and_the_cost_in_float():
+def test_bops_model_has_a_term_per_layer_and_the_float_bops():
     bops_model = model_of(network())
     assert {t.name: t.macs for t in bops_model.terms} == MACS
     reads = {t.name: t.reads for t in bops_model.terms if t.reads}
@@ -48,7 +48,7 @@ def test_terms_and_the_cost_in_float():
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.25])
-def test_total_by_hand(share):
+def test_total_is_the_sum_by_hand(share):
     bits = {"first": (8, 8), "depthwise": (4, 2), "second": (2, 4), "head": (8, 2)}
     found = model_of(network()).total(bits, {"first": share})
     expected = share * (
@@ -58,7 +58,7 @@ def test_total_by_hand(share):
     assert found == pytest.approx(expected)
 
 
-def test_a_layer_pays_for_the_filters_that_it_reads_and_makes():
+def test_bops_of_a_layer_shrink_with_the_filters_that_it_reads_and_makes():
     inputs = keras.Input((6, 6, 2))
     x = inputs
     for name in ("a", "b", "c"):
@@ -69,7 +69,7 @@ def test_a_layer_pays_for_the_filters_that_it_reads_and_makes():
     assert found == 32 * 32 * (a * 0.5 + b * 0.5 * 0.25 + c * 0.25)
 
 
-def test_nested_and_repeated_layers():
+def test_nested_layer_that_is_called_twice_counts_twice():
     inner_in = keras.Input((6, 6, 2))
     inner = keras.Model(inner_in, layers.Conv2D(2, 1, name="conv")(inner_in), name="in")
     inputs = keras.Input((6, 6, 2))
@@ -77,7 +77,7 @@ def test_nested_and_repeated_layers():
     assert bops_model.total({"in/conv": (4, 2)}, {}) == 2 * (2 * 2 * 36) * 4 * 2
 
 
-def test_it_is_differentiable():
+def test_total_is_differentiable_in_bits_and_shares():
     bops_model = model_of(network())
     weight_bits, share = tf.Variable(4.0), tf.Variable(0.5)
     with tf.GradientTape() as tape:
@@ -90,7 +90,7 @@ def test_it_is_differentiable():
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_it_agrees_with_the_cost_of_a_student_and_of_its_finished_model(bits):
+def test_expected_bops_equal_the_cost_of_the_student_and_of_its_final_form(bits):
     student = tfc.compress(network(), tfc.BitSharing(penalty=0.0, group_size=1))
     space = SearchSpace(student)
     for layer in space.layers.values():

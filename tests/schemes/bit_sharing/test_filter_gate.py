@@ -10,7 +10,7 @@ from tfcompress.quantizers.gates import TEMPERATURE
 
 
 def gated(filters, group_size, magnitudes=None, max_closed=0.75, shape=None):
-    """A gate and the layer it judges, with |w| = `magnitudes` of each filter."""
+    """`(gate, layer)` with |w| = `magnitudes` in the filters of the layer."""
     layer = QuantConv2D(filters, 3, name="conv")
     layer.build((None, 8, 8, 2))
     if magnitudes is not None:
@@ -29,9 +29,7 @@ def random_magnitudes(filters, seed=0):
 @pytest.mark.parametrize("filters, group_size, groups", [
     (8, 1, 8), (8, 4, 2), (7, 3, 3), (5, 4, 2), (3, 8, 1),
 ])  # fmt: skip
-def test_groups_are_judged_by_their_mean_relative_to_the_layers(
-    filters, group_size, groups
-):
+def test_importances_are_group_means_relative_to_the_layer(filters, group_size, groups):
     magnitudes = random_magnitudes(filters)
     gate, _ = gated(filters, group_size, magnitudes, max_closed=0.9)
     splits = np.split(magnitudes, range(group_size, filters, group_size))
@@ -58,27 +56,27 @@ def test_groups_are_judged_by_their_mean_relative_to_the_layers(
     random_magnitudes(10), np.ones(10), np.zeros(10), np.arange(10) > 7,
     np.arange(10) > 1,
 ], ids=["random", "equal", "zero", "mostly zero", "some zero"])  # fmt: skip
-def test_no_more_groups_close_than_allowed(max_closed, magnitudes):
+def test_no_more_groups_close_than_the_share_allows(max_closed, magnitudes):
     gate, _ = gated(10, 1, magnitudes, max_closed)
     for threshold in (0.01, 1.0, 2.0):
         gate.threshold.raw.assign([threshold])
         assert np.sum(np.asarray(gate.gates()) == 0) <= int(max_closed * 10)
 
 
-def test_at_the_upper_bound_as_many_close_as_may():
+def test_highest_threshold_closes_as_many_groups_as_may_close():
     gate, _ = gated(10, 1, np.arange(1, 11) / 5.5, max_closed=0.7)
     gate.threshold.raw.assign([2.0])
     np.testing.assert_array_equal(gate.gates(), [0] * 7 + [1] * 3)
 
 
 @pytest.mark.parametrize("magnitudes", [np.zeros(4), [1, 0, 1e-9, 1]])
-def test_nothing_closes_at_a_threshold_of_zero(magnitudes):
+def test_threshold_of_zero_closes_no_filter(magnitudes):
     gate, _ = gated(4, 1, magnitudes)
     np.testing.assert_array_equal(gate.gates(), np.ones(4))
     assert np.isfinite(gate.importances()).all()
 
 
-def test_a_filter_of_zeros_is_the_first_to_close():
+def test_filter_of_zeros_is_the_first_to_close():
     gate, _ = gated(4, 1, [1, 0, 0.5, 1])
     gate.threshold.raw.assign([0.01])
     np.testing.assert_array_equal(gate.gates(), [1, 0, 1, 1])
@@ -101,7 +99,7 @@ def test_closed_channels_are_zero_and_others_untouched(dtype):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_behind_flatten_every_position_has_its_channels():
+def test_gate_after_flatten_closes_the_channel_at_every_position():
     gate, _ = gated(3, 1, [1, 0.1, 1], shape=(None, 12))
     gate.threshold.raw.assign([0.5])
     x = np.random.default_rng(0).normal(size=(2, 2, 2, 3)).astype("float32")
@@ -109,12 +107,12 @@ def test_behind_flatten_every_position_has_its_channels():
     np.testing.assert_array_equal(found, (x * [1, 0, 1]).reshape(2, 12))
 
 
-def test_other_channels_are_refused():
+def test_other_numbers_of_channels_are_refused():
     with pytest.raises(ValueError, match=r"gates 4 channels.*\(None, 6\)"):
         FilterGate("conv", 4).build((None, 6))
 
 
-def test_gradient_of_the_threshold():
+def test_gate_has_the_gradient_of_a_sigmoid():
     magnitudes = [1.6, 1.2, 0.8, 0.4]  # of mean 1: these are the importances
     gate, layer = gated(4, 1, magnitudes)
     gate.threshold.raw.assign([0.5])
@@ -140,7 +138,7 @@ def test_gradient_of_the_threshold():
 @pytest.mark.parametrize("open_groups, mask", [
     ([True, False, True], [1, 1, 0, 0, 1]), ([False, True, False], [0, 0, 1, 1, 0]),
 ])  # fmt: skip
-def test_fix_ends_the_search(open_groups, mask):
+def test_frozen_gate_ignores_weights_and_threshold(open_groups, mask):
     gate, layer = gated(5, 2, random_magnitudes(5))
     gate.freeze(np.array(open_groups))
     layer.latent_kernel.assign(-3 * layer.latent_kernel)
@@ -149,7 +147,7 @@ def test_fix_ends_the_search(open_groups, mask):
     np.testing.assert_array_equal(gate(np.ones((1, 5), "float32")), [mask])
 
 
-def test_dense_filters():
+def test_gate_closes_filters_of_a_dense_layer():
     layer = QuantDense(3)
     layer.build((None, 7))
     layer.latent_kernel.assign(np.ones((7, 3)) * [0.1, 1.0, 1.0])
@@ -160,13 +158,13 @@ def test_dense_filters():
     np.testing.assert_array_equal(gate.gates(), [0, 1, 1])
 
 
-def test_without_its_layer_it_says_what_to_do():
+def test_gate_without_its_layer_says_what_to_do():
     gate = FilterGate("conv", 4)
     with pytest.raises(ValueError, match="'conv'.*no call of `connect`"):
         gate(np.ones((1, 4), "float32"))
 
 
-def test_the_judged_layer_is_no_part_of_the_gate():
+def test_connected_layer_is_no_part_of_the_gate():
     gate, _ = gated(4, 1)
     assert len(gate.trainable_variables) == 1
 
@@ -176,12 +174,12 @@ def test_the_judged_layer_is_no_part_of_the_gate():
     ({"filters": 4, "group_size": 1.5}, "`group_size` is a positive.*group_size=1.5"),
     ({"filters": 4, "max_closed": 1.0}, r"in \[0, 1\).*max_closed=1.0"),
 ])  # fmt: skip
-def test_wrong_arguments(config, message):
+def test_out_of_range_arguments_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         FilterGate("conv", **config)
 
 
-def test_config_round_trip():
+def test_filter_gate_config_round_trip():
     gate = FilterGate("outer/conv", 10, 4, 0.5, name="gate")
     copy = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(gate)

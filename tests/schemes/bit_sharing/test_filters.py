@@ -1,4 +1,4 @@
-"""Which layers' filters a gate in front of their readers can close."""
+"""Filters that a gate before their readers can close, and those that stay."""
 
 import keras
 import numpy as np
@@ -26,16 +26,16 @@ def block(x):
     return layers.Dense(2, name="dense")(layers.Flatten()(x))
 
 
-def test_a_residual_block():
+def test_filters_of_a_residual_block_are_kept_where_it_adds():
     filters = filters_of(block)
     added = "merged with others by 'add' (Add)"
-    assert filters.of == {
+    assert filters.by_layer == {
         "stem": LayerFilters(4, ("first", "dense"), added),
         "first": LayerFilters(6, ("second",), ""),
         "second": LayerFilters(4, ("first", "dense"), added),
         "dense": LayerFilters(2, (), "the model returns them"),
     }
-    # What `first` and `dense` read, two layers have made.
+    # `first` and `dense` read channels that two layers have made.
     assert filters.source == {"norm": "first", "depthwise": "first", "second": "first"}
 
 
@@ -72,7 +72,7 @@ def channels_first(x):
     return conv("head", data_format="channels_first")(x)
 
 
-TIED = {
+KEPT = {
     "twice": (conv_twice, "'conv' is called 2 times"),
     "consumer_twice": (consumer_twice, "'shared' is called 2 times"),
     "gated": (gated, "merged with others by 'multiply' (Multiply)"),
@@ -102,12 +102,12 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("function, reason", TIED.values(), ids=TIED)
-def test_tied(function, reason):
-    assert filters_of(function).of["conv"].tied == reason
+@pytest.mark.parametrize("function, reason", KEPT.values(), ids=KEPT)
+def test_filters_are_kept_for_a_reason(function, reason):
+    assert filters_of(function).by_layer["conv"].why_kept == reason
 
 
-FREE = {
+REMOVABLE = {
     "transposed convolution": lambda x: layers.Conv2DTranspose(2, 3)(conv()(x)),
     "separable convolution": lambda x: layers.SeparableConv2D(2, 3)(conv()(x)),
     "flattened": lambda x: layers.Dense(2)(layers.Flatten()(conv()(x))),
@@ -116,14 +116,14 @@ FREE = {
 }
 
 
-@pytest.mark.parametrize("function", FREE.values(), ids=FREE)
-def test_free(function):
-    assert filters_of(function).of["conv"].tied == ""
+@pytest.mark.parametrize("function", REMOVABLE.values(), ids=REMOVABLE)
+def test_filters_are_removable(function):
+    assert filters_of(function).by_layer["conv"].why_kept == ""
 
 
 BLOCKS = [(stage, block) for stage in (1, 2, 3) for block in (1, 2, 3)]
 REPEATS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 3, 6: 3, 7: 1}  # MobileNetV2's blocks per stage
-FREE_IN = {
+REMOVABLE_IN = {
     "lenet5": {"conv1", "conv2", "fc1"},
     "resnet8": {f"stage{stage}_conv1" for stage in (1, 2, 3)},
     "resnet20": {f"stage{stage}_block{block}_conv1" for stage, block in BLOCKS},
@@ -144,10 +144,12 @@ FREE_IN = {
 }
 
 
-@pytest.mark.parametrize("name", FREE_IN)
-def test_builtin_networks(name):
+@pytest.mark.parametrize("name", REMOVABLE_IN)
+def test_removable_filters_of_builtin_networks(name):
     filters = Filters(Graph(BUILDERS[name]((28, 28, 1), 10)))
-    assert {n for n, found in filters.of.items() if not found.tied} == FREE_IN[name]
+    assert {
+        n for n, found in filters.by_layer.items() if not found.why_kept
+    } == REMOVABLE_IN[name]
 
 
 def nested_reader(x):
@@ -162,11 +164,13 @@ def nested_reader(x):
     "function, consumer",
     [
         (nested_reader, "body/inner"),
-        (FREE["transposed convolution"], "conv2d_transpose"),
-        (FREE["twice in a row"], "head"),
+        (REMOVABLE["transposed convolution"], "conv2d_transpose"),
+        (REMOVABLE["twice in a row"], "head"),
     ],
 )
-def test_closed_gates_and_removed_filters_predict_the_same(function, consumer):
+def test_student_with_closed_gates_predicts_like_the_model_without_the_filters(
+    function, consumer
+):
     inputs = keras.Input((8, 8, 3), name="image")
     model = keras.Model(inputs, function(inputs))
     scheme = tfc.BitSharing(penalty=0.0, group_size=1)
@@ -187,7 +191,7 @@ def test_closed_gates_and_removed_filters_predict_the_same(function, consumer):
     expected = ops.convert_to_numpy(student(x, training=False))
     tiny = tfc.finalize(student)
     found = ops.convert_to_numpy(tiny(x, training=False))
-    assert len(Filters(Graph(tiny)).of[gate.source].consumers) == 1
-    assert Filters(Graph(tiny)).of[gate.source].count == 2
+    assert len(Filters(Graph(tiny)).by_layer[gate.source].consumers) == 1
+    assert Filters(Graph(tiny)).by_layer[gate.source].count == 2
     assert consumer in Graph(tiny).layers()
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

@@ -1,102 +1,166 @@
-"""From learned gates to a choice of bits and filters that meets a budget."""
+"""Bit allocation by dynamic programming: bits and filters that meet a BOPs budget.
+
+The margins of learned gates say which bits and filters to keep, and how surely. The
+regret of an allocation is the sum of the margins that it overrules.
+"""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from tfcompress.core.budget import SLACK
+from tfcompress.schemes.bit_sharing.bops_model import BopsModel
 
-# Resolution of the budget in the search for bits; rounding is to the safe side.
+# Resolution of the budget in the dynamic programme; rounding is to the safe side.
 _BUCKETS = 20_000
-# What a change costs apart from its margins: of two equal choices, the nearer one.
+# Regret of a change apart from its margins: of two equal allocations, the nearer one.
 _CHANGE = 1e-3
 # Changes of filters that are tried at most to come nearer to the budget.
 _MOST_CHANGES = 100
 
+# Layer name to (weight bits, activation bits).
+Bits = dict[str, tuple[int, int]]
+# Layer name to a boolean array (groups,), true where a group of filters is open.
+OpenGroups = dict[str, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
-class Gated:
-    """Candidates for a number of bits, and how sure their gates are.
+class BitCandidates:
+    """Candidate bit-widths of one kernel or input, and the margins of their gates.
 
     Attributes:
-        bits: increasing bit-widths.
-        margins: float array (len(bits) - 1,): positive where a gate is open, the
-            larger the surer; see `BitGates.margins`.
+        bits: tuple of int. Bit-widths, increasing.
+        margins: float array (len(bits) - 1,). Margin of each gate, positive where it is
+            open; see `BitGates.margins`.
     """
 
-    bits: tuple
+    bits: tuple[int, ...]
     margins: np.ndarray
 
-    def learned(self):
-        """Index of the bits that the gates choose: up to the first closed gate."""
-        is_open = np.append(np.asarray(self.margins) > 0, False)
+    def learned(self) -> int:
+        """Returns the index of the learned bits: all gates up to the first closed."""
+        is_open: np.ndarray = np.append(np.asarray(self.margins) > 0, False)
         return int(np.argmin(is_open))
 
-    def regret(self, index):
-        """How much gates have to be moved against their margins to choose `index`."""
+    def regret(self, index: int) -> float:
+        """Returns the sum of the margins that the bits at `index` overrule."""
         learned, margins = self.learned(), np.asarray(self.margins)
         closing = np.maximum(margins[index:learned], 0).sum()
         opening = np.maximum(-margins[learned:index], 0).sum()
         return float(closing + opening) + _CHANGE * abs(index - learned)
 
 
-def choose(bops_model, weights, activations, filters, budget):
-    """The choice nearest to the learned gates with BOPs in (1 - SLACK, 1] * budget.
+@dataclasses.dataclass(frozen=True)
+class FilterGroups:
+    """Groups of one layer's filters, and the margins of their gates.
 
-    First the filters: as learned, and fewer where even the lowest bits exceed the
-    budget. Then the bits of all layers together: the smallest sum of regrets that
-    meets the budget, by dynamic programming over it. Then single layers open groups of
-    filters again, or close them, where bits alone cannot use the budget, or where that
-    is less to regret than what the bits have to give.
+    Attributes:
+        margins: float array (groups,). Margin of each gate, positive where it is open.
+        sizes: int array (groups,). Filters of each group.
+        most_closed: int. Number of groups that may close.
+    """
+
+    margins: np.ndarray
+    sizes: np.ndarray
+    most_closed: int
+
+    def learned(self) -> np.ndarray:
+        """Returns the learned groups, boolean (groups,), true where one is open.
+
+        The surest groups stay open where more than `most_closed` would close.
+        """
+        is_open = self.margins > 0
+        is_open[np.argsort(-self.margins)[: self.fewest_open()]] = True
+        return is_open
+
+    def fewest_open(self) -> int:
+        """Returns the number of groups that have to stay open."""
+        return len(self.margins) - self.most_closed
+
+    def regret(self, overruled: np.ndarray) -> float:
+        """Returns the regret of overruled gates, a boolean array (groups,)."""
+        # One threshold serves all groups, so that the margin of each is that of all.
+        return np.abs(self.margins[overruled]).sum() / len(self.margins)
+
+    def share(self, is_open: np.ndarray) -> float:
+        """Returns the share of the filters that are in open groups."""
+        return float(self.sizes[is_open].sum() / self.sizes.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedGates:
+    """Gates of all layers that the BOPs depend on.
+
+    Attributes:
+        weights: dict. Layer name to the `BitCandidates` of its kernel.
+        activations: dict. The same names to the `BitCandidates` of its input.
+        filters: dict. Layer name to the `FilterGroups`; some of the layers.
+    """
+
+    weights: Mapping[str, BitCandidates]
+    activations: Mapping[str, BitCandidates]
+    filters: Mapping[str, FilterGroups]
+
+    def learned_bits(self) -> Bits:
+        """Returns the bits that the gates choose."""
+        return {
+            name: (
+                weight.bits[weight.learned()],
+                self.activations[name].bits[self.activations[name].learned()],
+            )
+            for name, weight in self.weights.items()
+        }
+
+    def lowest_bits(self) -> Bits:
+        """Returns the lowest candidates."""
+        return {
+            name: (weight.bits[0], self.activations[name].bits[0])
+            for name, weight in self.weights.items()
+        }
+
+    def kept(self, open_groups: OpenGroups) -> dict[str, float]:
+        """Returns the share of each layer's filters that stays."""
+        return {
+            name: groups.share(open_groups[name])
+            for name, groups in self.filters.items()
+        }
+
+
+def allocate(
+    bops_model: BopsModel, gates: LearnedGates, budget: float | None
+) -> tuple[Bits, OpenGroups, float]:
+    """Finds the allocation nearest to the gates with BOPs in (1 - SLACK, 1] * budget.
+
+    1. The groups of filters are as learned, and fewer where even the lowest bits exceed
+       the budget.
+    2. A dynamic programme over the budget finds the bits of all layers with the least
+       regret.
+    3. Single layers open or close groups where bits alone cannot use the budget, or
+       where that has less regret.
 
     Args:
-        bops_model: a `tfcompress.schemes.bit_sharing.bops_model.BopsModel`.
-        weights, activations: `{layer name: Gated}`, the same layers in both.
-        filters: `{layer name: (margins, group sizes, most closed)}` with two arrays
-            (groups,), and the number of groups that may close.
-        budget: in BOPs, or None to take what the gates say.
+        bops_model: the `BopsModel` of the model.
+        gates: the learned gates.
+        budget: float, in BOPs; None takes the gates as they are.
 
     Returns:
-        `(bits, open_groups, bops)`: `{layer name: (weight bits, activation bits)}`,
-        `{layer name: boolean array (groups,)}` and what it costs. Only if nothing
-        fits is that more than `budget`.
+        `(bits, open_groups, bops)`. BOPs exceed the budget only if no allocation fits.
     """
-    open_groups = {name: margins > 0 for name, (margins, *_) in filters.items()}
-    for name, (margins, _, most_closed) in filters.items():
-        stay = np.argsort(-margins)[: len(margins) - most_closed]
-        open_groups[name][stay] = True
-
-    def kept():
-        return _shares(filters, open_groups)
-
+    open_groups = {name: groups.learned() for name, groups in gates.filters.items()}
     if budget is None:
-        bits = {
-            name: tuple(
-                gated.bits[gated.learned()]
-                for gated in (weights[name], activations[name])
-            )
-            for name in weights
-        }
-        return bits, open_groups, bops_model.total(bits, kept())
-    lowest = {name: (weights[name].bits[0], activations[name].bits[0])
-              for name in weights}  # fmt: skip
-    for name, group in _least_important(filters, open_groups):
-        if bops_model.total(lowest, kept()) <= budget:
+        bits = gates.learned_bits()
+        return bits, open_groups, bops_model.total(bits, gates.kept(open_groups))
+    lowest = gates.lowest_bits()
+    for name, group in _least_important(gates.filters, open_groups):
+        if bops_model.total(lowest, gates.kept(open_groups)) <= budget:
             break
         open_groups[name][group] = False
-
-    def best_bits():
-        best = _choose_bits(bops_model, weights, activations, kept(), budget)
-        regret = sum(
-            _filter_regret(margins, (margins > 0) != open_groups[name])
-            for name, (margins, *_) in filters.items()
-        )
-        return dataclasses.replace(best, regret=best.regret + regret)
-
-    best = best_bits()
-    for name, changed in _nearest_changes(filters, open_groups):
+    best = _best_bits(bops_model, gates, open_groups, budget)
+    for name, changed in _nearest_changes(gates.filters, open_groups):
         before, open_groups[name] = open_groups[name], changed
-        other = best_bits()
+        other = _best_bits(bops_model, gates, open_groups, budget)
         if _is_better(other, best, budget):
             best = other
         else:
@@ -104,43 +168,53 @@ def choose(bops_model, weights, activations, filters, budget):
     return best.bits, open_groups, best.bops
 
 
-def fill(bits, bops_model, weights, activations, filters, open_groups, budget):
-    """Spends what a choice leaves of the budget on the gates nearest to opening.
+def spend_rest(
+    bits: Bits,
+    open_groups: OpenGroups,
+    bops_model: BopsModel,
+    gates: LearnedGates,
+    budget: float,
+) -> Bits:
+    """Spends the rest of a budget on the gates of least regret.
 
     Args:
-        bits, open_groups: as `choose` returned them; the others as it took them.
+        bits, open_groups: dicts that `allocate` returned.
+        bops_model, gates, budget: as `allocate` received them.
 
     Returns:
-        `{layer name: (weight bits, activation bits)}`, none lower than before.
+        The bits of all layers, none lower than before.
     """
-    kept = _shares(filters, open_groups)
+    kept = gates.kept(open_groups)
     while True:
-        wider = []
+        wider: list[tuple[float, int, Bits]] = []
         for name, pair in bits.items():
-            for place, gated in enumerate((weights[name], activations[name])):
-                index = gated.bits.index(pair[place]) + 1
-                if index < len(gated.bits):
+            for place, candidates in enumerate(
+                (gates.weights[name], gates.activations[name])
+            ):
+                index = candidates.bits.index(pair[place]) + 1
+                if index < len(candidates.bits):
                     changed = list(pair)
-                    changed[place] = gated.bits[index]
-                    other = {**bits, name: tuple(changed)}
+                    changed[place] = candidates.bits[index]
+                    other = {**bits, name: (changed[0], changed[1])}
                     if bops_model.total(other, kept) <= budget:
-                        regret = gated.regret(index) - gated.regret(index - 1)
+                        regret = candidates.regret(index) - candidates.regret(index - 1)
                         wider.append((regret, len(wider), other))
         if not wider:
             return bits
         bits = min(wider)[-1]
 
 
-def _shares(filters, open_groups):
-    """`{layer name: share of its filters that stay}`."""
-    return {
-        name: float(sizes[open_groups[name]].sum() / sizes.sum())
-        for name, (_, sizes, _) in filters.items()
-    }
+@dataclasses.dataclass(frozen=True)
+class _Allocation:
+    """Bits of all layers, their BOPs, and the sum of the regrets."""
+
+    bits: Bits
+    bops: float
+    regret: float
 
 
-def _is_better(other, best, budget):
-    """Whether a choice uses the budget, and with less to regret, or comes nearer."""
+def _is_better(other: _Allocation, best: _Allocation, budget: float) -> bool:
+    """Whether `other` uses the budget with less regret, or comes nearer to it."""
     if other.bops > budget:
         return False
     used, used_before = (x.bops >= (1 - SLACK) * budget for x in (other, best))
@@ -149,67 +223,66 @@ def _is_better(other, best, budget):
     return used or (not used_before and other.bops > best.bops)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Choice:
-    """Bits of all layers, what they cost, and the sum of their regrets."""
+def _least_important(
+    filters: Mapping[str, FilterGroups], open_groups: OpenGroups
+) -> list[tuple[str, int]]:
+    """`(layer name, group)` of groups that may still close, smallest margin first."""
+    candidates = []
+    for name, groups in filters.items():
+        is_open = np.flatnonzero(open_groups[name])
+        may_close = len(is_open) - groups.fewest_open()
+        ranked = is_open[np.argsort(groups.margins[is_open])]
+        for group in ranked[:may_close]:
+            candidates.append((groups.margins[group], name, int(group)))
+    return [(name, group) for _, name, group in sorted(candidates)]
 
-    bits: dict
-    bops: float
-    regret: float
 
-
-def _nearest_changes(filters, open_groups):
-    """`(layer name, boolean array (groups,))`: other numbers of open groups.
-
-    Those that overrule the smallest margins come first.
-    """
+def _nearest_changes(
+    filters: Mapping[str, FilterGroups], open_groups: OpenGroups
+) -> list[tuple[str, np.ndarray]]:
+    """`(layer name, open groups)` with other numbers of them, least regret first."""
     changes = []
-    for name, (margins, _, most_closed) in filters.items():
-        ranked = np.argsort(-margins)
+    for name, groups in filters.items():
+        ranked = np.argsort(-groups.margins)
         now = int(open_groups[name].sum())
-        for count in range(len(margins) - most_closed, len(margins) + 1):
-            changed = np.zeros(len(margins), bool)
+        for count in range(groups.fewest_open(), len(ranked) + 1):
+            changed: np.ndarray = np.zeros(len(ranked), bool)
             changed[ranked[:count]] = True
-            regret = _filter_regret(margins, changed != open_groups[name])
             if count != now:
+                regret = groups.regret(changed != open_groups[name])
                 changes.append((regret, name, changed))
     changes.sort(key=lambda change: change[0])
     return [(name, changed) for _, name, changed in changes[:_MOST_CHANGES]]
 
 
-def _filter_regret(margins, overruled):
-    # One threshold serves all groups, so that the margin of each is that of all.
-    return np.abs(margins[overruled]).sum() / len(margins)
+def _best_bits(
+    bops_model: BopsModel, gates: LearnedGates, open_groups: OpenGroups, budget: float
+) -> _Allocation:
+    """The bits of least regret for these filters, with the regret of both."""
+    best = _allocate_bits(bops_model, gates, gates.kept(open_groups), budget)
+    regret = sum(
+        groups.regret((groups.margins > 0) != open_groups[name])
+        for name, groups in gates.filters.items()
+    )
+    return dataclasses.replace(best, regret=best.regret + regret)
 
 
-def _least_important(filters, open_groups):
-    """`(layer name, group)` of the open groups that may close, in that order."""
-    candidates = []
-    for name, (margins, _, most_closed) in filters.items():
-        groups = np.flatnonzero(open_groups[name])
-        may_close = most_closed - (len(margins) - len(groups))
-        for group in groups[np.argsort(margins[groups])][:may_close]:
-            candidates.append((margins[group], name, int(group)))
-    return [(name, group) for _, name, group in sorted(candidates)]
+def _allocate_bits(
+    bops_model: BopsModel, gates: LearnedGates, kept: Mapping[Any, float], budget: float
+) -> _Allocation:
+    """The bits of least regret within the budget and its slack.
 
-
-def _choose_bits(bops_model, weights, activations, kept, budget):
-    """The `_Choice` of least regret within the budget and its slack.
-
-    If nothing is within the slack, what comes nearest to the budget from below; if
-    nothing is below, the lowest bits.
+    If no bits are within the slack, those nearest to the budget from below. If none are
+    below the budget, the lowest bits.
     """
-    names = list(weights)
-    fixed = bops_model.total(dict.fromkeys(names, (0, 0)), kept)
-    options = [
-        _options(bops_model, name, weights[name], activations[name], kept)
-        for name in names
-    ]
-    unit = max(budget - fixed, 1e-9) / _BUCKETS
+    names = list(gates.weights)
+    constant = bops_model.total(dict.fromkeys(names, (0, 0)), kept)
+    options = [_options(bops_model, name, gates, kept) for name in names]
+    unit = max(budget - constant, 1e-9) / _BUCKETS
     # best[k]: least regret with a sum of costs of k units; choice[i, k] leads there.
     best = np.full(_BUCKETS + 1, np.inf)
     best[0] = 0.0
-    choice = np.zeros((len(names), _BUCKETS + 1), np.int32)
+    choice: np.ndarray = np.zeros((len(names), _BUCKETS + 1), np.int32)
     for i, layer_options in enumerate(options):
         new = np.full_like(best, np.inf)
         for index, (_, cost, regret) in enumerate(layer_options):
@@ -222,28 +295,29 @@ def _choose_bits(bops_model, weights, activations, kept, budget):
             new[better] = shifted[better]
             choice[i, better] = index
         best = new
-    lowest = {name: layer_options[0][0] for name, layer_options in
-              zip(names, options, strict=True)}  # fmt: skip
     reachable = np.flatnonzero(np.isfinite(best))
     if not reachable.size:
-        return _Choice(lowest, bops_model.total(lowest, kept), np.inf)
-    # The window is on the whole budget, the units only on what bits decide. Units
-    # round up, so the window is widened by what rounding may have added.
-    first = ((1 - SLACK) * budget - fixed) / unit + len(names)
+        lowest = gates.lowest_bits()
+        return _Allocation(lowest, bops_model.total(lowest, kept), np.inf)
+    # The window is on the whole budget, the units only on the part that bits decide.
+    # Units round up, so the window is widened by what rounding may have added.
+    first = ((1 - SLACK) * budget - constant) / unit + len(names)
     window = reachable[reachable >= min(first, _BUCKETS)]
     end = window[np.argmin(best[window])] if window.size else reachable[-1]
-    bits, regret = {}, float(best[end])
+    bits, total_regret = {}, float(best[end])
     for i in reversed(range(len(names))):
-        pair, cost, _ = options[i][choice[i, end]]
-        bits[names[i]] = pair
+        bits[names[i]], cost, _ = options[i][choice[i, end]]
         end -= int(np.ceil(cost / unit - 1e-9))
-    return _Choice(bits, bops_model.total(bits, kept), regret)
+    return _Allocation(bits, bops_model.total(bits, kept), total_regret)
 
 
-def _options(bops_model, name, weight, activation, kept):
-    """List of `((weight bits, activation bits), bops, regret)` of one layer."""
+def _options(
+    bops_model: BopsModel, name: str, gates: LearnedGates, kept: Mapping[Any, float]
+) -> list[tuple[tuple[int, int], float, float]]:
+    """`((weight bits, activation bits), BOPs, regret)` of each choice of one layer."""
     (term,) = [term for term in bops_model.terms if term.name == name]
     share = kept.get(term.reads, 1.0) * kept.get(term.makes, 1.0)
+    weight, activation = gates.weights[name], gates.activations[name]
     return [
         (
             (weight_bits, activation_bits),

@@ -1,32 +1,37 @@
-"""The cost term of bit sharing, as a layer that passes its input on."""
+"""Cost term of bit sharing, as a layer that returns its input."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from tfcompress.layers.training_form import TrainingForm
+from tfcompress.quantizers.gates import Threshold
+from tfcompress.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class BopsBudget(TrainingForm, keras.layers.Layer):
-    """Adds the gradient of `strength * ln(BOPs)` to the loss while training.
+    """Layer that adds the gradient of `strength * ln(BOPs)` to the loss in training.
 
-    The cost term of Single-path Bit Sharing, lambda ln(BOPs), whose value is left
-    out so that the loss on display stays the model's own. It stands in front of the
-    model's first layer, because it also decides, before anything else runs in a step,
-    whose turn it is: weight and filter gates learn in one step, activation gates in
-    the next.
+    This is the cost term of Single-path Bit Sharing, lambda ln(BOPs), without its
+    value, so that the displayed loss is the model's own. The layer comes before the
+    model's first layer, because it runs first in each step: there it switches between
+    the gates of weights and filters and the gates of activations, which learn in turns.
 
-    Variables, not trainable: `strength`, float32 scalar.
+    Variables (not trainable):
+        strength: float32 scalar. Lambda.
     """
 
     passes_channels = True
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._bops = None
-        self._thresholds = lambda: ()
+        self._bops: Callable[[], Tensor] | None = None
+        self._thresholds: Callable[[], Sequence[Threshold]] = lambda: ()
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.strength = self.add_weight(
             name="strength",
             initializer="zeros",
@@ -35,20 +40,22 @@ class BopsBudget(TrainingForm, keras.layers.Layer):
             aggregation="only_first_replica",
         )
 
-    def connect(self, bops, thresholds):
-        """Tells it what to penalise.
+    def connect(
+        self, bops: Callable[[], Tensor], thresholds: Sequence[Threshold]
+    ) -> None:
+        """Sets the cost and the gates that take turns.
 
         Args:
-            bops: function without arguments that returns the expected BOPs now, a
-                differentiable scalar tensor.
-            thresholds: the `Threshold`s of all gates, which take turns: each is
-                switched on or off at every step.
+            bops: function that returns the expected BOPs, a differentiable scalar
+                tensor.
+            thresholds: the `Threshold`s of all gates. Every training step switches
+                each on or off.
         """
         self._bops = bops
         # A closure, so that Keras does not take the layers for parts of this one.
         self._thresholds = lambda: thresholds
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if training and self._bops is not None:
             for threshold in self._thresholds():
                 threshold.learns.assign(1.0 - threshold.learns)
@@ -56,8 +63,12 @@ class BopsBudget(TrainingForm, keras.layers.Layer):
             self.add_loss(self.strength * (log_bops - ops.stop_gradient(log_bops)))
         return inputs
 
-    def inference_layers(self, norm, names):
+    def inference_layers(
+        self, norm: keras.layers.BatchNormalization | None, names: set[str]
+    ) -> list[keras.layers.Layer]:
         return []
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return input_shape

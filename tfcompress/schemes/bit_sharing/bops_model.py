@@ -1,21 +1,26 @@
-"""BOPs as a function of every layer's bits and kept filters."""
+"""BOPs as a function of all layers' bits and kept filters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import keras
 
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops
 from tfcompress.cost.layer_costs import layer_costs
+from tfcompress.graph.graph import Graph
 from tfcompress.schemes.bit_sharing.filters import Filters
 
 
 @dataclass(frozen=True)
 class BopsTerm:
-    """One layer's part.
+    """Part of the BOPs that one layer takes.
 
     Attributes:
-        name: the layer's name; inside nested models "outer/inner".
-        macs: of all its calls, with all filters.
-        reads: name of the layer whose removable filters make its input, or None.
-        makes: its own name if its filters can be removed, else None.
+        name: str. Name of the layer, "outer/inner" in nested models.
+        macs: int. MACs of all its calls, with all filters.
+        reads: str or None. Name of the layer whose removable filters make its input.
+        makes: str or None. Its own name if its filters can be removed.
     """
 
     name: str
@@ -25,24 +30,26 @@ class BopsTerm:
 
 
 class BopsModel:
-    """MACs * weight bits * activation bits, summed over the layers.
+    """Sum over the layers of MACs * weight bits * activation bits.
 
-    A share of a layer's filters that is removed takes the same share of its MACs
-    and of those of the layers that read it (Single-path Bit Sharing).
+    A layer that loses a share of its filters loses that share of its MACs, and so do
+    the layers that read it (Single-path Bit Sharing).
 
     Attributes:
         terms: list of `BopsTerm`.
-        float_bops: the sum with everything in float32, an int.
+        float_bops: int. BOPs with everything in float32.
 
     Args:
-        graph: a `tfcompress.graph.graph.Graph`.
-        model: the model it was made of.
+        graph: `tfcompress.graph.Graph` of the model.
+        model: Functional or Sequential model.
     """
 
-    def __init__(self, graph, model):
+    def __init__(self, graph: Graph, model: keras.Model) -> None:
         filters = Filters(graph)
-        removable = {name for name, found in filters.of.items() if not found.tied}
-        self.terms = []
+        removable = {
+            name for name, found in filters.by_layer.items() if not found.why_kept
+        }
+        self.terms: list[BopsTerm] = []
         for cost in layer_costs(model):
             if cost.macs:
                 reads = filters.source.get(cost.name)
@@ -54,15 +61,18 @@ class BopsModel:
                         makes=cost.name if cost.name in removable else None,
                     )
                 )
-        self.float_bops = sum(bops(term.macs) for term in self.terms)
+        self.float_bops: int = sum(bops(term.macs) for term in self.terms)
 
-    def total(self, bits, kept):
-        """The sum for given choices; numbers, or scalar tensors to differentiate.
+    def total(
+        self, bits: Mapping[str, tuple[Any, Any]], kept: Mapping[Any, Any]
+    ) -> Any:
+        """Returns the BOPs, a number, or a scalar tensor if an argument has tensors.
 
         Args:
-            bits: `{layer name: (weight bits, activation bits)}`; a layer that is not
-                there counts as float32.
-            kept: `{layer name: share of its filters}`; 1 for those not there.
+            bits: `{layer name: (weight bits, activation bits)}`, numbers or scalar
+                tensors. Layers that are missing count as float32.
+            kept: `{layer name: share of its filters}`, numbers or scalar tensors. The
+                share is 1 for layers that are missing.
         """
         return sum(
             bops(

@@ -1,9 +1,13 @@
 """Gates that close groups of a layer's filters."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.graph.channels import Channels
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers.functional import straight_through
 from tfcompress.quantizers.gates import (
@@ -12,33 +16,50 @@ from tfcompress.quantizers.gates import (
     importance_of,
     margins_of,
 )
+from tfcompress.types import ArrayLike, Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class FilterGate(TrainingForm, keras.layers.Layer):
-    """Multiplies channels by 1 or 0, one gate per group of the filters they come from.
+    """Layer that multiplies channels by 1 or 0, one gate per group of filters.
 
-    Stands in front of the layers that sum over the channels, behind batch
-    normalization and activation: a closed channel is exactly zero there, so its
-    filter can be removed. A group stays open while its mean |w|, relative to the
-    layer's, times its sensitivity, exceeds one threshold per layer (Single-path Bit
-    Sharing; the paper divides by max |w|, the mean keeps all layers' gates around 1).
+    It comes before the layers that sum over the channels, and after batch normalization
+    and activation. There a closed channel is zero, so removing its filter changes
+    nothing. A group is open while its importance, the mean |w| of its filters relative
+    to the layer's times a sensitivity, exceeds the layer's threshold (Single-path Bit
+    Sharing). The paper divides by max |w|; the mean keeps the gates of all layers
+    around 1.
 
     Args:
-        source: name of the layer whose filters it judges; "outer/inner" in nested
-            models. The gate has to be told which layer that is: `connect(layer)`.
-        filters: number of channels.
-        group_size: filters per group; the last group may be smaller.
-        max_closed: share of the groups that may close at most, in [0, 1).
+        source: str. Name of the layer that makes the channels, "outer/inner" in nested
+            models. `connect(layer)` sets the layer itself.
+        filters: int. Number of channels.
+        group_size: int. Filters per group; the last group may be smaller.
+        max_closed: float in [0, 1). Share of the groups that may close.
 
-    Variables: those of a `Threshold`; `sensitivities`, float32 (groups,), 1 until they
-    are measured; `fixed`, 1 once the choice is made, and `mask`, float32 (filters,),
-    the choice.
+    Attributes:
+        group_count: int. Number of groups.
+        most_closed: int. Number of groups that may close.
+
+    Variables: those of a `Threshold`, and, not trainable,
+        sensitivities: float32 (groups,). 1 until they are measured.
+        frozen: float32 scalar. 1 while `mask` decides, see `freeze`.
+        mask: float32 (filters,). 1 for each channel that stays, else 0.
+
+    Raises:
+        ValueError: if an argument is out of its range.
     """
 
     passes_channels = True
 
-    def __init__(self, source, filters, group_size=1, max_closed=0.75, **kwargs):
+    def __init__(
+        self,
+        source: str,
+        filters: int,
+        group_size: int = 1,
+        max_closed: float = 0.75,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         for name, value in (("filters", filters), ("group_size", group_size)):
             if not isinstance(value, int) or value < 1:
@@ -57,17 +78,17 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         self.group_count = -(-filters // group_size)
         self.most_closed = int(max_closed * self.group_count)
         self.threshold = Threshold(1, name="threshold")
-        self._kernel_of = None
+        self._kernel: Callable[[], Tensor] | None = None
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         if input_shape[-1] % self.filters:
             raise ValueError(
                 f"Layer '{self.name}' gates {self.filters} channels, or as many at "
                 f"each position of a flattened tensor. Received: inputs of shape "
                 f"{tuple(input_shape)}."
             )
-        # The choice is made in float32 whatever the layer computes in.
-        state = {"trainable": False, "autocast": False}
+        # Gates are decided in float32 under every dtype policy.
+        state: dict[str, Any] = {"trainable": False, "autocast": False}
         state["aggregation"] = "only_first_replica"
         self.threshold.build()
         self.sensitivities = self.add_weight(
@@ -76,25 +97,29 @@ class FilterGate(TrainingForm, keras.layers.Layer):
             initializer="ones",
             **state,
         )
-        self.fixed = self.add_weight(name="fixed", initializer="zeros", **state)
+        self.frozen = self.add_weight(name="fixed", initializer="zeros", **state)
         self.mask = self.add_weight(
             name="mask", shape=(self.filters,), initializer="ones", **state
         )
 
-    def connect(self, layer):
-        """Makes it judge the filters of `layer`, a convolution or dense layer."""
+    def connect(self, layer: keras.layers.Layer) -> None:
+        """Sets the layer that makes the channels, a convolution or dense layer."""
         # A closure, so that Keras does not take the layer for a part of this one.
-        self._kernel_of = lambda: ops.convert_to_tensor(layer.kernel_variable)
+        self._kernel = lambda: ops.convert_to_tensor(layer.kernel_variable)
 
-    def importances(self):
-        """What is compared with the threshold, float32 (groups,)."""
-        if self._kernel_of is None:
+    def importances(self) -> Tensor:
+        """Returns the importances of the groups, float32 (groups,).
+
+        Raises:
+            ValueError: before `connect`.
+        """
+        if self._kernel is None:
             raise ValueError(
                 f"Layer '{self.name}' judges the filters of '{self.source}' and is "
                 "expected to know it. Received: no call of `connect`. Students made "
                 "by `tfcompress.compress` or `keras.models.load_model` are connected."
             )
-        kernel = ops.abs(self._kernel_of())
+        kernel = ops.abs(self._kernel())
         per_filter = ops.mean(ops.reshape(kernel, (-1, self.filters)), axis=0)
         missing = self.group_count * self.group_size - self.filters
         if missing:  # the last group's mean is over the filters that it has
@@ -106,79 +131,91 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         relative = per_group / ops.maximum(ops.mean(per_group), 1e-12)
         return relative * ops.convert_to_tensor(self.sensitivities)
 
-    def set_costs(self, costs):
-        """Sets the sensitivities by what closing each group costs now.
+    def set_costs(self, costs: ArrayLike) -> None:
+        """Sets the sensitivities from the present cost of closing each group.
 
         Args:
-            costs: float array (groups,), see `tfcompress.quantizers.gates`.
+            costs: float array (groups,), see `importance_of`.
         """
         now = ops.maximum(self.importances(), 1e-6)
         importances = importance_of(ops.cast(costs, "float32"))
         self.sensitivities.assign(self.sensitivities * importances / now)
 
-    def gates(self):
-        """Zeros and ones, float32 (filters,); gradients to threshold and filters."""
+    def gates(self) -> Tensor:
+        """Returns zeros and ones, float32 (filters,).
+
+        Their gradient goes to the threshold and the filters.
+        """
         return self._gates(self.importances())
 
     def _gates(self, importances):
-        # Just below the least important group that has to stay. The gradient ignores
-        # the bound: a threshold above it must find its way back.
+        # The bound is just below the least important group that has to stay open. The
+        # gradient ignores it, so that a threshold above it can come back.
         bound = 0.999 * ops.sort(ops.stop_gradient(importances))[self.most_closed]
         threshold = self.threshold.value()
         threshold = straight_through(ops.minimum(threshold, bound), threshold)
-        # A filter of zeros is not closed before the search says so.
+        # Without the addend a threshold of 0 would close filters of zeros.
         groups = hard_gates(importances + 1e-6, threshold)
         learned = ops.repeat(groups, self.group_size)[: self.filters]
-        return ops.where(self.fixed > 0, ops.convert_to_tensor(self.mask), learned)
+        return ops.where(self.frozen > 0, ops.convert_to_tensor(self.mask), learned)
 
-    def call(self, inputs):
-        # Flatten lays the channels of one position behind those of another.
+    def call(self, inputs: Tensor) -> Tensor:
+        # After Flatten the channels repeat, once for each position.
         gates = ops.tile(self.gates(), inputs.shape[-1] // self.filters)
         return inputs * ops.cast(gates, inputs.dtype)
 
-    def kept(self):
-        """Share of the channels that are open, a scalar tensor.
+    def kept(self) -> Tensor:
+        """Returns the share of the channels that are open, a scalar float32 tensor.
 
-        Its gradient goes to the threshold alone: a penalty on it decides on filters
-        and does not shrink them.
+        Its gradient goes to the threshold alone, so a penalty on it shrinks no filters.
         """
         return ops.mean(self._gates(ops.stop_gradient(self.importances())))
 
-    def margins(self):
-        """How far each group is open, see `gates.margins_of`: NumPy (groups,)."""
+    def margins(self) -> np.ndarray:
+        """Returns each group's margin, float32 (groups,); see `margins_of`."""
         margins = margins_of(self.importances(), self.threshold.value())
         return ops.convert_to_numpy(margins)
 
-    def group_sizes(self):
-        """Filters of each group, NumPy (groups,)."""
-        sizes = np.full(self.group_count, self.group_size)
+    def group_sizes(self) -> np.ndarray:
+        """Returns the number of filters in each group, int (groups,)."""
+        sizes: np.ndarray = np.full(self.group_count, self.group_size)
         sizes[-1] -= self.group_count * self.group_size - self.filters
         return sizes
 
-    def freeze(self, open_groups):
-        """Ends the search.
+    def freeze(self, open_groups: np.ndarray) -> None:
+        """Freezes the open groups, which ends the search.
 
         Args:
             open_groups: boolean array (groups,), at least one true.
         """
         mask = ops.repeat(ops.cast(open_groups, "float32"), self.group_size)
         self.mask.assign(mask[: self.filters])
-        self.fixed.assign(1.0)
+        self.frozen.assign(1.0)
 
-    def open_channels(self):
-        """Indices of the channels that are open now, a NumPy array."""
+    def unfreeze(self) -> None:
+        """Undoes `freeze`: the threshold decides again."""
+        self.frozen.assign(0.0)
+
+    def open_channels(self) -> np.ndarray:
+        """Returns the indices of the open channels, int (channels,)."""
         return np.flatnonzero(self.gates())
 
-    def inference_layers(self, norm, names):
+    def inference_layers(
+        self, norm: keras.layers.BatchNormalization | None, names: set[str]
+    ) -> list[keras.layers.Layer]:
         return []
 
-    def channel_mask(self, channels, name):
+    def channel_mask(
+        self, channels: Channels, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         return channels.written[self.source], ops.convert_to_numpy(self.gates()) > 0
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "source": self.source,

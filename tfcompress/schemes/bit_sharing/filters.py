@@ -1,95 +1,100 @@
-"""Filters of one layer alone: what a gate in front of its readers can close."""
+"""Filters of a single layer that a gate before the layer's readers can close."""
 
 import dataclasses
 
 import numpy as np
 
 from tfcompress.graph.channels import Channels
+from tfcompress.graph.graph import Graph
 from tfcompress.layers.kernel import channel_axis
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerFilters:
-    """The output channels of one layer.
+    """Output channels of one layer.
 
     Attributes:
-        count: how many there are.
-        consumers: names of the layers that sum over them, in running order.
-        tied: why a gate in front of each consumer cannot close them, or "".
+        count: int. Number of channels.
+        consumers: tuple of str. Names of the layers that sum over the channels, in
+            running order.
+        why_kept: str. Reason that gates before the consumers cannot close them, or "".
     """
 
     count: int
-    consumers: tuple
-    tied: str
+    consumers: tuple[str, ...]
+    why_kept: str
 
 
 class Filters:
-    """The view of `Channels` of a search that judges each layer's filters alone.
+    """Filters of each layer of a graph, for a search that judges every layer alone.
 
-    A gate can close filters that no other layer's channels are tied to and that all
-    readers read completely, with none of another layer, on the last axis, in one
-    call. The MACs that are left are then a product of shares of filters: those that
-    a layer makes and those that it reads.
+    A gate can close filters under two conditions: no channel of another layer depends
+    on them, and each reader reads all of them, with no others, on the last axis, in one
+    call. The MACs are then products of shares of filters: those that a layer makes and
+    those that it reads.
 
     Attributes:
-        of: `{producer's name: LayerFilters}` in running order.
-        source: `{reader's name: name of the layer that makes all that it reads}` in
-            running order, without readers of several layers' channels or of none's.
+        by_layer: `{producer's name: LayerFilters}`, in running order.
+        source: `{reader's name: str}`, in running order. Name of the layer that makes
+            all channels that the reader reads. Readers of several layers' channels, or
+            of no layer's, are left out.
 
     Args:
-        graph: a `tfcompress.graph.graph.Graph`.
+        graph: `tfcompress.graph.Graph`.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph: Graph) -> None:
         self._channels = Channels(graph)
         self._layers = graph.layers()
-        self._times = {
+        self._calls = {
             name: len(graph.calls_of(layer)) for name, layer in self._layers.items()
         }
-        self._group_of = {
-            c: group for group in self._channels.group_sets for c in group.groups
+        self._group_set_of = {
+            group: group_set
+            for group_set in self._channels.group_sets
+            for group in group_set.groups
         }
-        self.source = {}
+        self.source: dict[str, str] = {}
         for name, read in self._channels.read.items():
-            producers = {self._group_of[c].producers for c in read}
+            producers = {self._group_set_of[group].producers for group in read}
             if len(producers) == 1 and len(*producers) == 1:
                 ((self.source[name],),) = producers
-        self.of = {
+        self.by_layer: dict[str, LayerFilters] = {
             name: self._filters(name, written)
             for name, written in self._channels.written.items()
         }
 
     def _filters(self, name, written):
-        groups = [self._group_of[c] for c in written]
+        group_sets = [self._group_set_of[group] for group in written]
 
-        def names(attribute):
-            found = {name for group in groups for name in getattr(group, attribute)}
+        def names(role):
+            found = {name for sets in group_sets for name in getattr(sets, role)}
             return tuple(name for name in self._layers if name in found)
 
         consumers = names("consumers")
-        tied = (
+        why_kept = (
             self._why_unfit(name, *names("carriers"), *consumers)
-            or self._why_stuck(written)
+            or self._why_dependent(written)
             or self._why_misread(written, consumers)
         )
-        return LayerFilters(len(written), consumers, tied)
+        return LayerFilters(len(written), consumers, why_kept)
 
     def _why_unfit(self, *names):
         for name in names:
-            layer, times = self._layers[name], self._times[name]
-            if times > 1:
-                return f"'{name}' is called {times} times"
+            layer, calls = self._layers[name], self._calls[name]
+            if calls > 1:
+                return f"'{name}' is called {calls} times"
             if getattr(layer, "groups", 1) > 1:
                 return f"'{name}' has groups"
             if channel_axis(layer) != -1:
                 return f"'{name}' is channels_first"
         return ""
 
-    def _why_stuck(self, written):
-        for c in written:
-            group = self._group_of[c]
-            if group.frozen or len(group.producers) > 1:
-                return group.frozen or self._channels.merged[c]
+    def _why_dependent(self, written):
+        for group in written:
+            group_set = self._group_set_of[group]
+            if group_set.frozen or len(group_set.producers) > 1:
+                return group_set.frozen or self._channels.merged[group]
         return ""
 
     def _why_misread(self, written, consumers):

@@ -1,11 +1,17 @@
 """Single-path bit sharing as a scheme: bits and filters under a BOPs budget."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import keras
 
 from tfcompress.core.budget import parse_budget
-from tfcompress.core.config import learned_range_config
-from tfcompress.core.scheme import SearchingScheme
+from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_config
+from tfcompress.core.plan import Plan
+from tfcompress.core.scheme import Place, SearchingScheme
+from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.graph.graph import Graph
 from tfcompress.quantizers import nested
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
@@ -18,28 +24,34 @@ from tfcompress.schemes.bit_sharing.search_space import SearchSpace, candidates
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class BitSharing(SearchingScheme):
-    """Learns every layer's bits and filters in one model (arXiv 2101.04935).
+    """Scheme that learns all layers' bits and filters in one model (arXiv 2101.04935).
 
-    Each kernel and each input is quantized on nested grids of 2, 4 and 8 bits; gates
-    with learned thresholds choose among them and close groups of filters, at a
-    cost in BOPs: MACs * weight bits * activation bits. The first part of a `fit`
-    searches, with a penalty that is steered so that the BOPs come down to the budget;
-    then the choice is fixed, put right where it misses the budget, and the rest of
-    the `fit`, or further ones, fine-tune it. The first and the last layers have 8
-    and 8 bits.
+    Each kernel and each input is quantized on nested grids of 2, 4 and 8 bits. Gates
+    with learned thresholds choose among the grids and close groups of filters, at a
+    cost in BOPs: MACs * weight bits * activation bits. The first and the last layers
+    have 8-bit weights and 8-bit activations.
+
+    The first part of a `fit` searches, with a penalty that brings the BOPs down to the
+    budget. Then bits and filters freeze at the nearest allocation that meets the
+    budget, and the rest of the `fit`, or further ones, fine-tune.
 
     Args:
-        bops: the budget: a count, or a share of the float model's (32 x 32 bits) as
-            text, such as "1/60". The finished model takes at most that, and at least
-            98 % of it wherever a choice of bits does. None for a fixed `penalty`.
-        penalty: lambda of the paper's loss, cross-entropy + lambda ln(BOPs), in
+        bops: int, float or str. Budget: a count of BOPs, or a share of the float
+            model's (32 x 32 bits) as text, such as "1/60". The finished model takes at
+            most that, and at least 98 % of it wherever an allocation does.
+        penalty: float. Lambda of the paper's loss, cross-entropy + lambda ln(BOPs), in
             place of a budget.
-        weight_bits, activation_bits: candidates, subsets of (2, 4, 8).
-        group_size: filters that are kept or removed together; None keeps all.
-        max_pruned: share of a layer's groups that may be removed at most.
-        search_fraction: share of the first `fit` that searches, in (0, 1].
-        grid: of the weights; see `quantizers.BitSharing`.
+        weight_bits, activation_bits: ints. Candidates, subsets of (2, 4, 8).
+        group_size: int or None. Filters that are kept or removed together. None keeps
+            all filters.
+        max_pruned: float in [0, 1). Share of a layer's groups that may be removed.
+        search_fraction: float in (0, 1]. Share of the first `fit` that searches.
+        grid: str. Grid of the weights; see `quantizers.BitSharing`.
         weight_decay, overrides: see `Scheme`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or not exactly one of `bops` and
+            `penalty` is given.
 
     Example:
 
@@ -48,17 +60,17 @@ class BitSharing(SearchingScheme):
 
     def __init__(
         self,
-        bops=None,
-        penalty=None,
-        weight_bits=nested.BITS,
-        activation_bits=nested.BITS,
-        group_size=4,
-        max_pruned=0.75,
-        search_fraction=0.4,
-        grid="symmetric",
-        weight_decay=1e-4,
-        overrides=None,
-    ):
+        bops: float | str | None = None,
+        penalty: float | None = None,
+        weight_bits: Sequence[int] = nested.BITS,
+        activation_bits: Sequence[int] = nested.BITS,
+        group_size: int | None = 4,
+        max_pruned: float = 0.75,
+        search_fraction: float = 0.4,
+        grid: str = "symmetric",
+        weight_decay: float = 1e-4,
+        overrides: Mapping[str, KeepFloat | QuantizeConfig] | None = None,
+    ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         if (bops is None) == (penalty is None):
             raise ValueError(
@@ -67,7 +79,7 @@ class BitSharing(SearchingScheme):
             )
         if bops is not None:
             parse_budget(bops, 1.0, "bops")
-        elif not 0 <= penalty < float("inf"):
+        elif penalty is not None and not 0 <= penalty < float("inf"):
             raise ValueError(
                 f"`penalty` is a finite number >= 0. Received: penalty={penalty}."
             )
@@ -83,14 +95,14 @@ class BitSharing(SearchingScheme):
         if group_size is not None:
             FilterGate("", 1, group_size, max_pruned)  # checks
 
-    def config_for(self, layer, place):
+    def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
         if place.is_first or place.is_last:
             return learned_range_config(8, 8, place.signed_input, self.grid)
         return learned_range_config(
             self.weight_bits, self.activation_bits, place.signed_input, self.grid
         )
 
-    def check(self, model, plan):
+    def check(self, model: keras.Model, plan: Plan) -> None:
         if self.bops is None:
             return
         bops_model = BopsModel(Graph(model), model)
@@ -123,39 +135,41 @@ class BitSharing(SearchingScheme):
                 f"{budget:.4g}."
             )
 
-    def notes(self, model, plan):
+    def notes(self, model: keras.Model, plan: Plan) -> dict[str, str]:
         if self.group_size is None:
             return {}
         gates = self._filter_gates(model, plan)
         notes = {}
-        for name, filters in Filters(Graph(model)).of.items():
+        for name, filters in Filters(Graph(model)).by_layer.items():
             if name in gates:
                 gate = gates[name]
                 notes[name] = (
                     f"up to {gate.most_closed} of {gate.group_count} groups of "
                     f"{gate.group_size} filters may go"
                 )
-            elif filters.tied:
-                notes[name] = f"filters stay: {filters.tied}"
+            elif filters.why_kept:
+                notes[name] = f"filters stay: {filters.why_kept}"
             elif filters.consumers:
                 notes[name] = "filters stay: not quantized"
         return notes
 
-    def layers_before(self, model, plan):
-        filters_of = Filters(Graph(model)).of
-        before = {}
-        for producer, gate in self._filter_gates(model, plan).items():
-            for consumer in filters_of[producer].consumers:
-                before.setdefault(consumer, []).append(gate)
-        # It counts steps by its calls, so a layer that is called once is wanted.
+    def layers_before(
+        self, model: keras.Model, plan: Plan
+    ) -> dict[str, list[keras.layers.Layer]]:
         graph = Graph(model)
+        by_layer = Filters(graph).by_layer
+        before: dict[str, list[keras.layers.Layer]] = {}
+        for producer, gate in self._filter_gates(model, plan).items():
+            for consumer in by_layer[producer].consumers:
+                before.setdefault(consumer, []).append(gate)
+        # The budget counts steps by its calls: a layer that is called once is best.
         rows = [row for row in plan.treated() if len(graph.calls_of(row.layer)) == 1]
         first = (rows or plan.treated())[0].name
         before.setdefault(first, []).insert(0, BopsBudget(name="bops_budget"))
         return before
 
-    def _filter_gates(self, model, plan):
-        """`{producer: FilterGate}` for the filters that may be removed."""
+    def _filter_gates(self, model: keras.Model, plan: Plan) -> dict[str, FilterGate]:
+        """Returns `{producer's name: gate}` of the filters that may be removed."""
         if self.group_size is None:
             return {}
         treated = {row.name for row in plan.treated()}
@@ -167,19 +181,21 @@ class BitSharing(SearchingScheme):
                 self.max_pruned,
                 name=f"{name.replace('/', '_')}_gate",
             )
-            for name, filters in Filters(Graph(model)).of.items()
-            if name in treated and not filters.tied and filters.consumers
+            for name, filters in Filters(Graph(model)).by_layer.items()
+            if name in treated and not filters.why_kept and filters.consumers
         }
 
-    def connect(self, student):
+    def connect(self, student: Student) -> None:
         SearchSpace(student).connect()
 
-    def prepare(self, student):
+    def prepare(self, student: Student) -> None:
         calibrate_weights(student)
         for threshold in SearchSpace(student).activation_thresholds():
-            threshold.learns.assign(0.0)  # the weights' gates begin
+            threshold.learns.assign(0.0)  # the gates of the weights begin
 
-    def callbacks(self, student, recalibrate):
+    def callbacks(
+        self, student: Student, recalibrate: Recalibration
+    ) -> list[keras.callbacks.Callback]:
         search = BitSearch(
             SearchSpace(student),
             recalibrate,
@@ -189,7 +205,7 @@ class BitSharing(SearchingScheme):
         )
         return [CalibrateActivations(recalibrate.batches), search]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "bops": self.bops,

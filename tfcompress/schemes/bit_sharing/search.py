@@ -1,4 +1,6 @@
-"""The search of bit sharing, as it goes along in `fit`."""
+"""Search of bit sharing, which runs in the first part of `fit`."""
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,37 +14,54 @@ from tfcompress.core.training.calibration import (
 )
 from tfcompress.core.training.learning_rate import inner_optimizer
 from tfcompress.core.training.penalty import DESCENT, PenaltyMultiplier
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
+from tfcompress.schemes.bit_sharing.search_space import Margins, SearchSpace
 from tfcompress.schemes.bit_sharing.sensitivity import measure_sensitivities
 
-# How far thresholds may travel in a search when the gradient is 1 throughout; gates
+# Distance that thresholds can cover in a search if the gradient is 1 throughout. Gates
 # change when thresholds reach about 1.
 TRAVEL = 10.0
 
 
 class BitSearch(Search):
-    """Steers the penalty so that the budget is met, then fixes the choice.
+    """Callback that adapts the penalty to the budget, then freezes bits and filters.
 
-    The search adapts the paper's lambda, see `PenaltyMultiplier`. Where the BOPs are
-    below their target the penalty is negative and opens gates. In a student whose
-    search was interrupted the gates stand as they are.
+    The penalty is the paper's lambda, see `PenaltyMultiplier`. Where the BOPs are below
+    their target it is negative and opens gates. After an interrupted search the gates
+    start as they are.
 
     Args:
-        space: the student's `SearchSpace`.
-        recalibrate, fraction: see `Search`; the batches calibrate the ranges as well.
-        bops: the budget, as `BitSharing` takes it, or None.
-        penalty: its weight, if there is no budget.
+        space: `SearchSpace` of the student.
+        recalibrate, fraction: see `Search`. The batches also calibrate the ranges.
+        bops: budget of BOPs in the form of `BitSharing`, or None.
+        penalty: float. Constant penalty if there is no budget.
+
+    Attributes:
+        margins: list of float arrays (gates,). Margins of all gates, recorded in the
+            last part of the search.
     """
 
-    def __init__(self, space, recalibrate, fraction, bops=None, penalty=None):
+    space: SearchSpace
+    margins: list[np.ndarray]
+    searching: bool | None
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        recalibrate: Recalibration,
+        fraction: float,
+        bops: float | str | None = None,
+        penalty: float | None = None,
+    ) -> None:
         super().__init__(space, recalibrate, fraction)
-        self.budget = None
+        self.budget: float | None = None
         if bops is not None:
             self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
         self.penalty = penalty
         self._strength = space.budget.strength
 
-    def begin(self, share):
+    def begin(self, share: float) -> None:
         if share == 0:
             measure_sensitivities(self.model, self.space, self.recalibrate.batches)
             self._set_pace()
@@ -53,13 +72,13 @@ class BitSearch(Search):
                 self._bops(), self.budget, share, reached or 1.0
             )
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         state = {"margins": np.array(self.margins)}
         return state | (
             vars(self.penalty_multiplier) if self.budget is not None else {}
         )
 
-    def resume(self, state):
+    def resume(self, state: dict[str, Any]) -> None:
         self.margins = list(state.pop("margins"))
         if self.budget is not None:
             self.penalty_multiplier = PenaltyMultiplier(1.0, 1.0)
@@ -71,14 +90,14 @@ class BitSearch(Search):
         keras_private.rebuild_train_function(self.model)
 
     def _set_pace(self):
-        # With momentum, a step goes on to have an effect.
+        # With momentum a gradient moves the thresholds 1 / (1 - momentum) times as far.
         momentum = getattr(inner_optimizer(self.model), "momentum", 0.0)
         pace = TRAVEL * (1.0 - momentum) / self.sum_of_learning_rates()
         for threshold in self.space.thresholds():
             threshold.set_pace(pace)
         keras_private.rebuild_train_function(self.model)
 
-    def advance(self, share):
+    def advance(self, share: float) -> None:
         if share > DESCENT:
             self._record_margins()
         penalty = self.penalty
@@ -86,14 +105,14 @@ class BitSearch(Search):
             penalty = self.penalty_multiplier.penalty(share, self._bops())
         self._strength.assign(penalty)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.searching is None and float(ops.convert_to_numpy(self._strength)):
-            # Restored after the last step of a search.
+            # A backup from between the last step of the search and its end.
             self.searching = True
             self.begin(1.0)
         super().on_train_end(logs)
 
-    def _record_margins(self):
+    def _record_margins(self) -> Margins:
         margins = self.space.margins()
         self.margins.append(np.concatenate(keras.tree.flatten(margins)))
         return margins
@@ -101,23 +120,22 @@ class BitSearch(Search):
     def _bops(self):
         return float(ops.convert_to_numpy(self.space.expected_bops()))
 
-    def freeze(self):
+    def freeze(self) -> None:
         self._strength.assign(0.0)
         margins = self._record_margins()
-        # Gates that compete for the budget take turns in being open; what each is
-        # worth shows in the average.
-        self.space.freeze(
-            _unflatten(np.mean(self.margins, axis=0), margins), self.budget
-        )
-        # The ranges served all candidates so far; now they serve one.
+        # Gates that compete for the budget take turns in being open, so that only the
+        # average says which of them matter.
+        average = np.mean(self.margins, axis=0)
+        self.space.freeze(_unflatten(average, margins), self.budget)
+        # In the search one range served all candidates.
         calibrate_weights(self.model)
         self.recalibrate()
         calibrate_activations(self.model, self.recalibrate.batches)
         self.recalibrate()
 
 
-def _unflatten(values, structure):
-    """A vector as arrays of the sizes, and in the structure, of another's."""
+def _unflatten(values: np.ndarray, structure: Any) -> Any:
+    """Splits a vector into arrays with the sizes and the structure of others."""
     sizes = [len(array) for array in keras.tree.flatten(structure)]
     parts = np.split(values, np.cumsum(sizes)[:-1])
     return keras.tree.pack_sequence_as(structure, parts)

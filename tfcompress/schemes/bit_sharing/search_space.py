@@ -1,46 +1,68 @@
-"""What a bit-sharing student can choose from, and what its gates say now."""
+"""Search space of bit sharing: all gates of a student, and the BOPs they decide on."""
+
+from collections.abc import Iterator
 
 import numpy as np
 
+from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import quantized_layers
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.graph.graph import Graph
-from tfcompress.quantizers import BitSharing, BitSharingActivation
-from tfcompress.schemes.bit_sharing.bit_allocation import Gated, choose, fill
+from tfcompress.layers import QuantizedKernel
+from tfcompress.quantizers import Quantizer
+from tfcompress.quantizers.bit_sharing import GatedBits
+from tfcompress.quantizers.gates import BitGates, Threshold
+from tfcompress.schemes.bit_sharing.bit_allocation import (
+    BitCandidates,
+    FilterGroups,
+    LearnedGates,
+    allocate,
+    spend_rest,
+)
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
+from tfcompress.types import Tensor
+
+# Margins of all gates: {"weights": {layer name: array}, "activations": ..., "filters"}.
+Margins = dict[str, dict[str, np.ndarray]]
 
 
 class SearchSpace:
-    """The gates of a student and the cost that they decide on.
+    """View of a student: the gates of its bits and filters, and their expected BOPs.
+
+    It connects the gates to each other, reads their margins, and freezes them. All
+    state is in variables of the student, so any number of views agree.
 
     Attributes:
-        layers: `{name: layer}` of the student's quantized layers.
-        filter_gates: `{name of the layer whose filters it judges: FilterGate}`.
-        budget: the `BopsBudget`.
-        bops_model: the `BopsModel`.
+        layers: `{name: layer}`. Quantized layers of the student.
+        filter_gates: `{layer name: FilterGate}`, by the layer that makes the filters.
+        budget: `BopsBudget` of the student.
+        bops_model: `BopsModel` of the student.
+
+    Args:
+        student: bit-sharing student.
     """
 
-    def __init__(self, student):
+    def __init__(self, student: Student) -> None:
         graph = Graph(student)
-        named = graph.layers()
-        self._named = named
-        self.layers = quantized_layers(student)
-        (self.budget,) = [x for x in named.values() if isinstance(x, BopsBudget)]
-        self.filter_gates = {
-            x.source: x for x in named.values() if isinstance(x, FilterGate)
+        self._named = graph.layers()
+        self.layers: dict[str, QuantizedKernel] = quantized_layers(student)
+        self.budget: BopsBudget
+        (self.budget,) = [x for x in self._named.values() if isinstance(x, BopsBudget)]
+        self.filter_gates: dict[str, FilterGate] = {
+            x.source: x for x in self._named.values() if isinstance(x, FilterGate)
         }
         self.bops_model = BopsModel(graph, student)
 
-    def connect(self):
-        """Ties the filter gates to their layers and the budget to all gates."""
+    def connect(self) -> None:
+        """Connects the filter gates to their layers, and the budget to all gates."""
         for name, gate in self.filter_gates.items():
             gate.connect(self._named[name])
         self.budget.connect(self.expected_bops, self.thresholds())
 
-    def expected_bops(self):
-        """BOPs now, a float32 scalar tensor, differentiable in the thresholds."""
+    def expected_bops(self) -> Tensor:
+        """Returns the present BOPs, a float32 scalar, differentiable in thresholds."""
         bits = {
             name: (
                 _expected_bits(layer.kernel_quantizer),
@@ -51,22 +73,30 @@ class SearchSpace:
         kept = {name: gate.kept() for name, gate in self.filter_gates.items()}
         return self.bops_model.total(bits, kept)
 
-    def thresholds(self):
-        """The `Threshold`s of all gates."""
+    def bit_gates(self) -> Iterator[BitGates]:
+        """Yields the gates of each layer's weight bits and activation bits."""
+        for layer in self.layers.values():
+            for quantizer in (layer.kernel_quantizer, layer.input_quantizer):
+                if isinstance(quantizer, GatedBits):
+                    yield quantizer.gates
+
+    def thresholds(self) -> list[Threshold]:
+        """Returns the thresholds of all gates."""
         return self.weight_thresholds() + self.activation_thresholds()
 
-    def weight_thresholds(self):
-        """The `Threshold`s of weight bits and of filters."""
-        quantizers = [layer.kernel_quantizer for layer in self.layers.values()]
-        own = [gate.threshold for gate in self.filter_gates.values()]
-        return _thresholds(quantizers) + own
+    def weight_thresholds(self) -> list[Threshold]:
+        """Returns the thresholds of weight bits and of filters."""
+        bits = [_threshold(layer.kernel_quantizer) for layer in self.layers.values()]
+        filters = [gate.threshold for gate in self.filter_gates.values()]
+        return [threshold for threshold in bits + filters if threshold is not None]
 
-    def activation_thresholds(self):
-        """The `Threshold`s of activation bits."""
-        return _thresholds(layer.input_quantizer for layer in self.layers.values())
+    def activation_thresholds(self) -> list[Threshold]:
+        """Returns the thresholds of activation bits."""
+        bits = [_threshold(layer.input_quantizer) for layer in self.layers.values()]
+        return [threshold for threshold in bits if threshold is not None]
 
-    def is_frozen(self):
-        """Whether nothing is left to choose."""
+    def is_frozen(self) -> bool:
+        """Returns whether the search is over."""
         quantizers = [
             quantizer
             for layer in self.layers.values()
@@ -74,8 +104,8 @@ class SearchSpace:
         ]
         return all(q is None or q.unfinished() is None for q in quantizers)
 
-    def margins(self):
-        """By how much each gate is open (positive) or closed.
+    def margins(self) -> Margins:
+        """Returns the margin of each gate, positive where it is open.
 
         Returns:
             Dict of "weights" and "activations", `{layer name: array (gates,)}`, and
@@ -87,61 +117,66 @@ class SearchSpace:
             "filters": {n: gate.margins() for n, gate in self.filter_gates.items()},
         }
 
-    def _counted(self):
-        counted = {term.name for term in self.bops_model.terms}
-        return [(n, layer) for n, layer in self.layers.items() if n in counted]
-
-    def freeze(self, margins, budget=None):
-        """Ends the search with what the gates say, put right to meet the budget.
+    def freeze(self, margins: Margins, budget: float | None = None) -> None:
+        """Freezes the allocation nearest to the gates that meets the budget.
 
         Args:
-            margins: as `margins()` returns them.
-            budget: in BOPs; None takes the gates as they are.
+            margins: margins in the form of `margins()`.
+            budget: float, in BOPs. None takes the gates as they are.
         """
-        weights, activations = {}, {}
-        for name, layer in self._counted():
-            weights[name] = Gated(
-                candidates(layer.kernel_quantizer), margins["weights"][name]
-            )
-            activations[name] = Gated(
-                candidates(layer.input_quantizer), margins["activations"][name]
-            )
-        filters = {
-            name: (margins["filters"][name], gate.group_sizes(), gate.most_closed)
-            for name, gate in self.filter_gates.items()
-        }
-        known = self.bops_model, weights, activations, filters
-        bits, open_groups, _ = choose(*known, budget)
+        gates = self._learned_gates(margins)
+        bits, open_groups, _ = allocate(self.bops_model, gates, budget)
         if budget is not None:
-            bits = fill(bits, *known, open_groups, budget)
+            bits = spend_rest(bits, open_groups, self.bops_model, gates, budget)
         for name, layer in self.layers.items():
             for i, quantizer in enumerate(
                 (layer.kernel_quantizer, layer.input_quantizer)
             ):
-                if isinstance(quantizer, (BitSharing, BitSharingActivation)):
-                    gates = quantizer.gates
-                    gates.freeze(bits[name][i] if name in bits else gates.bits())
+                if isinstance(quantizer, GatedBits):
+                    present = quantizer.gates
+                    present.freeze(bits[name][i] if name in bits else present.bits())
         for name, gate in self.filter_gates.items():
             gate.freeze(open_groups[name])
 
+    def _learned_gates(self, margins: Margins) -> LearnedGates:
+        weights, activations = {}, {}
+        for name, layer in self._counted():
+            weights[name] = BitCandidates(
+                candidates(layer.kernel_quantizer), margins["weights"][name]
+            )
+            activations[name] = BitCandidates(
+                candidates(layer.input_quantizer), margins["activations"][name]
+            )
+        filters = {
+            name: FilterGroups(
+                margins["filters"][name], gate.group_sizes(), gate.most_closed
+            )
+            for name, gate in self.filter_gates.items()
+        }
+        return LearnedGates(weights, activations, filters)
 
-def candidates(quantizer):
-    """The bit-widths that a quantizer, or None for float, chooses from: a tuple."""
+    def _counted(self):
+        """The layers that have MACs."""
+        counted = {term.name for term in self.bops_model.terms}
+        return [(n, layer) for n, layer in self.layers.items() if n in counted]
+
+
+def candidates(quantizer: Quantizer | None) -> tuple[int, ...]:
+    """Returns the candidate bit-widths of a quantizer; 32 bits for None, float."""
     return (FLOAT_BITS,) if quantizer is None else quantizer.candidates
 
 
 def _margins(quantizer):
-    if isinstance(quantizer, (BitSharing, BitSharingActivation)):
+    if isinstance(quantizer, GatedBits):
         return quantizer.gates.margins()
     return np.zeros(0)
 
 
 def _expected_bits(quantizer):
-    if isinstance(quantizer, (BitSharing, BitSharingActivation)):
+    if isinstance(quantizer, GatedBits):
         return quantizer.gates.expected_bits()
     return candidates(quantizer)[0]
 
 
-def _thresholds(quantizers):
-    gates = [getattr(quantizer, "gates", None) for quantizer in quantizers]
-    return [gate.threshold for gate in gates if gate is not None and gate.threshold]
+def _threshold(quantizer):
+    return quantizer.gates.threshold if isinstance(quantizer, GatedBits) else None

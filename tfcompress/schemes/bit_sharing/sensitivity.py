@@ -1,24 +1,34 @@
-"""How much a model's outputs suffer when a gate closes."""
+"""Sensitivity of a model's outputs to each gate of a bit-sharing student."""
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
-# As many samples tell layers apart: differences are large, and all see the same ones.
+from tfcompress.core.student import Student
+from tfcompress.quantizers.gates import BitGates
+from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
+from tfcompress.schemes.bit_sharing.search_space import SearchSpace
+
+# Enough samples to rank layers: differences are large, and all see the same samples.
 SAMPLES = 256
 
 
-def measure_sensitivities(student, space, batches):
-    """Scales the importances that gates compare with their thresholds.
+def measure_sensitivities(
+    student: Student, space: SearchSpace, batches: list[Any]
+) -> None:
+    """Scales the importances of all gates by their effect on the model's outputs.
 
-    Errors and magnitudes say how much one tensor changes, not what that does to the
-    model. So each gate is closed once, alone, and its importance set by what that
-    costs: the squared change of the outputs, relative to the median over the gates to
-    the lowest bits. Thresholds that rise together then close first what matters least.
+    Errors and magnitudes tell the change of one tensor, not of the model. So each gate
+    is closed once, alone, and its cost is the squared change of the outputs. Costs are
+    relative to the median over the gates to the lowest bits. Thresholds that rise
+    together then close the gates of least cost first.
 
     Args:
-        student: a bit-sharing student in which nothing is fixed.
+        student: bit-sharing student in which nothing is frozen.
         space: its `SearchSpace`.
-        batches: list of model inputs; the first `SAMPLES` samples are used.
+        batches: list of model inputs. The first `SAMPLES` samples are used.
     """
     inputs = _leading(batches, SAMPLES)
     finest = _Finest(space)
@@ -39,7 +49,7 @@ def measure_sensitivities(student, space, batches):
         for gate in space.filter_gates.values()
     ]
     finest.release()
-    # The damage that each gate averts when it opens; never below zero.
+    # The damage that each gate averts when it opens, never below zero.
     averted = [
         (gates, np.maximum(0.0, np.array(values[:-1]) - np.array(values[1:])))
         for gates, values in damages
@@ -53,11 +63,51 @@ def measure_sensitivities(student, space, batches):
         gate.set_costs(gate.group_count * values / scale)
 
 
-def _marginal_damages(gate, finest, damage):
-    """What each group of filters costs once all less important ones are gone.
+class _Finest:
+    """All gates of a `SearchSpace` open, until `release`."""
 
-    A line through the first and the sum of the most that may go: the damage of many is
-    more than the sum of each alone.
+    def __init__(self, space: SearchSpace) -> None:
+        self.gates: list[BitGates] = [
+            gates for gates in space.bit_gates() if gates.threshold is not None
+        ]
+        self._filter_gates = list(space.filter_gates.values())
+        for gates in self.gates:
+            gates.freeze(gates.candidates[-1])
+        for gate in self._filter_gates:
+            gate.freeze(np.ones(gate.group_count, bool))
+
+    def damage_at(
+        self, gates: BitGates, bits: int, damage: Callable[[], float]
+    ) -> float:
+        gates.freeze(bits)
+        value = damage()
+        gates.freeze(gates.candidates[-1])
+        return value
+
+    def damage_without(
+        self, gate: FilterGate, groups: np.ndarray, damage: Callable[[], float]
+    ) -> float:
+        is_open: np.ndarray = np.ones(gate.group_count, bool)
+        is_open[groups] = False
+        gate.freeze(is_open)
+        value = damage()
+        gate.freeze(np.ones(gate.group_count, bool))
+        return value
+
+    def release(self) -> None:
+        for gates in self.gates:
+            gates.frozen_bits.assign(0.0)
+        for gate in self._filter_gates:
+            gate.unfreeze()
+
+
+def _marginal_damages(
+    gate: FilterGate, finest: _Finest, damage: Callable[[], float]
+) -> np.ndarray:
+    """Damage by each group of filters once all less important ones are closed.
+
+    The damage by many groups exceeds the sum of each alone. So the marginal damages are
+    a line that meets two measurements: the first group, and all that may close.
     """
     order = np.argsort(keras.ops.convert_to_numpy(gate.importances()))
     most = max(1, min(gate.most_closed, gate.group_count - 1))
@@ -66,47 +116,9 @@ def _marginal_damages(gate, finest, damage):
     if most > 1:
         whole = finest.damage_without(gate, order[:most], damage)
         slope = max(0.0, 2 * (whole - most * first) / (most * (most - 1)))
-    marginal = np.empty(gate.group_count)
+    marginal: np.ndarray = np.empty(gate.group_count)
     marginal[order] = first + slope * np.arange(gate.group_count)
     return marginal
-
-
-class _Finest:
-    """All gates of a `SearchSpace` open, until they are released."""
-
-    def __init__(self, space):
-        quantizers = [
-            quantizer
-            for layer in space.layers.values()
-            for quantizer in (layer.kernel_quantizer, layer.input_quantizer)
-        ]
-        gates = [getattr(quantizer, "gates", None) for quantizer in quantizers]
-        self.gates = [g for g in gates if g is not None and g.threshold is not None]
-        self._filter_gates = list(space.filter_gates.values())
-        for gates in self.gates:
-            gates.freeze(gates.candidates[-1])
-        for gate in self._filter_gates:
-            gate.freeze(np.ones(gate.group_count, bool))
-
-    def damage_at(self, gates, bits, damage):
-        gates.freeze(bits)
-        value = damage()
-        gates.freeze(gates.candidates[-1])
-        return value
-
-    def damage_without(self, gate, groups, damage):
-        stay = np.ones(gate.group_count, bool)
-        stay[groups] = False
-        gate.freeze(stay)
-        value = damage()
-        gate.freeze(np.ones(gate.group_count, bool))
-        return value
-
-    def release(self):
-        for gates in self.gates:
-            gates.frozen_bits.assign(0.0)
-        for gate in self._filter_gates:
-            gate.fixed.assign(0.0)
 
 
 def _outputs(model, inputs):
