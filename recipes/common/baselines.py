@@ -8,8 +8,9 @@ from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.remove import remove_groups
 from tfcompress.schemes.decomposition.factorize import Factorize
+from tfcompress.schemes.decomposition.scoring import Scores
 from tfcompress.schemes.decomposition.search_space import removable_groups
-from tfcompress.schemes.decomposition.selection import Scores, choose_cut
+from tfcompress.schemes.decomposition.selection import select
 from tfcompress.schemes.decomposition.width_model import WidthModel
 
 
@@ -28,17 +29,17 @@ def l1_pruned(model, macs):
     """
     graph = Graph(model)
     channels = Channels(graph)
-    named = graph.layers()
+    layers = graph.layers()
     norms = np.zeros(len(channels.frozen))
-    layers = np.zeros(len(channels.frozen))
+    writers = np.zeros(len(channels.frozen))
     for name, groups in channels.written.items():
-        if Factorize.why_not(named[name]) is not None:
+        if Factorize.why_not(layers[name]) is not None:
             continue
-        kernel = np.abs(ops.convert_to_numpy(named[name].kernel))
+        kernel = np.abs(ops.convert_to_numpy(layers[name].kernel))
         per_filter = kernel.reshape(-1, kernel.shape[-1]).sum(axis=0)
         norms[groups] += per_filter / per_filter.mean()
-        layers[groups] += 1
-    return _pruned(model, channels, norms / np.maximum(layers, 1), macs)
+        writers[groups] += 1
+    return _pruned(model, channels, norms / np.maximum(writers, 1), macs)
 
 
 def narrow(model, macs):
@@ -49,18 +50,18 @@ def narrow(model, macs):
         macs: int or float. Multiply-accumulates that the result may take.
     """
     channels = Channels(Graph(model))
-    place = np.zeros(len(channels.frozen))
+    positions = np.zeros(len(channels.frozen))
     for group_set in channels.group_sets:
         width = len(group_set.groups)
-        place[group_set.groups] = np.linspace(0, 1, width)
-    return keras.models.clone_model(_pruned(model, channels, place, macs))
+        positions[group_set.groups] = np.linspace(0, 1, width)
+    return keras.models.clone_model(_pruned(model, channels, positions, macs))
 
 
 def _pruned(model, channels, scores, macs):
-    named = Graph(model).layers()
-    prunable = [n for n, layer in named.items() if Factorize.why_not(layer) is None]
+    layers = Graph(model).layers()
+    prunable = [n for n, layer in layers.items() if Factorize.why_not(layer) is None]
     removable = removable_groups(channels, prunable)
-    groups = [s.groups for s in channels.group_sets if removable[s.groups].all()]
-    scores = Scores(np.where(removable, scores, np.inf), groups, ranks={})
-    cut = choose_cut(WidthModel(model, channels, "macs", (), 1.0), scores, macs)
-    return remove_groups(model, channels, ~cut.alive)
+    sets = [s.groups for s in channels.group_sets if removable[s.groups].all()]
+    scores = Scores(np.where(removable, scores, np.inf), sets, ranks={})
+    selection = select(WidthModel(model, channels, "macs", (), 1.0), scores, macs)
+    return remove_groups(model, channels, ~selection.keep_groups)

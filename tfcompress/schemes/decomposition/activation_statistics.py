@@ -1,46 +1,58 @@
-"""What factorized layers see and compute: moments over samples and positions."""
+"""Statistics of the inputs and hidden outputs of factorized layers."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.core.training.compiled import compiled
+from tfcompress.layers import FactorizedKernel
+from tfcompress.types import ArrayLike
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Of one layer, averaged over calls, samples and positions.
+class ActivationStatistics:
+    """Statistics of one layer over calls, samples and positions.
 
     Attributes:
-        inputs: variances, float64 array (input channels,).
-        hidden: covariance of what its basis computes, float64 array (rank, rank).
+        input_variances: float64 array (input channels,).
+        hidden_covariance: float64 array (rank, rank). Covariance of the outputs of the
+            layer's basis.
     """
 
-    inputs: np.ndarray
-    hidden: np.ndarray
+    input_variances: np.ndarray
+    hidden_covariance: np.ndarray
 
 
-class MeasureMoments:
-    """Runs a model to measure its factorized layers; compiled at the first call.
+class MeasureActivations:
+    """Measures the `ActivationStatistics` of a model's factorized layers.
+
+    The forward pass is compiled at the first call.
 
     Args:
-        model: a Functional or Sequential model.
-        layers: `{name: layer}` of its `FactorizedKernel` layers.
+        model: Functional or Sequential model.
+        layers: dict of str to `FactorizedKernel`. Layers of the model by name.
     """
 
-    def __init__(self, model, layers):
+    def __init__(
+        self, model: keras.Model, layers: Mapping[str, FactorizedKernel]
+    ) -> None:
         self.layers = layers
         self._run = compiled(model, lambda inputs: self._sums(model, inputs))
 
-    def __call__(self, batches):
-        """`{name: Moments}` over a list of batches of inputs.
+    def __call__(self, batches: Sequence[ArrayLike]) -> dict[str, ActivationStatistics]:
+        """Returns the statistics of every layer by name.
+
+        Args:
+            batches: list of model inputs; each batch weighs the same.
 
         Raises:
-            ValueError: if they are not finite.
+            ValueError: if activations are not finite.
         """
         seen = [self._run(inputs) for inputs in batches]
-        return {n: _moments(n, [sums[n] for sums in seen]) for n in self.layers}
+        return {n: _statistics(n, [sums[n] for sums in seen]) for n in self.layers}
 
     def _sums(self, model, inputs):
         calls = {name: [] for name in self.layers}
@@ -74,7 +86,7 @@ def _call_sums(layer, inputs):
     )
 
 
-def _moments(name, batches):
+def _statistics(name, batches):
     calls = [call for batch in batches for call in batch]
     mean, square, hidden_mean, product = (
         np.mean(values, axis=0, dtype=np.float64) for values in zip(*calls, strict=True)
@@ -86,6 +98,6 @@ def _moments(name, batches):
             "holds such values."
         )
     covariance = product - np.outer(hidden_mean, hidden_mean)
-    # Differences of float32 sums: what never varies may come out below zero.
+    # Differences of float32 sums: a variance of zero may come out negative.
     np.fill_diagonal(covariance, np.maximum(np.diag(covariance), 0.0))
-    return Moments(np.maximum(square - mean**2, 0.0), covariance)
+    return ActivationStatistics(np.maximum(square - mean**2, 0.0), covariance)

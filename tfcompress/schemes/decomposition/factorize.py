@@ -1,11 +1,13 @@
-"""The treatment of layers whose kernels are factorized."""
+"""Treatment of layers whose kernels are factorized."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
 from tfcompress.core.config import config_with_decay, why_not_compressed
 from tfcompress.graph.batch_norm import foldable
+from tfcompress.graph.graph import Graph
 from tfcompress.layers.factorized import STARTS
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.registry import FORMS, forms_of
@@ -16,23 +18,23 @@ NORM_PLACES = ("behind", "between")
 @keras.saving.register_keras_serializable(package="tfcompress")
 @dataclasses.dataclass(frozen=True)
 class Factorize:
-    """A basis times coefficients in place of one layer's kernel.
+    """Treatment that makes a layer's kernel a basis times coefficients.
 
     Args:
-        start: "svd" or "identity", see `tfcompress.layers.FactorizedKernel.set_kernel`.
-        batch_norm: where a batch normalization behind the layer goes: "behind" the
-            coefficients, as it is, or "between" basis and coefficients (see
-            `tfcompress.layers.FactorizedNorm`), which needs an identity start: it is
-            the one that is then exact.
+        start: str. "svd" or "identity", see
+            `tfcompress.layers.FactorizedKernel.set_kernel`.
+        batch_norm: str. Place of a batch normalization after the layer. "behind": after
+            the coefficients, as it is. "between": between basis and coefficients, see
+            `tfcompress.layers.FactorizedNorm`; only an identity start is then exact.
 
     Raises:
-        ValueError: if one of them is something else.
+        ValueError: if a value is unknown, or "between" comes with another start.
     """
 
     start: str = "svd"
     batch_norm: str = "behind"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(
                 f"`start` is one of {STARTS}. Received: start={self.start!r}."
@@ -49,33 +51,29 @@ class Factorize:
             )
 
     @staticmethod
-    def why_not(layer):
-        """Why a layer cannot be factorized, or None if it can."""
+    def why_not(layer: Any) -> str | None:
         kinds = [forms.plain for forms in FORMS if forms.factorized]
         reason = why_not_compressed(layer, kinds)
         if reason is None and getattr(layer, "groups", 1) > 1:
             return f"has {layer.groups} groups"
         return reason
 
-    def __str__(self):
+    def __str__(self) -> str:
         between = ", batch normalization between" * (self.batch_norm == "between")
         return f"basis x coefficients, {self.start} start{between}"
 
-    def norm_of(self, graph, layer):
-        """The BatchNormalization that the student's layer takes up, or None.
-
-        Args:
-            graph: the `tfcompress.graph.graph.Graph` of the model.
-            layer: a layer of it.
-        """
+    def norm_of(
+        self, graph: Graph, layer: keras.layers.Layer
+    ) -> keras.layers.BatchNormalization | None:
         norm = foldable(graph, layer) if self.batch_norm == "between" else None
         return norm if norm is not None and norm.trainable else None
 
-    def student_layer(self, layer, weight_decay, norm):
-        """The `Factorized*` layer, not built, that takes the place of `layer`.
-
-        `norm` is what `norm_of` returned.
-        """
+    def student_layer(
+        self,
+        layer: keras.layers.Layer,
+        weight_decay: float,
+        norm: keras.layers.BatchNormalization | None,
+    ) -> keras.layers.Layer:
         config = config_with_decay(layer, weight_decay)
         if self.start == "identity":
             config["kernel_rank"] = config.get("filters") or config["units"]
@@ -85,17 +83,21 @@ class Factorize:
         config.update(use_bias=True, momentum=norm.momentum, epsilon=norm.epsilon)
         return forms.factorized_norm.from_config(config)
 
-    def copy_weights(self, old, new, norm):
-        """Gives a built student layer the weights of what it replaces."""
+    def copy_weights(
+        self,
+        old: keras.layers.Layer,
+        new: keras.layers.Layer,
+        norm: keras.layers.BatchNormalization | None,
+    ) -> None:
         new.set_kernel(keras.ops.convert_to_numpy(old.kernel), self.start)
         if norm is not None:
             new.absorb(norm, old.bias if old.use_bias else None)
         elif old.use_bias:
             new.bias.assign(value_of(old.bias))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Factorize":
         return cls(**config)

@@ -1,20 +1,115 @@
-"""Group sparsity: a proximal step behind every step of the optimizer."""
+"""Group sparsity by a proximal step after every step of the optimizer."""
 
 import functools
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.core.training.proximal import ProximalStep, set_proximal_operator
-from tfcompress.types import Tensor
+from tfcompress.types import ArrayLike, Tensor
 
-# Of a variable: smaller ones, such as new biases, count as if they had this norm.
+# Least norm of a variable: small ones, such as new biases, count as if they had it.
 LEAST_NORM = 0.1
 
 
+@dataclass(eq=False)
+class Member:
+    """Slices of a variable that belong to groups.
+
+    Attributes:
+        variable: trainable variable.
+        axis: int. Axis that the slices lie along.
+        index: int array over that axis. Group of each slice; -1 for none.
+        scale: float. Factor of the variable in the norms.
+    """
+
+    variable: Any
+    axis: int
+    index: np.ndarray
+    scale: float = 1.0
+
+
+class SliceGroups:
+    """Groups of slices of variables; the slices of a group become zero together.
+
+    Group k has the slices that `index` assigns to k, over all members. Its norm is
+    sqrt(sum over members of ||slice||^2 / ||member||^2). Norms are relative to the
+    members, so that variables of any scale compare.
+
+    Attributes:
+        first: int. Position of the first group in the `GroupLasso`.
+        members: list of `Member`.
+
+    Args:
+        weights: float array (groups,). Factors of the strength of each group.
+    """
+
+    def __init__(self, weights: ArrayLike) -> None:
+        self.first = 0
+        self.weights = np.asarray(weights, np.float32)
+        self.members: list[Member] = []
+
+    def add(self, variable: Any, axis: int, index: ArrayLike) -> None:
+        """Adds a member; see `Member` for the arguments."""
+        self.members.append(Member(variable, axis, np.asarray(index)))
+
+    def normalize(self) -> None:
+        """Makes norms relative to the present values of the members."""
+        for member in self.members:
+            norm = float(np.linalg.norm(ops.convert_to_numpy(member.variable)))
+            member.scale = 1.0 / max(norm, LEAST_NORM)
+
+    def norms(self) -> Tensor:
+        """Returns the norm of each group, a float32 tensor (groups,)."""
+        count = len(self.weights)
+        total = ops.zeros((count,))
+        for member in self.members:
+            value = ops.cast(ops.convert_to_tensor(member.variable), "float32")
+            value = value * member.scale
+            axis = member.axis % len(value.shape)
+            others = [i for i in range(len(value.shape)) if i != axis]
+            squares = ops.sum(ops.square(value), axis=others)
+            if not np.array_equal(member.index, np.arange(count)):
+                segments: np.ndarray = member.index % (count + 1)
+                squares = ops.segment_sum(squares, segments, count + 1)
+            total = total + squares[:count]
+        return ops.sqrt(total)
+
+    def weighted_norms(self) -> np.ndarray:
+        """Returns norm / weight of each group, a float array (groups,).
+
+        A proximal step of that size makes the group zero.
+
+        Raises:
+            ValueError: if norms are not finite.
+        """
+        norms = ops.convert_to_numpy(self.norms())
+        if not np.isfinite(norms).all():
+            raise ValueError(
+                "Finite coefficients are expected. Received NaN or infinity: the "
+                "training diverged. Lower the learning rate."
+            )
+        return norms / np.maximum(self.weights, 1e-12)
+
+    def shrinkage_factors(self, step: Tensor) -> Tensor:
+        """Returns the factors of the groups in a proximal step, float32 (groups,).
+
+        max(0, 1 - step * weight / norm), the proximal operator of the group lasso.
+
+        Args:
+            step: float tensor (groups,), see `GroupLasso.steps`.
+        """
+        norms = ops.maximum(self.norms(), 1e-12)
+        return ops.maximum(0.0, 1.0 - step * self.weights / norms)
+
+
 class GroupLasso(ProximalStep):
-    """Group sparsity: each group shrinks by its strength times the learning rate.
+    """Proximal step of a group lasso over several `SliceGroups`.
+
+    The norm of a group falls by strength * learning rate * weight in each step.
 
     Attributes:
         count: int. Number of groups.
@@ -23,36 +118,39 @@ class GroupLasso(ProximalStep):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        self._memberships: dict[int, list] = {}
+        self._memberships: dict[int, list[tuple[SliceGroups, Member]]] = {}
 
     def shapes(self) -> dict[str, list[tuple[int, ...]]]:
         return {"shrinkage": [(self.count,)]}
 
-    def add(self, groups: "Groups") -> None:
-        """Takes `Groups` in; their strengths follow those of the groups before.
+    def add(self, groups: SliceGroups) -> None:
+        """Adds groups; their strengths follow those of the groups before.
 
-        The variables of the groups shrink after each update from now on.
+        The variables of the groups have a proximal operator from now on.
         """
         groups.first = self.count
         self.count += len(groups.weights)
-        for variable, axis, index, _ in groups.members:
-            memberships = self._memberships.setdefault(id(variable), [])
-            memberships.append((groups, axis, index))
-            operator = functools.partial(self.shrink, memberships)
-            set_proximal_operator(variable, operator)
+        for member in groups.members:
+            memberships = self._memberships.setdefault(id(member.variable), [])
+            memberships.append((groups, member))
+            operator = functools.partial(self.proximal_operator, memberships)
+            set_proximal_operator(member.variable, operator)
 
     def attach(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Follows an optimizer's learning rate from now on, with strengths of 0."""
         super().attach(optimizer)
-        self.assign(0.0)
+        self.set_strengths(0.0)
 
-    def assign(self, strengths: np.ndarray | float) -> None:
+    def set_strengths(self, strengths: np.ndarray | float) -> None:
         """Sets the strengths: float array (count,), or one number for all."""
         (variable,) = self.parameters["shrinkage"]
         variable.assign(np.broadcast_to(np.float32(strengths), (self.count,)))
 
-    def thresholds(self, groups: "Groups") -> Tensor:
-        """The thresholds of the proximal operator now, a float32 tensor (groups,)."""
+    def steps(self, groups: SliceGroups) -> Tensor:
+        """Returns strength * learning rate of the groups, a float32 tensor (groups,).
+
+        Zero without an optimizer.
+        """
         if not self.is_attached:
             return ops.zeros((len(groups.weights),))
         last = groups.first + len(groups.weights)
@@ -60,89 +158,24 @@ class GroupLasso(ProximalStep):
         strengths = ops.convert_to_tensor(variable)[groups.first : last]
         return self.learning_rate() * strengths
 
-    def shrink(self, memberships: list, value: Tensor) -> Tensor:
-        """The proximal operator on one variable.
+    def proximal_operator(
+        self, memberships: list[tuple[SliceGroups, Member]], value: Tensor
+    ) -> Tensor:
+        """Returns the value of a variable after a proximal step.
 
-        The members of a group shrink one after the other by nearly the same factor;
-        below the threshold all become exactly zero.
+        The members of a group shrink one after the other by nearly the same factor.
+        Below the threshold all become exactly zero.
 
         Args:
-            memberships: list of `(Groups, axis, index)`, see `Groups.add`.
-            value: of the variable, a float tensor.
+            memberships: list of `(groups, member)`, of the variable.
+            value: float tensor. The variable's value.
         """
-        for groups, axis, index in memberships:
+        for groups, member in memberships:
             shape = [1] * len(value.shape)
-            shape[axis] = -1
-            factors = groups.factors(self.thresholds(groups))
-            # The last one is that of slices in no group.
+            shape[member.axis] = -1
+            factors = groups.shrinkage_factors(self.steps(groups))
+            # The last factor is that of slices in no group.
             factors = ops.concatenate([factors, ops.ones((1,))])
-            factors = ops.take(factors, index % (len(groups.weights) + 1))
+            factors = ops.take(factors, member.index % (len(groups.weights) + 1))
             value = value * ops.cast(ops.reshape(factors, shape), value.dtype)
         return value
-
-
-class Groups:
-    """Groups of slices of variables; the slices of one shrink and die together.
-
-    Group k has the slices that `index` assigns to k, over all members. Its norm is
-    sqrt(sum over members of ||slice||^2 / ||member||^2): its shares of the members'
-    energies, so that variables of any scale compare.
-
-    Args:
-        weights: float array (groups,): how much faster a group shrinks.
-
-    Attributes:
-        first: see `GroupLasso.add`.
-    """
-
-    def __init__(self, weights):
-        self.first = None
-        self.weights = np.asarray(weights, np.float32)
-        self.members = []
-
-    def add(self, variable, axis, index):
-        """Adds a member.
-
-        Args:
-            variable: a trainable variable.
-            axis: the one that groups lie along.
-            index: int array over that axis, group of each slice; -1 for none.
-        """
-        self.members.append((variable, axis, np.asarray(index), 1.0))
-
-    def measure(self):
-        """Makes norms relative to the variables as they are now."""
-        self.members = [
-            (variable, axis, index, 1.0 / max(_frobenius(variable), LEAST_NORM))
-            for variable, axis, index, _ in self.members
-        ]
-
-    def norms(self):
-        """Float32 tensor (groups,)."""
-        count = len(self.weights)
-        total = ops.zeros((count,))
-        for variable, axis, index, scale in self.members:
-            value = ops.cast(ops.convert_to_tensor(variable), "float32") * scale
-            others = [
-                i for i in range(len(value.shape)) if i != axis % len(value.shape)
-            ]
-            squares = ops.sum(ops.square(value), axis=others)
-            if not np.array_equal(index, np.arange(count)):
-                squares = ops.segment_sum(squares, index % (count + 1), count + 1)
-            total = total + squares[:count]
-        return ops.sqrt(total)
-
-    def factors(self, step):
-        """What the proximal step multiplies each group by, float32 (groups,).
-
-        max(0, 1 - step * weight / norm), the proximal operator of the group lasso.
-
-        Args:
-            step: float tensor (groups,), see `GroupLasso.thresholds`.
-        """
-        norms = ops.maximum(self.norms(), 1e-12)
-        return ops.maximum(0.0, 1.0 - step * self.weights / norms)
-
-
-def _frobenius(variable):
-    return float(np.linalg.norm(ops.convert_to_numpy(variable)))

@@ -1,79 +1,89 @@
-"""What taking channels and ranks loses: energy, as a share of what its layer has left.
+"""Scores of channels and ranks: loss of explained variance per unit of cost saved.
 
-The energy of a layer is the variance of its outputs. The product over all layers of the
-energy they keep says well what a network keeps ("Accelerating Very Deep Convolutional
-Networks", Zhang et al., TPAMI 2016): its logarithm adds up over layers, and falls
-without bound as one of them is emptied. A score is what it falls by for each unit of
-cost that is saved.
+The importance of a channel or rank is the variance of a layer's outputs that it
+explains. The product over all layers of the variance shares that they keep is a good
+proxy for the accuracy ("Accelerating Very Deep Convolutional Networks", Zhang et al.,
+TPAMI 2016). Its logarithm adds up over layers, and falls without bound as a layer is
+emptied. A score is the fall of that logarithm divided by the cost saved.
 """
 
 import numpy as np
 
 from tfcompress.core.knapsack import lower_hull
 
-# A group of channels without any energy left scores 0, and not 0 / 0.
+# Least variance and cost: a set of channels without variance scores 0, and not 0 / 0.
 TINY = 1e-30
 
 
-def channel_scores(energies, others, costs):
-    """Scores of channels that lie side by side, the lowest to be taken first.
+def channel_scores(
+    importances: np.ndarray, other_variances: np.ndarray, savings: np.ndarray
+) -> np.ndarray:
+    """Returns the scores of channels that the same layers read.
+
+    Channels are removed by ascending score.
 
     Args:
-        energies: float array (readers, channels), not negative: what each channel adds
-            to the outputs of each layer that reads it.
-        others: float array (readers,): what channels besides these add.
-        costs: float array (channels,), what taking each saves.
+        importances: float array (readers, channels), not negative. Variance that each
+            channel adds to the outputs of each layer that reads it.
+        other_variances: float array (readers,). Variance that other channels add.
+        savings: float array (channels,). Cost that the removal of each saves.
 
     Returns:
-        Float array (channels,); infinite for one that would empty a layer.
+        Float array (channels,); infinite for a channel whose removal empties a layer.
     """
-    costs = np.maximum(costs, TINY)
-    whole = np.maximum(energies.sum(axis=1) + others, TINY)
-    order = np.argsort((energies / whole[:, None]).sum(axis=0) / costs, kind="stable")
-    losses = [_losses(e[order], o) for e, o in zip(energies, others, strict=True)]
-    scores = np.sum(losses, axis=0) / costs[order]
+    savings = np.maximum(savings, TINY)
+    totals = np.maximum(importances.sum(axis=1) + other_variances, TINY)
+    shares = (importances / totals[:, None]).sum(axis=0)
+    order = np.argsort(shares / savings, kind="stable")
+    losses = [
+        _losses(values[order], other)
+        for values, other in zip(importances, other_variances, strict=True)
+    ]
+    scores = np.sum(losses, axis=0) / savings[order]
     return _in_place(np.maximum.accumulate(scores), order)
 
 
-def rank_scores(energies, costs, whole):
-    """Scores of one layer's ranks, the lowest to be taken first.
+def rank_scores(
+    importances: np.ndarray, costs: np.ndarray, merged_cost: float
+) -> np.ndarray:
+    """Returns the scores of one layer's ranks.
 
-    Two layers are dearer than one until many ranks are gone, so that the first of them
-    save nothing alone: those between two corners of the lower convex hull of (cost,
-    loss) share one score.
+    Two layers cost more than one until many ranks are removed, so the first ranks save
+    nothing alone. Ranks between two corners of the lower convex hull of (cost, loss)
+    therefore share one score.
 
     Args:
-        energies: float array (ranks,), not negative.
-        costs: float array (ranks,): with 1, 2, ... of them left, as two layers;
-            infinite where that many are not worth two layers.
-        whole: the cost as one layer, with all of them.
+        importances: float array (ranks,), not negative. Variance that each explains.
+        costs: float array (ranks,). Cost of two layers with 1, 2, ... ranks; infinite
+            where the layer is not decomposed.
+        merged_cost: float. Cost of one layer with all ranks.
 
     Returns:
-        Float array (ranks,); infinite for those that stay whatever else goes.
+        Float array (ranks,); infinite for ranks that no threshold removes.
     """
-    order = np.argsort(energies, kind="stable")
-    # From all to one left: what is lost, and what each of these costs.
-    losses = np.concatenate([[0.0], np.cumsum(_losses(energies[order])[:-1])])
-    costs = np.append(whole, costs[-2::-1])
+    order = np.argsort(importances, kind="stable")
+    # Index i is the loss and the cost once i ranks are removed.
+    losses = np.concatenate([[0.0], np.cumsum(_losses(importances[order])[:-1])])
+    costs = np.append(merged_cost, costs[-2::-1])
     possible = np.flatnonzero(np.isfinite(costs))
     corners = possible[lower_hull(costs[possible], losses[possible])][::-1]
-    scores = np.full(len(energies), np.inf)
-    scores[: corners[0]] = 0.0  # without energy
+    scores = np.full(len(importances), np.inf)
+    scores[: corners[0]] = 0.0  # ranks that explain nothing
     for before, after in zip(corners, corners[1:], strict=False):
         slope = (losses[after] - losses[before]) / (costs[before] - costs[after])
         scores[before:after] = slope
     return _in_place(scores, order)
 
 
-def _losses(energies, others=0.0):
-    """What taking each loses when those before it are gone, float (n,)."""
-    left = np.append(np.cumsum(energies[::-1])[::-1], 0.0) + others
+def _losses(importances: np.ndarray, other: float = 0.0) -> np.ndarray:
+    """Loss of each removal once those before it are removed, float array (n,)."""
+    left = np.append(np.cumsum(importances[::-1])[::-1], 0.0) + other
     ratios = np.maximum(left[1:], TINY) / np.maximum(left[:-1], TINY)
     losses = -np.log(ratios)
-    return losses if others > 0 else np.append(losses[:-1], np.inf)
+    return losses if other > 0 else np.append(losses[:-1], np.inf)
 
 
-def _in_place(values, order):
+def _in_place(values: np.ndarray, order: np.ndarray) -> np.ndarray:
     result = np.empty_like(values)
     result[order] = values
     return result

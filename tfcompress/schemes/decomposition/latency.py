@@ -1,4 +1,4 @@
-"""Whether two layers are faster than one, timed in LiteRT."""
+"""Latency of decomposed layers in LiteRT."""
 
 import keras
 
@@ -7,19 +7,21 @@ from tfcompress.layers.factorized import (
     plain_layer,
     width_argument,
 )
+from tfcompress.schemes.decomposition.search_space import RankSpace
+from tfcompress.schemes.decomposition.selection import Selection
 
 RUNS = 30
 
 
-def slower_in_two(space, cut):
-    """The layers that a cut decomposes although that does not make them faster.
+def slower_when_decomposed(space: RankSpace, selection: Selection) -> list[str]:
+    """Returns the decomposed layers of a selection that are not faster for it.
 
-    Each is timed by itself, on one thread of this machine, with the channels and the
-    rank that the cut leaves it.
+    Each layer is timed alone, on one thread of this machine, with the channels and the
+    rank of the selection.
 
     Args:
-        space: a `RankSpace`.
-        cut: a `Cut`.
+        space: `RankSpace` of the student.
+        selection: `Selection`.
 
     Returns:
         List of layer names.
@@ -29,26 +31,27 @@ def slower_in_two(space, cut):
     """
     return [
         name
-        for name, kept in cut.ranks.items()
-        if not kept.all() and not _pays(space, cut, name, int(kept.sum()))
+        for name, keep in selection.keep_ranks.items()
+        if not keep.all() and not _is_faster(space, selection, name, int(keep.sum()))
     ]
 
 
-def _pays(space, cut, name, rank):
+def _is_faster(space, selection, name, rank):
     # Not at the top: a machine that only trains may lack LiteRT.
     from tfcompress.litert import float_tflite, latency
 
     layer, term = space.layers[name], space.width_model.terms[name]
-    width = {width_argument(layer): max(1, int(cut.alive[term.writes].sum()))}
+    outputs = int(selection.keep_groups[term.writes].sum())
+    width = {width_argument(layer): max(1, outputs)}
     _, *sizes = space.input_shape(name)
     axis = 0 if layer.channel_axis == 1 else -1
     if term.reads.size:
-        sizes[axis] = max(1, int(cut.alive[term.reads].sum()))
+        sizes[axis] = max(1, int(selection.keep_groups[term.reads].sum()))
     inputs = keras.Input(sizes, batch_size=1)
     basis, coefficients = decomposed_layers(layer, rank, **width)
     models = (
         keras.Model(inputs, plain_layer(layer, **width)(inputs)),
         keras.Model(inputs, coefficients(basis(inputs))),
     )
-    one, two = latency([float_tflite(model) for model in models], RUNS)
-    return two < one
+    merged, decomposed = latency([float_tflite(model) for model in models], RUNS)
+    return decomposed < merged

@@ -1,18 +1,22 @@
-"""Decomposition and channel pruning in one training, as a scheme."""
+"""Scheme of decomposition and channel pruning in one training."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
 from tfcompress.core.budget import parse_budget
-from tfcompress.core.scheme import SearchingScheme
+from tfcompress.core.config import KeepFloat
+from tfcompress.core.plan import Plan
+from tfcompress.core.scheme import Place, SearchingScheme
+from tfcompress.core.student import Student
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.schemes.decomposition.factorize import Factorize
+from tfcompress.schemes.decomposition.scoring import equal_scores
 from tfcompress.schemes.decomposition.search import RankSearch
-from tfcompress.schemes.decomposition.search_space import (
-    RankSpace,
-    equal_scores,
-    why_kept,
-)
+from tfcompress.schemes.decomposition.search_space import RankSpace, why_kept
 from tfcompress.schemes.decomposition.selection import lowest_cost
 from tfcompress.schemes.decomposition.width_model import WidthModel
 
@@ -23,35 +27,44 @@ MEASURED = "measured"
 class Decomposition(SearchingScheme):
     """Low rank and fewer channels in one training (EDP, TNNLS 2021).
 
-    Every convolution and dense kernel becomes a basis times coefficients; a group
-    lasso on the rows and columns of the coefficients lowers the rank and takes
-    channels, together with what is tied to them through additions. In the first part
-    of a `fit` the cost comes down to the budget step by step: the lasso shrinks what
-    loses the least energy, measured on training data, for what it saves. Then what goes
-    is decided, and the rest of the `fit`, or further ones, fine-tune what stays.
-    `tfc.finalize` returns a plain, smaller Keras model: a layer becomes two where that
-    is clearly cheaper, and is merged again where it is not.
+    Every convolution and dense kernel becomes a basis times coefficients. A group lasso
+    on the rows and columns of the coefficients lowers the rank and removes channels,
+    together with those that additions tie to them.
+
+    In the first part of a `fit` the cost comes down to the budget step by step. The
+    lasso shrinks the channels and ranks that explain the least variance, measured on
+    training data, for the cost that they save. Then the selection freezes, and the rest
+    of the `fit`, or further ones, fine-tune. `tfc.finalize` returns a plain, smaller
+    Keras model: a layer becomes two where that is clearly cheaper, else it is merged.
 
     Args:
-        macs: the budget: a count of multiply-accumulates, or a share of the model's as
-            text, such as "1/2" or "0.45". The finished model takes at most that, and at
-            least 98 % of it wherever single channels allow that.
-        params: a budget of parameters in place of one of MACs.
-        penalty: the strength of the group lasso in place of a budget, on the paper's
-            sigmoid ramp; at 1 the mean group would be gone at the end of the search if
-            nothing held it.
-        start: of the factorization: "svd" for trained models, turned to the principal
-            axes of the layer's outputs when `fit` begins; or "identity".
-        batch_norm: where the batch normalization behind a layer goes: "behind", as it
-            is, where its gamma and beta shrink together with the coefficients; or
-            "between" basis and coefficients, see `tfcompress.Factorize`.
-        margin: two layers replace one only where they cost less than `margin` times as
-            much: they take more time than their MACs say. "measured" times both in
-            LiteRT, on the machine that trains, and keeps the faster.
-        round_to: layers keep a multiple of so many channels.
-        search_fraction: share of the first `fit` that shrinks, in (0, 1].
-        weight_decay, overrides: see `Scheme`. The decay is on the basis: without it,
-            the basis would grow while the coefficients shrink.
+        macs: int, float or str. Budget: a count of multiply-accumulates, or a share of
+            the model's as text, such as "1/2" or "0.45". The finished model takes at
+            most that, and at least 98 % of it wherever single channels allow that.
+        params: int, float or str. Budget of parameters in place of one of MACs.
+        penalty: float. Strength of the group lasso in place of a budget, on the paper's
+            sigmoid ramp. At 1 the mean group would be zero at the end of the search if
+            the loss did not oppose.
+        start: str. Start of the factorization. "svd": for trained models, rotated to
+            the principal axes of the layer's outputs when `fit` begins. "identity": the
+            kernel times the identity.
+        batch_norm: str. Place of the batch normalization after a layer. "behind": as it
+            is; its gamma and beta shrink together with the coefficients. "between":
+            between basis and coefficients, see `tfcompress.Factorize`.
+        margin: float or str. Two layers replace one only where they cost less than
+            `margin` times as much: they take more time than their MACs say.
+            "measured" times both in LiteRT, on the machine that trains, and keeps the
+            faster.
+        round_to: int. Layers keep a multiple of so many channels.
+        search_fraction: float. Share of the first `fit` that searches, in (0, 1].
+        weight_decay: float. See `Scheme`. The decay is on the basis: without it the
+            basis would grow while the coefficients shrink.
+        overrides: dict. See `Scheme`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or not exactly one of `macs`,
+            `params` and `penalty` is given.
+        TypeError: if an override is neither `KeepFloat` nor `Factorize`.
 
     Example:
 
@@ -62,17 +75,17 @@ class Decomposition(SearchingScheme):
 
     def __init__(
         self,
-        macs=None,
-        params=None,
-        penalty=None,
-        start="svd",
-        batch_norm="behind",
-        margin=0.7,
-        round_to=1,
-        search_fraction=0.5,
-        weight_decay=1e-4,
-        overrides=None,
-    ):
+        macs: float | str | None = None,
+        params: float | str | None = None,
+        penalty: float | None = None,
+        start: str = "svd",
+        batch_norm: str = "behind",
+        margin: float | str = 0.7,
+        round_to: int = 1,
+        search_fraction: float = 0.5,
+        weight_decay: float = 1e-4,
+        overrides: Mapping[str, KeepFloat | Factorize] | None = None,
+    ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         if sum(x is not None for x in (macs, params, penalty)) != 1:
             raise ValueError(
@@ -87,7 +100,8 @@ class Decomposition(SearchingScheme):
         self.budget = macs if params is None else params
         if self.budget is not None:
             parse_budget(self.budget, 1.0, self.unit)
-        if margin != MEASURED and not 0 < margin <= 1:
+        in_range = not isinstance(margin, str) and 0 < margin <= 1
+        if margin != MEASURED and not in_range:
             raise ValueError(
                 f"`margin` is in (0, 1] or '{MEASURED}'. Received: margin={margin!r}."
             )
@@ -104,65 +118,65 @@ class Decomposition(SearchingScheme):
         self.round_to = round_to
         self.config = Factorize(start, batch_norm)
 
-    def config_for(self, layer, place):
+    def config_for(self, layer: keras.layers.Layer, place: Place) -> Factorize:
         return self.config
 
-    def check(self, model, plan):
+    def check(self, model: keras.Model, plan: Plan) -> None:
         if self.budget is None:
             return
         channels = Channels(Graph(model))
         factorized = [row.name for row in plan.treated()]
-        width_model = WidthModel(
-            model, channels, self.unit, factorized, self._least_saving()
-        )
+        width_model = WidthModel(model, channels, self.unit, factorized, self._margin())
         scores = equal_scores(width_model, channels)
-        whole = width_model.whole()
+        full = width_model.full_cost()
         lowest = lowest_cost(width_model, scores, self.round_to)
-        budget = parse_budget(self.budget, whole, self.unit)
-        if not lowest <= budget <= whole:
+        budget = parse_budget(self.budget, full, self.unit)
+        if not lowest <= budget <= full:
             raise ValueError(
-                f"A budget of {self.unit} from {lowest:.4g} to {whole:.4g}, 1/"
-                f"{whole / lowest:.1f} to 1/1 of the model's, can be met. Received: "
+                f"A budget of {self.unit} from {lowest:.4g} to {full:.4g}, 1/"
+                f"{full / lowest:.1f} to 1/1 of the model's, can be met. Received: "
                 f"{self.unit}={self.budget!r}, {budget:.4g}."
             )
 
-    def notes(self, model, plan):
+    def notes(self, model: keras.Model, plan: Plan) -> dict[str, str]:
         channels = Channels(Graph(model))
         factorized = {row.name for row in plan.treated()}
-        notes = {}
-        for group in channels.group_sets:
-            why = why_kept(group, factorized)
-            for name in factorized.intersection(group.producers):
-                tied = [other for other in group.producers if other != name]
+        notes: dict[str, str] = {}
+        for group_set in channels.group_sets:
+            why = why_kept(group_set, factorized)
+            for name in factorized.intersection(group_set.producers):
+                tied = [other for other in group_set.producers if other != name]
                 with_others = f" with those of {', '.join(tied)}" if tied else ""
                 kept = f"channels stay: {why}"
                 notes.setdefault(name, kept if why else f"channels may go{with_others}")
         return notes
 
-    def connect(self, student):
-        student.rank_space = RankSpace(student, self.unit, self._least_saving())
+    def connect(self, student: Student) -> None:
+        student.rank_space = RankSpace(student, self.unit, self._margin())
         student.rank_space.connect()
 
-    def callbacks(self, student, recalibrate):
+    def callbacks(
+        self, student: Student, recalibrate: Recalibration
+    ) -> list[keras.callbacks.Callback]:
         space, budget = student.rank_space, self.budget
         if budget is not None:
-            budget = parse_budget(budget, space.width_model.whole(), self.unit)
+            budget = parse_budget(budget, space.width_model.full_cost(), self.unit)
         return [
             RankSearch(
                 space,
                 recalibrate,
                 self.search_fraction,
                 self.round_to,
-                measure=self.margin == MEASURED,
+                measure_latency=self.margin == MEASURED,
                 budget=budget,
                 penalty=self.penalty,
             )
         ]
 
-    def _least_saving(self):
-        return 1.0 if self.margin == MEASURED else self.margin
+    def _margin(self) -> float:
+        return 1.0 if isinstance(self.margin, str) else self.margin
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "macs": self.macs,

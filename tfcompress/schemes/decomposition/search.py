@@ -1,114 +1,146 @@
-"""The search of decomposition, as it goes along in `fit`."""
+"""Search of decomposition during `fit`."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from tfcompress.compat import keras_private
 from tfcompress.core.training.learning_rate import inner_optimizer
 from tfcompress.core.training.penalty import DESCENT
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
-from tfcompress.schemes.decomposition.activation_statistics import MeasureMoments
-from tfcompress.schemes.decomposition.latency import slower_in_two
-from tfcompress.schemes.decomposition.selection import choose_cut, cut_at
+from tfcompress.schemes.decomposition.activation_statistics import (
+    ActivationStatistics,
+    MeasureActivations,
+)
+from tfcompress.schemes.decomposition.latency import slower_when_decomposed
+from tfcompress.schemes.decomposition.scoring import Scores, compute_scores
+from tfcompress.schemes.decomposition.search_space import RankSpace
+from tfcompress.schemes.decomposition.selection import Selection, select, select_above
+from tfcompress.types import ArrayLike
 
-# What is to go takes this share of the search to shrink from the mean norm to zero.
-DYING = 0.1
-# Share of the batches, 1 / FEW, that scores are followed with.
-FEW = 4
-# Of the mean group's norm: a step that takes more is a cut.
-MOST_PER_STEP = 0.1
+# Share of the search in which a group of the mean norm shrinks to zero.
+SHRINKAGE_SHARE = 0.1
+# Largest fall of a norm in one step, as a share of the mean norm: more would remove a
+# group at once.
+MAX_STEP = 0.1
+# Share of the batches that follow the scores during the search.
+SCORING_SHARE = 1 / 4
 
 
 class RankSearch(Search):
-    """Shrinks groups until the cost is down to the budget, then cuts.
+    """Shrinks groups until the cost is down to the budget, then freezes the rest.
 
-    At first the coefficients are turned to the principal axes of what their layers
-    compute. Then the cost that is aimed at comes down from the whole to the budget, and
-    the groups shrink that a cut to it would take now. Those that will stay lose nothing
-    to the group lasso and learn to do without the others as these fade: shrinking all
-    alike, as the paper does, takes hundreds of epochs, or most of the accuracy.
+    At first the factors are rotated to the principal axes of their layers' outputs.
+    Then a target cost comes down from the full cost to the budget. Those groups shrink
+    that a selection for the target would remove at that moment. The others lose nothing
+    to the group lasso and adapt as the removed ones fade. Shrinking all alike, as the
+    paper does, takes hundreds of epochs, or most of the accuracy.
 
-    With a penalty in place of a budget all groups shrink, by the paper's ramp, a
-    sigmoid, in units in which the mean group would be gone at the end of the search at
-    1; what has become zero is cut. What is cut is masked, and the rest of the training
-    goes without shrinking. A student whose search was interrupted has all of its
-    channels.
+    With a penalty in place of a budget all groups shrink, on the paper's sigmoid ramp.
+    At a penalty of 1 the mean group would be zero at the end of the search. Groups that
+    are zero then are removed.
+
+    Removed groups are masked, and the rest of the training goes without shrinking. A
+    student whose search was interrupted has all of its channels.
 
     Args:
-        space: the student's connected `RankSpace`.
-        recalibrate, fraction: see `Search`; energies are measured on the batches.
-        round_to: see `choose_cut`.
-        measure: whether layers are decomposed only where LiteRT is faster for it.
-        budget: in the unit of the space's width model, or None.
-        penalty: the strength, if there is no budget.
+        space: connected `RankSpace` of the student.
+        recalibrate: `Recalibration` of the student; activations are measured on its
+            batches.
+        fraction: float. Share of the training that searches.
+        round_to: int. See `select`.
+        measure_latency: bool. Whether layers are decomposed only where LiteRT is faster
+            for it.
+        budget: float or None. Cost in the unit of the space's width model.
+        penalty: float or None. Strength of the group lasso if there is no budget.
     """
 
     def __init__(
-        self, space, recalibrate, fraction, round_to, measure, budget=None, penalty=None
-    ):
+        self,
+        space: RankSpace,
+        recalibrate: Recalibration,
+        fraction: float,
+        round_to: int,
+        measure_latency: bool,
+        budget: float | None = None,
+        penalty: float | None = None,
+    ) -> None:
         super().__init__(space, recalibrate, fraction)
         self.round_to = round_to
-        self.measure = measure
+        self.measure_latency = measure_latency
         self.budget = budget
         self.penalty = penalty
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
-        self.moments = MeasureMoments(self.model, self.space.layers)
+        self.measure = MeasureActivations(self.model, self.space.layers)
         self.space.lasso.attach(inner_optimizer(self.model))
         keras_private.rebuild_train_function(self.model)
 
-    def begin(self, share):
+    def begin(self, share: float) -> None:
         if share == 0:
-            self.space.turn(self.moments(self.recalibrate.batches))
-        self.space.measure()
-        self.unit = self.space.mean_size() / self.sum_of_learning_rates()
+            self.space.rotate(self.measure(self.recalibrate.batches))
+        self.space.normalize()
+        self.unit = self.space.mean_norm() / self.sum_of_learning_rates()
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
+        # The names are those of earlier files.
         return {"scales": self.space.scales(), "unit": self.unit}
 
-    def resume(self, state):
+    def resume(self, state: Mapping[str, np.ndarray]) -> None:
         self.space.set_scales(state["scales"])
         self.unit = float(state["unit"])
 
-    def advance(self, share):
+    def advance(self, share: float) -> None:
         if self.budget is None:
             ramp = 1.0 / (1.0 + math.exp(15.0 - 30.0 * share))
-            self.space.lasso.assign(self.unit * self.penalty * ramp)
+            self.space.lasso.set_strengths(self.unit * self.penalty * ramp)
             return
-        whole = self.space.width_model.whole()
-        goal = whole * (self.budget / whole) ** min(1.0, share / DESCENT)
-        strength = min(1.0 / DYING, MOST_PER_STEP * self.steps())
-        scores = self.space.scores(self.moments(self._few()))
-        self.space.press(self._cut_to(goal, scores), self.unit * strength)
+        full = self.space.width_model.full_cost()
+        target = full * (self.budget / full) ** min(1.0, share / DESCENT)
+        strength = min(1.0 / SHRINKAGE_SHARE, MAX_STEP * self.steps())
+        scores = compute_scores(self.space, self.measure(self._scoring_batches()))
+        selection = self._select(target, scores)
+        self.space.shrink(
+            selection.keep_groups, selection.keep_ranks, self.unit * strength
+        )
 
-    def freeze(self):
-        self.space.lasso.assign(0.0)
-        self.space.apply(self._cut())
+    def freeze(self) -> None:
+        self.space.lasso.set_strengths(0.0)
+        selection = self._final_selection()
+        self.space.freeze(selection.keep_groups, selection.keep_ranks)
         self.recalibrate()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
         self.space.lasso.detach()
 
-    def _cut(self):
-        space, moments = self.space, self.moments(self.recalibrate.batches)
-        cut = self._cut_by(space.scores(moments))
-        # Each round settles a layer or more, so there are not many.
-        while self.measure and (slower := slower_in_two(space, cut)):
-            for name in slower:
-                space.width_model.keep_whole(name)
-            cut = self._cut_by(space.scores(moments))
-        return cut
-
-    def _few(self):
-        """Enough batches to follow what was measured with all of them."""
+    def _scoring_batches(self) -> Sequence[ArrayLike]:
         batches = self.recalibrate.batches
-        return batches[: max(1, len(batches) // FEW)]
+        return batches[: max(1, int(len(batches) * SCORING_SHARE))]
 
-    def _cut_by(self, scores):
+    def _final_selection(self) -> Selection:
+        statistics = self.measure(self.recalibrate.batches)
+        selection = self._selection_now(statistics)
+        # Each round excludes a layer or more, so there are not many.
+        while self.measure_latency and (
+            slower := slower_when_decomposed(self.space, selection)
+        ):
+            for name in slower:
+                self.space.width_model.never_decompose(name)
+            selection = self._selection_now(statistics)
+        return selection
+
+    def _selection_now(
+        self, statistics: Mapping[str, ActivationStatistics]
+    ) -> Selection:
+        scores = compute_scores(self.space, statistics)
         if self.budget is not None:
-            return self._cut_to(self.budget, scores)
-        return cut_at(0.0, self.space.width_model, scores, self.round_to)
+            return self._select(self.budget, scores)
+        return select_above(0.0, self.space.width_model, scores, self.round_to)
 
-    def _cut_to(self, cost, scores):
-        return choose_cut(self.space.width_model, scores, cost, self.round_to)
+    def _select(self, cost: float, scores: Scores) -> Selection:
+        return select(self.space.width_model, scores, cost, self.round_to)

@@ -1,41 +1,46 @@
-"""What a decomposing student can lose: channels, ranks, and what they cost."""
+"""Search space of decomposition: removable channels and ranks, and their cost."""
+
+from collections.abc import Collection, Mapping
 
 import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.graph.batch_norm import foldable
-from tfcompress.graph.channels import Channels
+from tfcompress.graph.channels import Channels, GroupSet
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import FactorizedKernel
-from tfcompress.schemes.decomposition.group_lasso import GroupLasso, Groups
-from tfcompress.schemes.decomposition.importance import channel_scores, rank_scores
-from tfcompress.schemes.decomposition.principal_axes import multipliers, turned
-from tfcompress.schemes.decomposition.selection import Scores
+from tfcompress.schemes.decomposition.activation_statistics import ActivationStatistics
+from tfcompress.schemes.decomposition.group_lasso import GroupLasso, SliceGroups
+from tfcompress.schemes.decomposition.principal_axes import (
+    output_scales,
+    rotate_to_principal_axes,
+)
 from tfcompress.schemes.decomposition.width_model import WidthModel
-
-# A group whose norm has come down to this share of the mean is as good as gone.
-GONE = 1e-3
 
 
 class RankSpace:
-    """The groups of a student's coefficients and the cost that they decide on.
+    """Channels and ranks that a student can lose, as groups of a group lasso.
 
     Attributes:
-        layers: `{name: layer}` of the factorized layers.
-        channels: the student's `Channels`.
-        removable: boolean array over the classes of channels.
-        width_model: the `WidthModel`.
-        lasso: the `GroupLasso` that shrinks the groups.
+        layers: dict of str to `FactorizedKernel`. The factorized layers by name.
+        channels: `Channels` of the student.
+        removable: bool array (groups,). Whether each channel dependency group can be
+            removed.
+        width_model: `WidthModel` of the student.
+        lasso: `GroupLasso` of all groups, once connected.
+        rank_groups: dict of str to `SliceGroups`. Groups of the ranks by layer.
+        channel_groups: list of `(GroupSet, SliceGroups)`. Removable channels.
 
     Args:
-        student: a Functional model with `FactorizedKernel` layers.
-        unit, margin: see `WidthModel`.
+        student: Functional model with `FactorizedKernel` layers.
+        unit: see `WidthModel`.
+        margin: see `WidthModel`.
     """
 
-    def __init__(self, student, unit, margin):
+    def __init__(self, student: keras.Model, unit: str, margin: float) -> None:
         self._graph = graph = Graph(student)
-        named = graph.layers()
+        self._named = named = graph.layers()
         self.layers = {
             n: x for n, x in named.items() if isinstance(x, FactorizedKernel)
         }
@@ -43,212 +48,186 @@ class RankSpace:
         self.removable = removable_groups(self.channels, self.layers)
         self.width_model = WidthModel(student, self.channels, unit, self.layers, margin)
         self._norms = {n: foldable(graph, layer) for n, layer in self.layers.items()}
-        self._named = named
 
-    def input_shape(self, name):
-        """The shape of what a layer is called on first, batch axis included."""
+    def input_shape(self, name: str) -> tuple[int | None, ...]:
+        """Returns the shape of a layer's first input, batch axis included."""
         return tuple(self._graph.calls_of(self.layers[name])[0].inputs[0].shape)
 
-    def connect(self):
-        """Makes coefficients, and what shares their channels, shrink under pressure."""
-        self.lasso = GroupLasso()
-        all_alive = np.ones(len(self.removable), bool)
-        self._ranks = {}
-        for name, layer in self.layers.items():
-            rank = layer.coefficients.shape[0]
-            per_rank = self.width_model.per_rank(name, all_alive)
-            groups = Groups(np.full(rank, np.sqrt(per_rank)))
-            groups.add(layer.coefficients, 0, np.arange(rank))
-            self._ranks[name] = groups
-        self._classes = []
-        per_class = self.width_model.per_class(len(self.removable))
-        for group in self.channels.group_sets:
-            if self.removable[group.groups].all():
-                groups = Groups(np.sqrt(per_class[group.groups]))
-                self._join_all(groups, group)
-                self._classes.append((group, groups))
-        for groups in self._all_groups():
-            self.lasso.add(groups)
+    def connect(self) -> None:
+        """Puts a group lasso on coefficients and on variables of the same channels.
 
-    def _join_all(self, groups, group):
+        A second call replaces the groups of the first.
+        """
+        self.lasso = GroupLasso()
+        self.rank_groups = {name: self._rank_groups(name) for name in self.layers}
+        savings = self.width_model.savings(len(self.removable))
+        self.channel_groups = [
+            (group_set, self._channel_groups(group_set, savings))
+            for group_set in self.channels.group_sets
+            if self.removable[group_set.groups].all()
+        ]
+        for slices in self._all_groups():
+            self.lasso.add(slices)
+
+    def _rank_groups(self, name):
+        coefficients = self.layers[name].coefficients
+        rank = coefficients.shape[0]
+        keep_all = np.ones(len(self.removable), bool)
+        cost = self.width_model.cost_per_rank(name, keep_all)
+        slices = SliceGroups(np.full(rank, np.sqrt(cost)))
+        slices.add(coefficients, 0, np.arange(rank))
+        return slices
+
+    def _channel_groups(self, group_set, savings):
+        slices = SliceGroups(np.sqrt(savings[group_set.groups]))
         position = np.full(len(self.removable), -1)
-        position[group.groups] = np.arange(len(group.groups))
-        for name in group.producers:
+        position[group_set.groups] = np.arange(len(group_set.groups))
+        for name in group_set.producers:
             layer, index = self.layers[name], position[self.channels.written[name]]
-            groups.add(layer.coefficients, 1, index)
+            slices.add(layer.coefficients, 1, index)
             if layer.use_bias:
-                groups.add(layer.bias, 0, index)
-        for name in group.carriers:
+                slices.add(layer.bias, 0, index)
+        for name in group_set.carriers:
             layer, index = self._named[name], position[self.channels.read[name]]
             if isinstance(layer, keras.layers.BatchNormalization):
                 for variable in (layer.gamma, layer.beta):
                     if variable is not None:
-                        groups.add(variable, 0, index)
+                        slices.add(variable, 0, index)
+        return slices
 
-    def measure(self):
-        """Makes norms relative to the variables as they are now."""
-        for groups in self._all_groups():
-            groups.measure()
+    def normalize(self) -> None:
+        """Makes the norms of groups relative to the present values of variables."""
+        for slices in self._all_groups():
+            slices.normalize()
 
-    def scales(self):
-        """What `measure` found, a float array."""
-        return np.array(
-            [x[-1] for groups in self._all_groups() for x in groups.members]
-        )
+    def scales(self) -> np.ndarray:
+        """Returns the factors that `normalize` found, a float array (members,)."""
+        return np.array([member.scale for member in self._members()])
 
-    def set_scales(self, scales):
-        """Makes norms relative to what `measure` found at another time."""
-        scales = iter(scales)
-        for groups in self._all_groups():
-            groups.members = [(*x[:-1], float(next(scales))) for x in groups.members]
+    def set_scales(self, scales: np.ndarray) -> None:
+        """Sets the factors that `normalize` found at another time."""
+        for member, scale in zip(self._members(), scales, strict=True):
+            member.scale = float(scale)
 
-    def mean_size(self):
-        """Norm over weight, averaged over all groups."""
-        return float(np.mean(np.concatenate([_sizes(g) for g in self._all_groups()])))
-
-    def turn(self, moments):
-        """Turns factors to the principal axes of what their layers compute.
-
-        Those that start from a singular value decomposition; their products stay.
-
-        Args:
-            moments: `{layer name: Moments}` of now.
-        """
-        for name, layer in self.layers.items():
-            if layer.kernel_rank is None:
-                basis, coefficients = _factors(layer)
-                rows = basis.reshape(-1, len(coefficients))
-                scales = self._multipliers(name, coefficients, moments[name])
-                hidden = moments[name].hidden
-                layer.set_factors(*turned(rows, coefficients, hidden, scales))
-
-    def scores(self, moments):
-        """`Scores` of now, see `importance`; 0 for what is gone.
-
-        Args:
-            moments: `{layer name: Moments}` of now.
+    def mean_norm(self) -> float:
+        """Returns norm / weight, averaged over all groups.
 
         Raises:
             ValueError: if coefficients are not finite.
         """
-        gone = GONE * self.mean_size()
-        alive = np.ones(len(self.removable), bool)
-        ranks, read = {}, {}
-        for name, layer in self.layers.items():
-            basis, coefficients = _factors(layer)
-            scales = self._multipliers(name, coefficients, moments[name])
-            energies = np.square(coefficients * scales).sum(axis=1)
-            energies *= np.diag(moments[name].hidden)
-            energies[_sizes(self._ranks[name]) <= gone] = 0.0
-            costs = self.width_model.rank_costs(name, alive)
-            ranks[name] = rank_scores(energies, *costs)
-            kernel = basis @ coefficients * scales
-            kernel = kernel.reshape(-1, *kernel.shape[-2:])
-            read[name] = np.square(kernel).sum(axis=(0, 2)) * moments[name].inputs
-        classes = np.full(len(self.removable), np.inf)
-        per_class = self.width_model.per_class(len(self.removable))
-        for group, groups in self._classes:
-            energies, others = self._energies(group, read)
-            energies[:, _sizes(groups) <= gone] = 0.0
-            costs = per_class[group.groups]
-            classes[group.groups] = channel_scores(energies, others, costs)
-        return Scores(classes, [group.groups for group, _ in self._classes], ranks)
+        norms = [slices.weighted_norms() for slices in self._all_groups()]
+        return float(np.mean(np.concatenate(norms)))
 
-    def _energies(self, group, read):
-        """What a group's channels add to each layer that reads them, and others."""
-        energies, others = [], []
-        for name in group.consumers:
-            classes, energy = self.channels.read[name], read[name]
-            sums = np.bincount(classes, energy, len(self.removable))[group.groups]
-            energies.append(sums)
-            others.append(energy.sum() - sums.sum())
-        return np.array(energies), np.maximum(others, 0.0)
+    def factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a layer's masked basis and coefficients, float64 arrays."""
+        basis, coefficients = self.layers[name].masked_factors()
+        return (
+            np.asarray(ops.convert_to_numpy(basis), np.float64),
+            np.asarray(ops.convert_to_numpy(coefficients), np.float64),
+        )
 
-    def _multipliers(self, name, coefficients, moments):
+    def output_scales(
+        self, name: str, coefficients: np.ndarray, statistics: ActivationStatistics
+    ) -> np.ndarray:
+        """Returns the scales of a layer's outputs, see `principal_axes`."""
         norm = self._norms[name]
         if norm is not None:
             gamma = 1.0 if norm.gamma is None else ops.convert_to_numpy(norm.gamma)
             norm = gamma, norm.epsilon
-        return multipliers(coefficients, moments.hidden, norm)
+        return output_scales(coefficients, statistics.hidden_covariance, norm)
 
-    def press(self, cut, strength):
-        """Makes the groups shrink that a `Cut` takes, and leaves the others alone."""
-        taken = [~cut.ranks[name] for name in self._ranks]
-        taken += [~cut.alive[group.groups] for group, _ in self._classes]
-        self.lasso.assign(strength * np.concatenate(taken))
+    def rotate(self, statistics: Mapping[str, ActivationStatistics]) -> None:
+        """Rotates factors to the principal axes of their layers' outputs.
 
-    def is_frozen(self):
-        """Whether it is decided what goes."""
-        return all(float(ops.convert_to_numpy(x.frozen)) for x in self.layers.values())
+        Only those that start from a singular value decomposition; products stay.
 
-    def apply(self, cut):
-        """Masks what a `Cut` takes, for good."""
+        Args:
+            statistics: dict of str to `ActivationStatistics`. Present statistics by
+                layer.
+        """
         for name, layer in self.layers.items():
-            layer.rank_mask.assign(cut.ranks[name].astype("float32"))
-            classes = self.channels.read.get(name)
-            if classes is not None:
-                layer.input_mask.assign(cut.alive[classes].astype("float32"))
+            if layer.kernel_rank is None:
+                basis, coefficients = self.factors(name)
+                rows = basis.reshape(-1, len(coefficients))
+                scales = self.output_scales(name, coefficients, statistics[name])
+                covariance = statistics[name].hidden_covariance
+                layer.set_factors(
+                    *rotate_to_principal_axes(rows, coefficients, covariance, scales)
+                )
+
+    def shrink(
+        self,
+        keep_groups: np.ndarray,
+        keep_ranks: Mapping[str, np.ndarray],
+        strength: float,
+    ) -> None:
+        """Makes all groups shrink but those that are kept.
+
+        Args:
+            keep_groups: bool array (groups,). Keep mask of the channel dependency
+                groups.
+            keep_ranks: dict of str to bool array (rank,). Keep masks by layer.
+            strength: float. Strength of the group lasso.
+        """
+        removed = [~keep_ranks[name] for name in self.rank_groups]
+        removed += [~keep_groups[s.groups] for s, _ in self.channel_groups]
+        self.lasso.set_strengths(strength * np.concatenate(removed))
+
+    def is_frozen(self) -> bool:
+        """Whether the channels and ranks that stay are final."""
+        frozen = [layer.frozen for layer in self.layers.values()]
+        return all(float(ops.convert_to_numpy(flag)) for flag in frozen)
+
+    def freeze(
+        self, keep_groups: np.ndarray, keep_ranks: Mapping[str, np.ndarray]
+    ) -> None:
+        """Masks all channels and ranks but those that are kept, for good.
+
+        Args:
+            keep_groups: see `shrink`.
+            keep_ranks: see `shrink`.
+        """
+        for name, layer in self.layers.items():
+            layer.rank_mask.assign(keep_ranks[name].astype("float32"))
+            groups = self.channels.read.get(name)
+            if groups is not None:
+                layer.input_mask.assign(keep_groups[groups].astype("float32"))
             layer.frozen.assign(1.0)
 
     def _all_groups(self):
-        return [*self._ranks.values(), *(groups for _, groups in self._classes)]
+        channels = (slices for _, slices in self.channel_groups)
+        return [*self.rank_groups.values(), *channels]
+
+    def _members(self):
+        return [x for slices in self._all_groups() for x in slices.members]
 
 
-def removable_groups(channels, factorized):
-    """Which classes of channels a decomposition may remove.
+def removable_groups(channels: Channels, factorized: Collection[str]) -> np.ndarray:
+    """Returns whether a decomposition may remove each channel dependency group.
 
-    Those that only factorized layers write and sum over.
+    Only factorized layers may write and sum over its channels.
 
     Args:
-        channels: a `Channels`.
+        channels: `Channels` of the model.
         factorized: names of the factorized layers.
 
     Returns:
-        Boolean array over the classes.
+        Bool array (groups,).
     """
-    removable = np.zeros(len(channels.frozen), bool)
-    for group in channels.group_sets:
-        removable[group.groups] = why_kept(group, factorized) == ""
+    removable: np.ndarray = np.zeros(len(channels.frozen), bool)
+    for group_set in channels.group_sets:
+        removable[group_set.groups] = why_kept(group_set, factorized) == ""
     return removable
 
 
-def why_kept(group, factorized):
-    """Why a group of channels stays, or ""."""
-    if group.frozen:
-        return group.frozen
-    others = [n for n in (*group.producers, *group.consumers) if n not in factorized]
+def why_kept(group_set: GroupSet, factorized: Collection[str]) -> str:
+    """Returns the reason why a set of channels stays, or ""."""
+    if group_set.frozen:
+        return group_set.frozen
+    names = (*group_set.producers, *group_set.consumers)
+    others = [name for name in names if name not in factorized]
     if others:
         return f"'{others[0]}' is left alone"
-    if not group.producers or not group.consumers:
+    if not group_set.producers or not group_set.consumers:
         return "no layer sums over them"
     return ""
-
-
-def equal_scores(width_model, channels):
-    """`Scores` in which everything that may go is worth the same."""
-    removable = removable_groups(channels, width_model.factorized)
-    ranks = {
-        name: np.zeros(min(width_model.terms[name].matrix))
-        for name in width_model.factorized
-    }
-    groups = [g.groups for g in channels.group_sets if removable[g.groups].all()]
-    return Scores(np.where(removable, 0.0, np.inf), groups, ranks)
-
-
-def _factors(layer):
-    """Basis and coefficients without what is masked, float64 arrays."""
-    return (
-        np.asarray(ops.convert_to_numpy(factor), np.float64)
-        for factor in layer.masked_factors()
-    )
-
-
-def _sizes(groups):
-    """Norm over weight of each group, float (groups,)."""
-    norms = ops.convert_to_numpy(groups.norms())
-    if not np.isfinite(norms).all():
-        raise ValueError(
-            "Finite coefficients are expected. Received NaN or infinity: the training "
-            "diverged. Lower the learning rate."
-        )
-    return norms / np.maximum(groups.weights, 1e-12)

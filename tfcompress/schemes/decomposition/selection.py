@@ -1,140 +1,136 @@
-"""From trained norms to the channels and ranks that meet a budget."""
+"""Selection of the channels and ranks that meet a budget, by their scores."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from tfcompress.core.budget import SLACK
+from tfcompress.schemes.decomposition.scoring import Scores
+from tfcompress.schemes.decomposition.width_model import WidthModel
 
-# Of each group of channels this share stays: without any, a layer learns nothing.
+# Share of each set of channels that stays: a layer without any learns nothing.
 LEAST_KEPT = 1 / 8
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What each channel and each rank is worth; a cut takes the lowest.
+class Selection:
+    """Channels and ranks that stay.
 
     Attributes:
-        classes: float array over all classes of channels; infinite where a class
-            cannot be removed.
-        groups: list of int arrays: classes that lie side by side in the same layers.
-        ranks: `{layer name: float array (rank,)}`.
+        keep_groups: bool array (groups,). Keep mask of the channel dependency groups.
+        keep_ranks: dict of str to bool array (rank,). Keep masks of the ranks by layer;
+            all true where a layer is not decomposed.
+        cost: float. Cost of the kept channels and ranks, in the width model's unit.
     """
 
-    classes: np.ndarray
-    groups: list
-    ranks: dict
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What stays.
-
-    Attributes:
-        alive: boolean array over the classes of channels.
-        ranks: `{layer name: boolean array (rank,)}`; all true where a layer is not
-            decomposed.
-        cost: of what stays, in the width model's unit.
-    """
-
-    alive: np.ndarray
-    ranks: dict
+    keep_groups: np.ndarray
+    keep_ranks: dict[str, np.ndarray]
     cost: float
 
 
-def lowest_cost(width_model, scores, round_to=1):
-    """The least that any cut leaves."""
-    return cut_at(np.inf, width_model, scores, round_to).cost
+def lowest_cost(width_model: WidthModel, scores: Scores, round_to: int = 1) -> float:
+    """Returns the lowest cost of any selection."""
+    return select_above(np.inf, width_model, scores, round_to).cost
 
 
-def choose_cut(width_model, scores, budget, round_to=1):
-    """The cut by one threshold on all scores that meets the budget.
+def select(
+    width_model: WidthModel, scores: Scores, budget: float, round_to: int = 1
+) -> Selection:
+    """Returns the selection by one threshold on all scores that meets a budget.
 
-    The threshold is found by bisection; then the best of what is gone comes back as
-    far as the budget allows, because a threshold takes many at once where they tie.
+    The threshold is found by bisection. Many scores may tie at it, so the best of the
+    removed channels and ranks then come back as far as the budget allows.
 
     Args:
-        width_model: a `tfcompress.schemes.decomposition.width_model.WidthModel`.
+        width_model: `WidthModel`.
         scores: `Scores`.
-        budget: in its unit, not below `lowest_cost`.
-        round_to: each group of channels keeps a multiple of this, or all.
+        budget: float. Cost in the width model's unit, not below `lowest_cost`.
+        round_to: int. Each set of channels keeps a multiple of it, or all.
 
     Returns:
-        A `Cut` that costs at most `budget`, and at least 1 - `SLACK` of it wherever
-        single channels or ranks allow that.
+        A `Selection` that costs at most `budget`, and at least 1 - `SLACK` of it
+        wherever single channels or ranks allow that.
     """
-    values = np.concatenate([scores.classes, *scores.ranks.values()])
+    values = np.concatenate([scores.groups, *scores.ranks.values()])
     values = np.unique(values[np.isfinite(values)])
-    everything = cut_at(-np.inf, width_model, scores, round_to)
+    everything = select_above(-np.inf, width_model, scores, round_to)
     if everything.cost <= budget:
         return everything
-    low, high = -1, len(values) - 1  # at `high` the budget is met, at `low` it is not
+    low, high = -1, len(values) - 1  # the budget is met at `high`, and not at `low`
     while high - low > 1:
         middle = (low + high) // 2
-        cost = cut_at(values[middle], width_model, scores, round_to).cost
+        cost = select_above(values[middle], width_model, scores, round_to).cost
         low, high = (low, middle) if cost <= budget else (middle, high)
     threshold = values[high] if len(values) else np.inf
-    cut = cut_at(threshold, width_model, scores, round_to)
-    if cut.cost > budget:
-        cut = cut_at(np.inf, width_model, scores, round_to)
-    return _refilled(cut, width_model, scores, budget, round_to)
+    selection = select_above(threshold, width_model, scores, round_to)
+    if selection.cost > budget:
+        selection = select_above(np.inf, width_model, scores, round_to)
+    return _refilled(selection, width_model, scores, budget, round_to)
 
 
-def cut_at(threshold, width_model, scores, round_to=1):
-    """The `Cut` of all channels and ranks with scores up to a threshold."""
-    alive = np.isinf(scores.classes) | (scores.classes > threshold)
-    for group in scores.groups:
-        _keep_enough(alive, group, scores.classes, round_to)
-    ranks = {}
+def select_above(
+    threshold: float, width_model: WidthModel, scores: Scores, round_to: int = 1
+) -> Selection:
+    """Returns the selection of all channels and ranks with scores above a threshold.
+
+    Each set of channels keeps its least share, and each layer its best rank.
+    """
+    keep_groups = np.isinf(scores.groups) | (scores.groups > threshold)
+    for groups in scores.group_sets:
+        _keep_enough(keep_groups, groups, scores.groups, round_to)
+    keep_ranks = {}
     for name, values in scores.ranks.items():
-        ranks[name] = values > threshold
-        ranks[name][np.argmax(values)] = True
-    return _settled(alive, ranks, width_model)
+        keep_ranks[name] = values > threshold
+        keep_ranks[name][np.argmax(values)] = True
+    return _selection(keep_groups, keep_ranks, width_model)
 
 
-def _keep_enough(alive, group, values, round_to):
-    """Brings back the best of a group: a least share, and a multiple of `round_to`."""
-    least = max(1, int(np.ceil(LEAST_KEPT * len(group))))
-    wanted = max(least, int(alive[group].sum()))
-    wanted = min(len(group), -(-wanted // round_to) * round_to)
-    alive[group[np.argsort(-values[group], kind="stable")[:wanted]]] = True
+def _keep_enough(keep_groups, groups, values, round_to):
+    """Keeps the best of a set: a least share, and a multiple of `round_to`."""
+    least = max(1, int(np.ceil(LEAST_KEPT * len(groups))))
+    wanted = max(least, int(keep_groups[groups].sum()))
+    wanted = min(len(groups), -(-wanted // round_to) * round_to)
+    keep_groups[groups[np.argsort(-values[groups], kind="stable")[:wanted]]] = True
 
 
-def _settled(alive, ranks, width_model):
-    """A `Cut`; layers that are not worth two keep all of their ranks."""
-    for name, kept in ranks.items():
-        if not width_model.is_decomposed(name, alive, int(kept.sum())):
-            ranks[name] = np.ones_like(kept)
-    counts = {name: int(kept.sum()) for name, kept in ranks.items()}
-    return Cut(alive, ranks, width_model.total(alive, counts))
+def _selection(keep_groups, keep_ranks, width_model):
+    """A `Selection` in which layers that stay one layer keep all of their ranks."""
+    for name, keep in keep_ranks.items():
+        if not width_model.is_decomposed(name, keep_groups, int(keep.sum())):
+            keep_ranks[name] = np.ones_like(keep)
+    counts = {name: int(keep.sum()) for name, keep in keep_ranks.items()}
+    return Selection(keep_groups, keep_ranks, width_model.cost(keep_groups, counts))
 
 
-def _refilled(cut, width_model, scores, budget, round_to):
-    for _, name, index in _best_first(cut, scores, round_to):
-        if cut.cost >= (1 - SLACK) * budget:
+def _refilled(selection, width_model, scores, budget, round_to):
+    """The selection with the best of the removed, as far as the budget allows."""
+    for _, name, index in _removed_best_first(selection, scores, round_to):
+        if selection.cost >= (1 - SLACK) * budget:
             break
-        alive = cut.alive.copy()
-        ranks = {layer: kept.copy() for layer, kept in cut.ranks.items()}
+        keep_groups = selection.keep_groups.copy()
+        keep_ranks = {
+            layer: keep.copy() for layer, keep in selection.keep_ranks.items()
+        }
         if name is None:
-            alive[index] = True
+            keep_groups[index] = True
         else:
-            ranks[name][index] = True
-        other = _settled(alive, ranks, width_model)
-        if cut.cost < other.cost <= budget:
-            cut = other
-    return cut
+            keep_ranks[name][index] = True
+        other = _selection(keep_groups, keep_ranks, width_model)
+        if selection.cost < other.cost <= budget:
+            selection = other
+    return selection
 
 
-def _best_first(cut, scores, round_to):
-    """`(score, layer name or None, indices)` of what a cut took, the best first."""
-    gone = []
-    for group in scores.groups:
-        dead = group[~cut.alive[group]]
-        dead = dead[np.argsort(-scores.classes[dead], kind="stable")]
-        for first in range(0, len(dead), round_to):
-            indices = dead[first : first + round_to]
-            gone.append((scores.classes[indices].mean(), None, indices))
-    for name, kept in cut.ranks.items():
-        for index in np.flatnonzero(~kept):
-            gone.append((scores.ranks[name][index], name, index))
-    return sorted(gone, key=lambda item: -item[0])
+def _removed_best_first(selection, scores, round_to):
+    """List of `(score, layer name or None, indices)`: the removed, the best first."""
+    removed = []
+    for groups in scores.group_sets:
+        gone = groups[~selection.keep_groups[groups]]
+        gone = gone[np.argsort(-scores.groups[gone], kind="stable")]
+        for first in range(0, len(gone), round_to):
+            indices = gone[first : first + round_to]
+            removed.append((scores.groups[indices].mean(), None, indices))
+    for name, keep in selection.keep_ranks.items():
+        for index in np.flatnonzero(~keep):
+            removed.append((scores.ranks[name][index], name, index))
+    return sorted(removed, key=lambda item: -item[0])

@@ -1,147 +1,175 @@
-"""MACs or parameters as a function of kept channels and ranks."""
+"""MACs or parameters of a model as a function of kept channels and ranks."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 
-from tfcompress.cost.layer_costs import layer_costs
-
-UNITS = ("macs", "params")
+from tfcompress.cost.layer_costs import LayerCost, layer_costs
+from tfcompress.graph.channels import Channels
 
 
 @dataclass(frozen=True)
 class WidthTerm:
-    """One layer's part.
+    """Cost of one layer, in MACs or parameters, with all channels and ranks.
 
     Attributes:
-        whole: its kernel's MACs or parameters with all channels, undecomposed.
-        per_output: what each output channel costs besides: parameters of biases and of
-            batch normalization. For a carrier of channels, such as a depthwise
-            convolution, all that it costs.
-        matrix: `(rows, columns)` of its kernel as a matrix, or None if it is not
-            factorized: k^2 * input channels, output channels.
-        reads, writes: int arrays, the class of each input and output channel; empty
-            where they are not followed.
+        name: str. Name of the layer.
+        kernel_cost: float. Cost of the kernel, not decomposed.
+        per_output: float. Other cost of each output channel: parameters of biases and
+            batch normalization. The whole cost of a carrier of channels, such as a
+            depthwise convolution.
+        matrix: (int, int) or None. Rows and columns of the kernel as a matrix,
+            k^2 * input channels and output channels; None if it is not factorized.
+        reads: int array. Channel dependency group of each input channel; empty where
+            they are not followed.
+        writes: int array. The same of each output channel.
     """
 
     name: str
-    whole: float
+    kernel_cost: float
     per_output: float
-    matrix: tuple | None
+    matrix: tuple[int, int] | None
     reads: np.ndarray
     writes: np.ndarray
 
+    @property
+    def full_rank(self) -> int:
+        """Rank of the kernel before any is removed; 0 if it is not factorized."""
+        return min(self.matrix or (0,))
+
 
 class WidthModel:
-    """What a model costs when channels and ranks are gone.
+    """Cost of a model with some of its channels and ranks.
 
     Args:
-        model: a model without cuts.
-        channels: its `tfcompress.graph.channels.Channels`.
-        unit: "macs" or "params".
+        model: model with all channels.
+        channels: `tfcompress.graph.channels.Channels` of the model.
+        unit: str. "macs" or "params".
         factorized: names of the layers whose rank may fall.
-        margin: a layer is decomposed only where that costs less than `margin` times the
-            undecomposed one: two layers take more time than their MACs say.
+        margin: float. A layer is decomposed only where that costs less than `margin`
+            times one layer: two layers take more time than their MACs say.
 
     Attributes:
-        terms: `{name: WidthTerm}`.
-        factorized: as given.
+        terms: dict of str to `WidthTerm`. Terms of the layers by name.
+        factorized: tuple of str, as given.
     """
 
-    def __init__(self, model, channels, unit, factorized, margin):
+    def __init__(
+        self,
+        model: keras.Model,
+        channels: Channels,
+        unit: str,
+        factorized: Iterable[str],
+        margin: float,
+    ) -> None:
         self.margin = margin
         self.factorized = tuple(factorized)
-        self._whole = set()
-        none = np.zeros(0, int)
-        self.terms = {}
-        for cost in layer_costs(model):
-            name = cost.name
-            reads = channels.read.get(name, none)
-            writes = channels.written.get(name, none)
-            whole = (cost.macs or 0) if unit == "macs" else cost.weights
-            rest = 0 if unit == "macs" else cost.params - cost.weights
-            matrix = None
-            if name in factorized:
-                columns = cost.kernel_shape[-1]
-                matrix = (cost.weights // columns, columns)
-            if not writes.size and reads.size:  # a carrier
-                rest, whole, writes, reads = rest + whole, 0, reads, none
-            if not writes.size:
-                rest, whole = 0, whole + rest
-            self.terms[name] = WidthTerm(
-                name, whole, rest / max(1, writes.size), matrix, reads, writes
-            )
+        self._not_decomposed: set[str] = set()
+        self.terms = {
+            cost.name: self._term(cost, channels, unit) for cost in layer_costs(model)
+        }
 
-    def keep_whole(self, name):
-        """Settles that a layer is not decomposed, whatever that would save."""
-        self._whole.add(name)
+    def _term(self, cost: LayerCost, channels: Channels, unit: str) -> WidthTerm:
+        none: np.ndarray = np.zeros(0, int)
+        reads = channels.read.get(cost.name, none)
+        writes = channels.written.get(cost.name, none)
+        kernel = (cost.macs or 0) if unit == "macs" else cost.weights
+        rest = 0 if unit == "macs" else cost.params - cost.weights
+        matrix = None
+        if cost.name in self.factorized:
+            columns = cost.kernel_shape[-1]
+            matrix = (cost.weights // columns, columns)
+        if not writes.size and reads.size:  # a carrier
+            rest, kernel, writes, reads = rest + kernel, 0, reads, none
+        if not writes.size:
+            rest, kernel = 0, kernel + rest
+        per_output = rest / max(1, writes.size)
+        return WidthTerm(cost.name, kernel, per_output, matrix, reads, writes)
 
-    def total(self, alive, ranks):
-        """The cost of the whole model.
+    def never_decompose(self, name: str) -> None:
+        """Makes a layer stay one layer, whatever two would save."""
+        self._not_decomposed.add(name)
+
+    def cost(self, keep_groups: np.ndarray, ranks: Mapping[str, int]) -> float:
+        """Returns the cost of the model.
 
         Args:
-            alive: boolean array over the classes of channels.
-            ranks: `{layer name: rank}` of the factorized layers.
+            keep_groups: bool array (groups,). Keep mask of the channel dependency
+                groups.
+            ranks: dict of str to int. Ranks of the factorized layers by name.
         """
-        return sum(self._cost(term, alive, ranks) for term in self.terms.values())
-
-    def whole(self):
-        """The cost before anything is cut."""
         return sum(
-            term.whole + term.per_output * term.writes.size
+            self._layer_cost(term, keep_groups, ranks) for term in self.terms.values()
+        )
+
+    def full_cost(self) -> float:
+        """Returns the cost with all channels, nothing decomposed."""
+        return sum(
+            term.kernel_cost + term.per_output * term.writes.size
             for term in self.terms.values()
         )
 
-    def is_decomposed(self, name, alive, rank):
-        """Whether a layer of that rank is to become two layers."""
-        term = self.terms[name]
-        if name in self._whole:
+    def is_decomposed(self, name: str, keep_groups: np.ndarray, rank: int) -> bool:
+        """Whether a layer of that rank becomes two layers."""
+        if name in self._not_decomposed:
             return False
-        merged, per_rank = self._merged_and_per_rank(term, alive)
+        merged, per_rank = self._merged_and_per_rank(self.terms[name], keep_groups)
         return rank * per_rank < self.margin * merged
 
-    def per_rank(self, name, alive):
-        """What one filter of a layer's basis costs when it is decomposed."""
-        return self._merged_and_per_rank(self.terms[name], alive)[1]
+    def cost_per_rank(self, name: str, keep_groups: np.ndarray) -> float:
+        """Returns the cost of one rank of a layer that is decomposed."""
+        return self._merged_and_per_rank(self.terms[name], keep_groups)[1]
 
-    def rank_costs(self, name, alive):
-        """What a layer's kernel costs with fewer ranks.
+    def rank_costs(
+        self, name: str, keep_groups: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """Returns the costs of a layer's kernel with fewer ranks.
 
         Returns:
-            `(costs, whole)`: float array (ranks,), with 1, 2, ... of them as two
-            layers, infinite where it stays one; and its cost as one layer.
+            `(costs, merged_cost)`. Float array (ranks,): cost of two layers with 1, 2,
+            ... ranks, infinite where it stays one layer. Float: cost of one layer.
         """
-        merged, per_rank = self._merged_and_per_rank(self.terms[name], alive)
-        counts = range(1, min(self.terms[name].matrix) + 1)
-        worth = [self.is_decomposed(name, alive, count) for count in counts]
+        term = self.terms[name]
+        merged, per_rank = self._merged_and_per_rank(term, keep_groups)
+        counts = range(1, term.full_rank + 1)
+        worth = [self.is_decomposed(name, keep_groups, count) for count in counts]
         return np.where(worth, per_rank * np.array(counts), np.inf), merged
 
-    def per_class(self, count):
-        """What removing each of `count` classes alone would save, float (count,)."""
+    def savings(self, count: int) -> np.ndarray:
+        """Returns the cost that the removal of each channel alone saves.
+
+        Args:
+            count: int. Number of channel dependency groups.
+
+        Returns:
+            Float array (count,).
+        """
         saved = np.zeros(count)
         for term in self.terms.values():
             for index in (term.reads, term.writes):
-                np.add.at(saved, index, term.whole / max(1, index.size))
+                np.add.at(saved, index, term.kernel_cost / max(1, index.size))
             np.add.at(saved, term.writes, term.per_output)
         return saved
 
-    def _cost(self, term, alive, ranks):
-        rest = term.per_output * alive[term.writes].sum()
-        merged, per_rank = self._merged_and_per_rank(term, alive)
+    def _layer_cost(self, term, keep_groups, ranks):
+        rest = term.per_output * keep_groups[term.writes].sum()
+        merged, per_rank = self._merged_and_per_rank(term, keep_groups)
         rank = ranks.get(term.name)
-        if rank is not None and self.is_decomposed(term.name, alive, rank):
+        if rank is not None and self.is_decomposed(term.name, keep_groups, rank):
             return rest + rank * per_rank
         return rest + merged
 
-    def _merged_and_per_rank(self, term, alive):
-        """Cost of one layer, and per filter of the basis if it becomes two.
+    def _merged_and_per_rank(self, term, keep_groups):
+        """Cost of one layer, and of each rank of two layers.
 
-        k^2 c n and k^2 c + n per position: EDP, where pruning and merging are decided.
+        k^2 c n and k^2 c + n per position: EDP, where it decides on merging.
         """
-        inputs = alive[term.reads].mean() if term.reads.size else 1.0
-        outputs = alive[term.writes].mean() if term.writes.size else 1.0
-        merged = term.whole * inputs * outputs
+        inputs = keep_groups[term.reads].mean() if term.reads.size else 1.0
+        outputs = keep_groups[term.writes].mean() if term.writes.size else 1.0
+        merged = term.kernel_cost * inputs * outputs
         if term.matrix is None:
             return merged, np.inf
         rows, columns = term.matrix
-        return merged, term.whole * (inputs / columns + outputs / rows)
+        return merged, term.kernel_cost * (inputs / columns + outputs / rows)

@@ -1,0 +1,102 @@
+"""Scores of a student's channels and ranks from activation statistics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfcompress.graph.channels import Channels, GroupSet
+from tfcompress.schemes.decomposition.activation_statistics import ActivationStatistics
+from tfcompress.schemes.decomposition.importance import channel_scores, rank_scores
+from tfcompress.schemes.decomposition.search_space import RankSpace, removable_groups
+from tfcompress.schemes.decomposition.width_model import WidthModel
+
+# Share of the mean norm at which a group counts as zero.
+NEGLIGIBLE_NORM = 1e-3
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of channels and ranks; a selection removes the lowest.
+
+    Attributes:
+        groups: float array (groups,). Scores of the channel dependency groups; infinite
+            where a group cannot be removed.
+        group_sets: list of int arrays. Removable groups that the same layers have.
+        ranks: dict of str to float array (rank,). Scores of the ranks by layer.
+    """
+
+    groups: np.ndarray
+    group_sets: list[np.ndarray]
+    ranks: dict[str, np.ndarray]
+
+
+def equal_scores(width_model: WidthModel, channels: Channels) -> Scores:
+    """Returns scores of 0 for all channels and ranks that can be removed."""
+    removable = removable_groups(channels, width_model.factorized)
+    ranks = {
+        name: np.zeros(width_model.terms[name].full_rank)
+        for name in width_model.factorized
+    }
+    sets = [s.groups for s in channels.group_sets if removable[s.groups].all()]
+    return Scores(np.where(removable, 0.0, np.inf), sets, ranks)
+
+
+def compute_scores(
+    space: RankSpace, statistics: Mapping[str, ActivationStatistics]
+) -> Scores:
+    """Returns the present scores, see `importance`; 0 for zero groups.
+
+    Args:
+        space: connected `RankSpace` of the student.
+        statistics: dict of str to `ActivationStatistics`. Present statistics by layer.
+
+    Raises:
+        ValueError: if coefficients are not finite.
+    """
+    negligible = NEGLIGIBLE_NORM * space.mean_norm()
+    keep_all: np.ndarray = np.ones(len(space.removable), bool)
+    ranks, read = {}, {}
+    for name in space.layers:
+        importances, read[name] = _explained_variances(space, name, statistics[name])
+        norms = space.rank_groups[name].weighted_norms()
+        importances[norms <= negligible] = 0.0
+        costs, merged_cost = space.width_model.rank_costs(name, keep_all)
+        ranks[name] = rank_scores(importances, costs, merged_cost)
+    scores = np.full(len(space.removable), np.inf)
+    savings = space.width_model.savings(len(space.removable))
+    for group_set, slices in space.channel_groups:
+        importances, others = _set_importances(space, group_set, read)
+        importances[:, slices.weighted_norms() <= negligible] = 0.0
+        groups = group_set.groups
+        scores[groups] = channel_scores(importances, others, savings[groups])
+    return Scores(scores, [s.groups for s, _ in space.channel_groups], ranks)
+
+
+def _explained_variances(space, name, statistics):
+    """Variances that each rank, and each input channel, of a layer explains."""
+    basis, coefficients = space.factors(name)
+    scales = space.output_scales(name, coefficients, statistics)
+    per_rank = np.square(coefficients * scales).sum(axis=1)
+    per_rank *= np.diag(statistics.hidden_covariance)
+    kernel = basis @ coefficients * scales
+    kernel = kernel.reshape(-1, *kernel.shape[-2:])
+    per_input = np.square(kernel).sum(axis=(0, 2)) * statistics.input_variances
+    return per_rank, per_input
+
+
+def _set_importances(
+    space: RankSpace, group_set: GroupSet, read: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variances that a set's channels, and others, add to each layer that reads them.
+
+    Returns:
+        Float arrays (readers, channels) and (readers,).
+    """
+    importances, others = [], []
+    for name in group_set.consumers:
+        groups, variances = space.channels.read[name], read[name]
+        sums = np.bincount(groups, variances, len(space.removable))[group_set.groups]
+        importances.append(sums)
+        others.append(variances.sum() - sums.sum())
+    return np.array(importances), np.maximum(others, 0.0)
