@@ -1,0 +1,114 @@
+"""End of a search: margins that decide, and ranges that are calibrated anew."""
+
+import keras
+import numpy as np
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.core.training.calibration import (
+    calibrate_activations,
+    calibrate_weights,
+)
+from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.quantizers.gates import MAX_THRESHOLD
+
+
+def started_search(mnist, batch_norm=True):
+    """Search in a student of two inner layers whose gates are all open."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((14, 14, 1))
+    x = inputs
+    for name in ("first", "second", "third"):
+        x = layers.Conv2D(4, 3, strides=2, padding="same", name=name)(x)
+        x = layers.BatchNormalization()(x) if batch_norm else x
+        x = layers.ReLU()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(10, name="last")(x))
+    student = tfc.compress(model, tfc.BitSharing(penalty=0.0, group_size=None))
+    batches = [mnist[0][0][i : i + 64, ::2, ::2] for i in (0, 64)]
+    calibrate_activations(student, batches)
+    _, search = student.scheme.callbacks(student, Recalibration(student, batches))
+    search.set_model(student)
+    search.margins = []
+    for gates in search.space.bit_gates():
+        if gates.threshold is not None:
+            gates.set_costs([5.0, 5.0])
+    return search
+
+
+def set_thresholds(thresholds, value):
+    for threshold in thresholds:
+        threshold.raw.assign([value] * threshold.size)
+
+
+def ranges(search):
+    return [
+        float(quantizer.clip)
+        for layer in search.space.layers.values()
+        for quantizer in (layer.kernel_quantizer, layer.input_quantizer)
+    ]
+
+
+def batch_norms(student):
+    return [x for x in student.layers if isinstance(x, layers.BatchNormalization)]
+
+
+def test_frozen_bits_follow_the_average_margins_of_the_search(mnist):
+    search = started_search(mnist)
+    second = search.space.layers["second"].kernel_quantizer
+    third = search.space.layers["third"].input_quantizer
+    set_thresholds([second.gates.threshold], MAX_THRESHOLD)
+    for _ in range(9):
+        search.advance(share=0.9)
+    set_thresholds([second.gates.threshold], 0.0)
+    set_thresholds([third.gates.threshold], MAX_THRESHOLD)
+    assert (second.bits, third.bits) == (8, 2)
+    search.freeze()
+    assert (second.bits, third.bits) == (2, 8)
+
+
+def test_margins_from_before_the_budget_is_reached_do_not_count(mnist):
+    search = started_search(mnist)
+    set_thresholds(search.space.thresholds(), MAX_THRESHOLD)
+    for _ in range(9):
+        search.advance(share=0.7)
+    set_thresholds(search.space.thresholds(), 0.0)
+    search.freeze()
+    assert {gates.bits() for gates in search.space.bit_gates()} == {8}
+
+
+def test_ranges_are_calibrated_for_the_frozen_bits(mnist):
+    search = started_search(mnist, batch_norm=False)
+    set_thresholds(search.space.thresholds(), MAX_THRESHOLD)
+    for layer in search.space.layers.values():  # as if training had moved them
+        layer.latent_kernel.assign(layer.latent_kernel**3)
+    in_search = ranges(search)
+    search.freeze()
+    frozen = ranges(search)
+    # Weights and inputs of the inner layers have 2 bits now.
+    assert all(a != b for a, b in zip(frozen[2:6], in_search[2:6], strict=True))
+    calibrate_weights(search.model)
+    calibrate_activations(search.model, search.recalibrate.batches)
+    assert ranges(search) == frozen
+
+
+def test_frozen_ranges_do_not_depend_on_stale_batch_norm_statistics(mnist):
+    ends = []
+    for stale in (0.0, 3.0):
+        search = started_search(mnist)
+        for layer in batch_norms(search.model):
+            layer.moving_mean.assign(layer.moving_mean + stale)
+        search.freeze()
+        ends.append(ranges(search))
+    assert ends[0] == ends[1]
+
+
+def test_batch_norm_statistics_belong_to_the_frozen_ranges(mnist):
+    search = started_search(mnist)
+    set_thresholds(search.space.thresholds(), MAX_THRESHOLD)
+    search.freeze()
+    norms = batch_norms(search.model)
+    frozen = [np.array(norm.moving_mean) for norm in norms]
+    search.recalibrate()
+    for norm, expected in zip(norms, frozen, strict=True):
+        np.testing.assert_allclose(norm.moving_mean, expected, rtol=1e-4, atol=1e-5)
