@@ -184,9 +184,9 @@ def resnet20():
 def test_export_of_a_resnet_takes_seconds_and_few_bytes_besides_codes(tmp_path):
     """At most 1.05 x the constants, on top of the same graph without them."""
     model, path = resnet20(), tmp_path / "resnet20.tflite"
-    start = time.monotonic()
+    start = time.process_time()  # other load slows the wall clock
     export(model, path)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     stored = sum(
         packed_bytes(layer.codes.size, layer.container_bits)
         + 4 * layer.kernel_scale.shape[-1]
