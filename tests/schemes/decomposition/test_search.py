@@ -173,6 +173,7 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* not cut")
 def test_an_interrupted_search_leaves_a_student_with_all_channels(
     student_of, fit_digits, trained, mnist
 ):

@@ -25,7 +25,9 @@ MEASURED = "measured"
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class Decomposition(SearchingScheme):
-    """Low rank and fewer channels in one training (EDP, TNNLS 2021).
+    """Scheme that lowers ranks and removes channels in one training.
+
+    Method: EDP (TNNLS 2021), reconstructed from its abstract.
 
     Every convolution and dense kernel becomes a basis times coefficients. A group lasso
     on the rows and columns of the coefficients lowers the rank and removes channels,

@@ -31,7 +31,7 @@ SCORING_SHARE = 1 / 4
 
 
 class RankSearch(Search):
-    """Shrinks groups until the cost is down to the budget, then freezes the rest.
+    """Search that shrinks groups down to the budget, then freezes the selection.
 
     At first the factors are rotated to the principal axes of their layers' outputs.
     Then a target cost comes down from the full cost to the budget. Those groups shrink
