@@ -1,4 +1,4 @@
-"""Two replicas train what one does, with everything that a scheme keeps."""
+"""Training on two replicas, of all variables that a scheme has."""
 
 import contextlib
 
@@ -12,28 +12,30 @@ from tests.backends.curves import SCHEMES, digits, small_net
 
 
 def trained(scheme, data, strategy=None):
-    """The student, its losses by epoch, and its variables in the midst of training."""
+    """`(student, losses, variables)`, the last two after each epoch."""
     seen = []
 
-    class Look(keras.callbacks.Callback):
+    class Record(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             seen.append([np.array(x) for x in self.model.variables])
 
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        # The statistics of half a batch are other ones.
+        # Without batch normalization: half a batch has other statistics.
         student = tfc.compress(small_net(batch_norm=False), scheme())
         student.compile(
             keras.optimizers.SGD(0.05, momentum=0.9),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             jit_compile=False,  # XLA does not reach two CPUs, whatever the model
         )
-    history = student.fit(data, epochs=2, verbose=0, shuffle=False, callbacks=[Look()])
+    history = student.fit(
+        data, epochs=2, verbose=0, shuffle=False, callbacks=[Record()]
+    )
     return student, history.history["loss"], seen
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_two_replicas_end_where_one_does(name, two_replicas):
+def test_two_replicas_train_the_variables_that_one_does(name, two_replicas):
     data = tf.data.Dataset.from_tensor_slices(digits()).take(256).batch(64)
     one, losses, seen = trained(SCHEMES[name], data)
     two, losses_of_two, seen_of_two = trained(SCHEMES[name], data, two_replicas)
@@ -54,8 +56,7 @@ def test_two_replicas_end_where_one_does(name, two_replicas):
         np.testing.assert_allclose(kernels_of_two[path], kernel, atol=1e-5)
 
 
-def test_a_batch_that_leaves_a_replica_without_an_example(two_replicas):
-    """Nothing is measured there; means of nothing would be NaN."""
+def test_batch_with_an_example_for_one_replica_alone_leaves_no_nan(two_replicas):
     if (
         tf.nn.conv2d(tf.zeros((0, 2, 2, 1)), tf.zeros((1, 1, 1, 3)), 1, "SAME").shape[
             -1

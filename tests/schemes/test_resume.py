@@ -1,4 +1,4 @@
-"""A training that was killed and goes on ends where it would have ended."""
+"""Training that is killed and restored from a backup."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ class Killed(Exception):
 
 
 class KillIn(keras.callbacks.Callback):
-    """Ends a training in the midst of an epoch."""
+    """Raises `Killed` in the third step of an epoch."""
 
     def __init__(self, epoch):
         super().__init__()
@@ -30,13 +30,13 @@ class KillIn(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("ternary", marks=pytest.mark.slow),  # these trace anew for
-        pytest.param("bits", marks=pytest.mark.slow),  # every start
+        pytest.param("ternary", marks=pytest.mark.slow),  # each start
+        pytest.param("bits", marks=pytest.mark.slow),  # traces again
         "ranks",
         "size",
     ],
 )
-def test_the_same_bytes(name, compile_for_digits, tmp_path):
+def test_killed_training_ends_in_the_same_weights(name, compile_for_digits, tmp_path):
     images, labels = digits()
 
     def finished(*callbacks):
@@ -59,7 +59,7 @@ def test_the_same_bytes(name, compile_for_digits, tmp_path):
         return keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
 
     whole = finished()
-    for epoch in (1, 3):  # in a search and after it
+    for epoch in (1, 3):  # in the search and after it
         with pytest.raises(Killed):
             finished(backup(), KillIn(epoch))
     again = finished(backup())

@@ -1,4 +1,4 @@
-"""Two steps per call, of which only the second updates the weights."""
+"""Training with two steps per call and gradients accumulated over two steps."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import tfcompress as tfc
 from tests.backends.curves import SCHEMES, digits, small_net
 from tfcompress.cost import layer_costs, total_cost
 
-# What a scheme was asked for, as a share of the float model's.
+# Budgets of the schemes, as shares of the float model's cost.
 BUDGETS = {
     "bits": ("bops", 1 / 30),
     "ranks": ("macs", 1 / 2),
@@ -17,7 +17,7 @@ BUDGETS = {
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_every_scheme_trains_and_ships_what_it_trained(name):
+def test_final_form_predicts_like_the_student_and_meets_the_budget(name):
     images, labels = digits()
     model = small_net()
     student = tfc.compress(model, SCHEMES[name]())

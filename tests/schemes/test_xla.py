@@ -1,4 +1,4 @@
-"""Training under XLA, as TPUs need it, ends where it ends without."""
+"""Training under XLA, which TPUs need."""
 
 import keras
 import numpy as np
@@ -13,7 +13,8 @@ SCHEMES = {
     "decomposition": tfc.Decomposition(macs="1/2"),
     "size": tfc.SizeConstrained(value_bits="1/8"),
 }
-SLOW = ("ternary", "bit sharing")  # to compile
+# Compiling these takes long.
+SLOW = ("ternary", "bit sharing")
 
 
 def net():
@@ -32,7 +33,7 @@ def net():
         for name, scheme in SCHEMES.items()
     ],
 )
-def test_a_whole_fit_with_xla_and_without(scheme, mnist):
+def test_fit_under_xla_predicts_like_fit_without(scheme, mnist):
     images, labels = mnist[0][0][:60, ::2, ::2], mnist[0][1][:60]
     ends = []
     for jit_compile in (False, True):

@@ -1,4 +1,4 @@
-"""The systems, one folder each, and the baseline that they are compared with."""
+"""Systems, one folder each, and the baseline of bit sharing."""
 
 from tfcompress.core import KeepFloat, QuantizeConfig, Scheme, Student, compress, plan
 from tfcompress.schemes.bit_sharing import BitSharing

@@ -92,7 +92,7 @@ def test_bits_have_the_least_regret_that_uses_the_budget(seed):
         assert bops == min(total for total, _ in choices) > budget
         return
     assert bops <= budget
-    # Rounding to buckets may hide what lies within `edge` of a bound.
+    # Rounding to buckets may hide totals within `edge` of a bound.
     edge = len(bits) * budget / _BUCKETS
     lowest, highest = (1 - SLACK) * budget, budget
     inside = [r for total, r in choices if lowest + edge <= total <= highest - edge]

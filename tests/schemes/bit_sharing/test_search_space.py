@@ -1,4 +1,4 @@
-"""The gates of a student, and what connects them."""
+"""Connections and state of the gates of a student."""
 
 import keras
 import numpy as np

@@ -1,3 +1,5 @@
+"""Importances of gates against the change of the outputs, closed one by one."""
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tfcompress.schemes.bit_sharing.sensitivity import SAMPLES, measure_sensitiv
 
 @pytest.fixture
 def measured(trained, mnist):
-    """A student with measured sensitivities, its `SearchSpace`, and the images."""
+    """`(student, space, images)` with measured sensitivities."""
     images = mnist[0][0][:300]
     student = tfc.compress(trained, tfc.BitSharing(bops="1/50", group_size=2))
     calibrate_activations(student, [images])
@@ -31,8 +33,8 @@ def searched_gates(space):
     }
 
 
-def test_margins_are_the_change_of_the_outputs(measured):
-    """Against every gate closed by hand, with all others fixed at the finest bits."""
+def test_margins_of_open_gates_are_the_change_of_the_outputs(measured):
+    """Each gate is closed by hand, with all others frozen at the finest bits."""
     student, space, images = measured
     gates = searched_gates(space)
     margins = {key: gate.margins() for key, gate in gates.items()}
@@ -48,11 +50,11 @@ def test_margins_are_the_change_of_the_outputs(measured):
         damages[key] = [max(0, at[2] - at[4]), max(0, at[4] - at[8])]
     scale = np.median([lowest for lowest, _ in damages.values()])
     for key, damage in damages.items():
-        expected = np.minimum(np.array(damage) / scale, 7.6)  # no larger ones are told
+        expected = np.minimum(np.array(damage) / scale, 7.6)  # the largest margin
         np.testing.assert_allclose(margins[key], expected, rtol=2e-3, atol=1e-4)
 
 
-def test_the_least_important_filters_are_the_cheapest(measured):
+def test_margins_of_filters_rise_with_their_magnitudes(measured):
     student, space, images = measured
     for name, gate in space.filter_gates.items():
         kernel = np.abs(space.layers[name].latent_kernel.numpy())

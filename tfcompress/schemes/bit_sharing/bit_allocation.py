@@ -300,7 +300,7 @@ def _allocate_bits(
         lowest = gates.lowest_bits()
         return _Allocation(lowest, bops_model.total(lowest, kept), np.inf)
     # The window is on the whole budget, the units only on the part that bits decide.
-    # Units round up, so the window is widened by what rounding may have added.
+    # Units round up, so the window is widened by the most that rounding adds.
     first = ((1 - SLACK) * budget - constant) / unit + len(names)
     window = reachable[reachable >= min(first, _BUCKETS)]
     end = window[np.argmin(best[window])] if window.size else reachable[-1]
