@@ -4,6 +4,7 @@ from typing import Any
 
 from tfcompress import layers, quantizers
 from tfcompress.core import (
+    Distillation,
     KeepFloat,
     QuantizeConfig,
     compress,
@@ -31,6 +32,7 @@ for _layer in (BopsBudget, FilterGate):
 __all__ = [
     "BitSharing",
     "Decomposition",
+    "Distillation",
     "Factorize",
     "KeepFloat",
     "PrunedTernary",

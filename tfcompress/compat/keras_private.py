@@ -80,6 +80,14 @@ def rebuild_train_function(model: keras.Model) -> None:
     model.make_train_function(force=True)
 
 
+def loss_weights(model: keras.Model) -> Any:
+    """Returns the argument `loss_weights` that a model is compiled with.
+
+    The public `get_compile_config` serializes the loss too, which may be impossible.
+    """
+    return model._compile_config.config["loss_weights"]
+
+
 def sync_variables(model: keras.Model) -> None:
     """Brings the variables of a model in training up to date, on JAX.
 

@@ -3,12 +3,14 @@
 from tfcompress.core.compress import compress
 from tfcompress.core.config import KeepFloat, QuantizeConfig
 from tfcompress.core.dequantize import dequantize
+from tfcompress.core.distillation import Distillation
 from tfcompress.core.finalize import finalize
 from tfcompress.core.plan import plan
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
 
 __all__ = [
+    "Distillation",
     "KeepFloat",
     "QuantizeConfig",
     "Scheme",

@@ -2,6 +2,8 @@
 
 import keras
 
+from tfcompress.core.checks import check_compressible
+from tfcompress.core.distillation import Distillation, check_teacher
 from tfcompress.core.plan import plan
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
@@ -9,7 +11,9 @@ from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 
 
-def compress(model: keras.Model, scheme: Scheme) -> Student:
+def compress(
+    model: keras.Model, scheme: Scheme, distill: bool | Distillation | None = None
+) -> Student:
     """Makes a student of a trained model, to be compiled and trained by `fit`.
 
     The student has the graph, the layer names and the weights of the model. Training
@@ -20,16 +24,25 @@ def compress(model: keras.Model, scheme: Scheme) -> Student:
         model: built Functional or Sequential Keras 3 model with finite float32
             weights. Nested models and shared layers are fine.
         scheme: scheme of compression, e.g. `tfcompress.PrunedTernary(sparsity=0.9)`.
+        distill: True to train the student on the outputs of `model` too; or a
+            `tfcompress.Distillation` with other settings or another teacher. The
+            teacher is copied, as it is now.
 
     Returns:
         A `Student`, a Functional `keras.Model`.
 
     Raises:
-        TypeError: if `model` is no Keras 3 model.
+        TypeError: if `model` or the teacher is no Keras 3 model, or `distill` of
+            another type.
         ValueError: if it is subclassed, not built, has NaN, infinite or 16-bit
             weights, if an override matches no layer, if the scheme's budget cannot be
             met, or if no layer can be compressed.
     """
+    distillation, teacher = Distillation.of(distill), model
+    if distillation is not None:
+        teacher = distillation.teacher or model
+        check_compressible(model)
+        check_teacher(model, teacher)
     planned = plan(model, scheme)
     model = planned.model
     configs = {id(row.layer): row.config for row in planned.treated()}
@@ -67,4 +80,7 @@ def compress(model: keras.Model, scheme: Scheme) -> Student:
     student.scheme = scheme
     scheme.connect(student)
     scheme.prepare(student)
+    if distillation is not None:
+        student.distillation = distillation
+        student.set_teacher(teacher)
     return student

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from tfcompress.core.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
 from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalibration
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class Student(keras.Model):
+class Student(DistilledModel):
     """Functional model whose `fit` runs the callbacks of its scheme.
 
     `tfcompress.compress` makes it. It is used, saved and loaded like any Keras model.
@@ -55,7 +56,8 @@ class Student(keras.Model):
             The history of `keras.Model.fit`.
 
         Raises:
-            ValueError: if the student has no scheme because it is a clone.
+            ValueError: if the student has no scheme because it is a clone, or is to be
+                distilled and has no teacher because it was loaded.
         """
         if self.scheme is None:
             raise ValueError(
@@ -63,12 +65,13 @@ class Student(keras.Model):
                 f"`keras.models.load_model` give it. Received: '{self.name}' without "
                 "one. Compress the model again in place of cloning a student."
             )
+        self.check_has_teacher()
         batches, x = take_inputs(x, batch_size, validation_split)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         recalibrate = Recalibration(self, batches)
         own = self.scheme.callbacks(self, recalibrate)
-        own = [*own, RecalibrateBatchNorm(recalibrate)]
+        own = [*own, RecalibrateBatchNorm(recalibrate), *self.teaching_callbacks()]
         return super().fit(
             x,
             y,
@@ -91,6 +94,9 @@ class Student(keras.Model):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config["scheme"] = keras.saving.serialize_keras_object(self.scheme)
+        if self.distillation is not None:
+            settings = keras.saving.serialize_keras_object(self.distillation)
+            config["distillation"] = settings
         return config
 
     @classmethod
@@ -98,9 +104,13 @@ class Student(keras.Model):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "Student":
         config = dict(config)
+        distillation = config.pop("distillation", None)
         scheme = config.pop("scheme")
         student = super().from_config(config, custom_objects)
         student.scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
+        if distillation is not None:
+            settings = keras.saving.deserialize_keras_object(distillation)
+            student.distillation = settings
         if student.scheme is not None:
             student.scheme.connect(student)
         return student
