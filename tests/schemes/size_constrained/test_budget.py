@@ -1,3 +1,5 @@
+"""Sizes as users write them, and the cost of codes in each unit."""
+
 import lzma
 
 import numpy as np
@@ -11,7 +13,7 @@ from tfcompress.schemes.size_constrained.budget import (
     parse_size,
 )
 
-COUNTED = ("value_bits", "xz_bytes", "bytes")
+UNITS = ("value_bits", "xz_bytes", "bytes")
 
 
 def codes(shape, limit, density, seed=0):
@@ -29,7 +31,7 @@ def codes(shape, limit, density, seed=0):
     ("1.5 MiB", 1.5 * 2**20), (".5 KB", 500.0),
     ("1/50", 120.0), ("0.02", 120.0), (" 1/3 ", 2000.0), ("2", 12000.0),
 ])  # fmt: skip
-def test_sizes_with_units_and_shares(size, expected):
+def test_parse_size_takes_bytes_units_and_shares(size, expected):
     found = parse_size(size, 6000)
     assert isinstance(found, float) and found == pytest.approx(expected)
 
@@ -39,24 +41,24 @@ def test_sizes_with_units_and_shares(size, expected):
     "nan", "inf", "1e3 B", "1/0", 0, -5, float("nan"), float("inf"), None, True, b"1 B",
     [100],
 ])  # fmt: skip
-def test_everything_else_is_refused(size):
+def test_parse_size_refuses_everything_else(size):
     with pytest.raises(ValueError, match=r"`size` (has|is).*Received: size="):
         parse_size(size, 6000)
 
 
-@pytest.mark.parametrize("counted", COUNTED)
-def test_a_budget_allows_its_bits_but_for_what_is_no_codes(counted):
-    budget = SizeBudget(1000, counted, "uniform", overhead=100)
-    assert budget.allowed() == {"value_bits": 900}.get(counted, 8 * 900)
-    assert budget.sparse == (counted != "bytes")
+@pytest.mark.parametrize("unit", UNITS)
+def test_budget_allows_its_total_less_the_overhead(unit):
+    budget = SizeBudget(1000, unit, "uniform", overhead=100)
+    assert budget.allowed() == {"value_bits": 900}.get(unit, 8 * 900)
+    assert budget.sparse == (unit != "bytes")
 
 
 @pytest.mark.parametrize("codebook, bits, index", [
     ("uniform", 2, 1), ("uniform", 3, 3), ("uniform", 8, 8),
     ("kmeans", 1, 1), ("kmeans", 2, 2), ("kmeans", 8, 8),
 ])  # fmt: skip
-def test_a_kernel_costs_the_indices_of_its_values(codebook, bits, index):
-    """Also where not all levels are used at the moment."""
+def test_value_bits_are_indices_of_non_zero_weights(codebook, bits, index):
+    """Also where not all levels are in use."""
     budget = SizeBudget(1000, "value_bits", codebook)
     assert budget.rate(np.array([5, 0]), 400, bits) == 5 * index
     codes = np.array([0, 1, 1, -1, 0], np.int8)
@@ -64,22 +66,22 @@ def test_a_kernel_costs_the_indices_of_its_values(codebook, bits, index):
 
 
 @pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])
-def test_or_the_containers_of_all_weights(bits, container):
+def test_rate_in_bytes_is_the_container_of_each_weight(bits, container):
     rate = SizeBudget(1000, "bytes", "uniform").rate(np.array([3, 4]), 400, bits)
     assert rate == 400 * container
 
 
 @pytest.mark.parametrize("counts", [[0], [400], [10, 20, 0, 70], [200, 200]])
-def test_or_the_entropy_of_its_codes(counts):
+def test_rate_in_xz_bytes_is_the_entropy_of_the_codes(counts):
     codes = np.repeat(np.arange(len(counts) + 1), [400 - sum(counts), *counts])
     rate = SizeBudget(1000, "xz_bytes", "uniform").rate(np.array(counts), 400, 3)
     assert rate == pytest.approx(entropy_bits(codes))
 
 
-@pytest.mark.parametrize("counted", COUNTED)
-def test_what_codes_nominally_take(counted):
+@pytest.mark.parametrize("unit", UNITS)
+def test_nominal_bits_of_codes_in_each_unit(unit):
     named = {"a": (codes((40, 9), 1, 0.2), 2), "b": (codes((3, 3, 9), 3, 0.6), 3)}
-    nominal = SizeBudget(1000, counted, "uniform").nominal(named)
+    nominal = SizeBudget(1000, unit, "uniform").nominal_bits(named)
     for (name, (array, _)), bits, index in zip(
         named.items(), (2, 4), (1, 3), strict=True
     ):
@@ -87,13 +89,13 @@ def test_what_codes_nominally_take(counted):
             "value_bits": index * np.count_nonzero(array),
             "bytes": bits * array.size,
             "xz_bytes": entropy_bits(array),
-        }[counted]
+        }[unit]
         assert nominal[name] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("counted", COUNTED)
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("codebook", ["uniform", "kmeans"])
-def test_what_codes_take(counted, codebook):
+def test_size_of_codes_in_each_unit(unit, codebook):
     """A k-means codebook is stored with 8 bits, however few levels it has."""
     arrays = {"a": codes((40, 9), 1, 0.2), "b": codes((3, 3, 9), 3, 0.6, seed=1)}
     named = {"a": (arrays["a"], 2), "b": (arrays["b"], 3)}
@@ -109,11 +111,11 @@ def test_what_codes_take(counted, codebook):
         + 3 * nonzeros["b"],
         "bytes": 70 + sum(map(len, packed)),
         "xz_bytes": 70 + len(lzma.compress(b"".join(map(bytes, packed)), preset=9)),
-    }[counted]
-    assert SizeBudget(1000, counted, codebook, overhead=70).size_of(named) == expected
+    }[unit]
+    assert SizeBudget(1000, unit, codebook, overhead=70).size_of(named) == expected
 
 
-def test_coded_bytes_are_those_of_containers():
+def test_coded_bytes_are_packed_or_compressed():
     named = {"a": (codes((5, 5), 1, 0.5), 2), "b": (codes((31,), 15, 0.5), 5)}
     assert coded_bytes(named, compressed=False) == 7 + 31  # ceil(25 * 2 / 8), 31
     many = {"zeros": (np.zeros((100, 100), np.int8), 8)}
@@ -121,18 +123,18 @@ def test_coded_bytes_are_those_of_containers():
     assert coded_bytes(many, compressed=True) < 150
 
 
-@pytest.mark.parametrize("counted", COUNTED)
-def test_what_codes_took_decides_how_many_bits_are_granted(counted):
-    budget = SizeBudget(10_000, counted, "uniform", overhead=200)
+@pytest.mark.parametrize("unit", UNITS)
+def test_calibrated_budget_allows_nominal_bits_by_the_measured_size(unit):
+    budget = SizeBudget(10_000, unit, "uniform", overhead=200)
     named = {"a": (codes((90, 50), 1, 0.2), 2)}
-    real = budget.learn(named)
+    real = budget.calibrate(named)
     assert real == budget.size_of(named)
-    [nominal] = budget.nominal(named).values()
-    granted = nominal / (real - 200) * (10_000 - 200)
+    [nominal] = budget.nominal_bits(named).values()
+    allowed = nominal / (real - 200) * (10_000 - 200)
     for _ in range(2):  # not on top of the last
-        assert budget.allowed() == pytest.approx(granted)
-        budget.learn(named)
-    unit = {"value_bits": 1}.get(counted, 8)
+        assert budget.allowed() == pytest.approx(allowed)
+        budget.calibrate(named)
+    bits_per_unit = {"value_bits": 1}.get(unit, 8)
     for array in (np.zeros(9), np.ones(10**5)):  # limits
-        budget.learn({"a": (array.astype(np.int8), 2)})
-        assert 9800 / 4 <= budget.allowed() / unit <= 9800 * 4
+        budget.calibrate({"a": (array.astype(np.int8), 2)})
+        assert 9800 / 4 <= budget.allowed() / bits_per_unit <= 9800 * 4

@@ -1,4 +1,4 @@
-"""Operating points against what kernels cost and lose once they are quantized so."""
+"""Operating points, compared with kernels that are quantized accordingly."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ def kernel(size=3000, seed=0, zeros=0.3):
     return (rng.laplace(size=size) * (rng.random(size) > zeros)).astype("float32")
 
 
-def points_of(w, counted, codebook="uniform", floor=10):
-    budget = SizeBudget(1000, counted, codebook)
-    return operating_points(w, floor, budget, WIDTHS[codebook]), budget
+def points_of(w, unit, codebook="uniform", min_count=10):
+    budget = SizeBudget(1000, unit, codebook)
+    return operating_points(w, min_count, budget, WIDTHS[codebook]), budget
 
 
-def realized(w, kept, bits, budget, codebook="uniform"):
-    """`(nominal bits, squared error)` of a kernel quantized so."""
+def quantized(w, kept, bits, budget, codebook="uniform"):
+    """`(nominal bits, squared error)` of a kernel with so many weights and bits."""
     masked = w * largest(w, kept)
     values = SortedNonZeros(masked)
     [(counts, distortion)] = counts_and_distortions(values, [bits], codebook)
@@ -35,27 +35,26 @@ def realized(w, kept, bits, budget, codebook="uniform"):
     return budget.rate(counts, w.size, bits), dropped + distortion
 
 
-@pytest.mark.parametrize("counted, codebook", [
+@pytest.mark.parametrize("unit, codebook", [
     ("xz_bytes", "uniform"), ("xz_bytes", "kmeans"),
     ("value_bits", "uniform"), ("value_bits", "kmeans"),
 ])  # fmt: skip
-def test_points_are_what_a_kernel_costs_and_loses(counted, codebook):
+def test_operating_points_predict_cost_and_distortion(unit, codebook):
     w = kernel()
-    points, budget = points_of(w.reshape(30, 100), counted, codebook)
+    points, budget = points_of(w.reshape(30, 100), unit, codebook)
     assert points.kept.max() == np.count_nonzero(w) and points.kept.min() == 10
     assert set(points.bits) == set(WIDTHS[codebook])
     for i in range(0, len(points.kept), 7):
         kept, bits = points.kept[i], points.bits[i]
-        cost, lost = realized(w, kept, bits, budget, codebook)
-        # With few weights how many levels are used goes up and down.
+        cost, lost = quantized(w, kept, bits, budget, codebook)
+        # With few weights the number of levels in use varies.
         tolerance = 0.15 if kept > 300 else 0.5
         assert points.costs[i] == pytest.approx(cost, rel=tolerance), (kept, bits)
         assert points.distortions[i] == pytest.approx(lost, rel=0.05, abs=0.5)
     np.testing.assert_array_equal(points.losses, layer_loss(points.distortions, w))
 
 
-def test_a_layer_loses_what_is_taken_of_its_energy():
-    """Little of it as it is, all of it without bound."""
+def test_layer_loss_is_small_errors_and_grows_without_bound():
     w = np.array([3.0, -4.0, 0.0, 0.0])  # of energy 25
     losses = layer_loss(np.array([0.0, 12.5, 18.75, 24.75]), w)
     np.testing.assert_allclose(losses, 25 * np.log([1, 2, 4, 100]))
@@ -63,8 +62,7 @@ def test_a_layer_loses_what_is_taken_of_its_energy():
     assert layer_loss(25.0, w) > layer_loss(24.99, w) and np.isfinite(layer_loss(25, w))
 
 
-def test_a_layer_of_small_weights_is_not_emptied():
-    """As squared errors would have it."""
+def test_layer_loss_keeps_a_layer_of_small_weights_that_distortions_empty():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(2, 20_000)).astype("float32")
     points = {
@@ -83,14 +81,14 @@ def test_a_layer_of_small_weights_is_not_emptied():
     assert small < 50 < large
 
 
-def test_where_zeros_save_nothing_all_weights_are_kept():
+def test_operating_points_keep_all_weights_where_zeros_save_nothing():
     points, _ = points_of(kernel(), "bytes")
     assert points.kept.tolist() == [3000] * 4 and points.bits.tolist() == [2, 3, 4, 8]
     assert points.costs.tolist() == [6000, 12000, 12000, 24000]
     assert (np.diff(points.losses) < 0).all()
 
 
-def test_the_largest_kernels_are_judged_by_a_part_of_their_weights(monkeypatch):
+def test_operating_points_of_large_kernels_follow_from_a_sample(monkeypatch):
     w = kernel(40_000)
     every, _ = points_of(w, "xz_bytes")
     monkeypatch.setattr(rate_distortion, "_SAMPLES", 5000)
@@ -106,17 +104,17 @@ def test_the_largest_kernels_are_judged_by_a_part_of_their_weights(monkeypatch):
 @pytest.mark.parametrize("w", [
     np.zeros(50), np.full(50, 0.5), np.eye(7), np.arange(4.0),
 ])  # fmt: skip
-def test_kernels_with_few_weights_that_differ(w):
-    floor = min(10, w.size)
-    points, _ = points_of(w, "xz_bytes", floor=floor)
-    assert points.kept.min() == floor
-    assert points.kept.max() == max(floor, np.count_nonzero(w))
+def test_operating_points_of_kernels_with_few_distinct_weights(w):
+    least = min(10, w.size)
+    points, _ = points_of(w, "xz_bytes", min_count=least)
+    assert points.kept.min() == least
+    assert points.kept.max() == max(least, np.count_nonzero(w))
     assert np.isfinite(points.costs).all() and np.isfinite(points.losses).all()
     assert points.distortions.max() <= np.square(w).sum()
 
 
-def test_no_layer_is_emptied_because_its_hull_leaps():
-    """Of evenly distributed weights few are worth nothing, and many a lot."""
+def test_knapsack_off_the_hull_keeps_a_layer_whose_hull_has_a_gap():
+    """A few of evenly distributed weights gain almost no loss, and many a lot."""
     rng = np.random.default_rng(0)
     large = rng.uniform(-0.07, 0.07, 100_000).astype("float32")
     points = {
@@ -133,21 +131,20 @@ def test_no_layer_is_emptied_because_its_hull_leaps():
 
 
 @pytest.mark.parametrize("share, bits", [(0.8, 8), (0.4, 4), (0.06, 2), (0.02, 2)])
-def test_fewer_bits_come_before_many_more_zeros(share, bits):
-    """With 6.4, 3.2, 0.5 and 0.2 bits a weight: ternary where a file has least.
+def test_best_operating_point_has_fewer_bits_for_smaller_budgets(share, bits):
+    """With 6.4, 3.2, 0.5 and 0.2 bits a weight: ternary for the smallest.
 
-    The best choice is also the best of all that are tried one by one.
+    It is also the best of all that are tried one by one.
     """
     w = kernel(zeros=0.0)
     points, budget = points_of(w, "xz_bytes")
     allowed = share * 8 * w.size
-    chosen = multiple_choice_knapsack({"": points.costs}, {"": points.losses}, allowed)[
-        ""
-    ]
+    costs, losses = {"a": points.costs}, {"a": points.losses}
+    chosen = multiple_choice_knapsack(costs, losses, allowed)["a"]
     assert points.bits[chosen] == bits
-    cost, least = realized(w, points.kept[chosen], bits, budget)
+    cost, least = quantized(w, points.kept[chosen], bits, budget)
     assert cost <= 1.02 * allowed
     for kept in np.geomspace(20, w.size, 15).astype(int):
         for other in WIDTHS["uniform"]:
-            cost, lost = realized(w, kept, other, budget)
+            cost, lost = quantized(w, kept, other, budget)
             assert lost >= 0.97 * least or cost > allowed

@@ -1,4 +1,4 @@
-"""One number, the size: what the file takes that is written in the end."""
+"""Size-constrained students: size of the file, budgets, saving and interruption."""
 
 import re
 import warnings
@@ -9,35 +9,34 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tests.schemes.size_constrained.small_space import used
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.litert import packed_size
 from tfcompress.schemes.size_constrained.budget import estimated_size
+from tfcompress.schemes.size_constrained.phases import RELAXATION
 
+# Arguments of the scheme, and the key of the report that they limit.
 SIZES = {
-    "xz, uniform": ({"size": "1/8"}, "tflite_xz_bytes"),
-    "xz, kmeans": ({"size": "3 kB", "codebook": "kmeans"}, "tflite_xz_bytes"),
-    "none": ({"size": 8000, "compression": "none"}, "tflite_bytes"),
+    "xz, uniform": ({"size": "1/5"}, "tflite_xz_bytes"),
+    "xz, kmeans": ({"size": "2.2 kB", "codebook": "kmeans"}, "tflite_xz_bytes"),
+    "none": ({"size": 4500, "compression": "none"}, "tflite_bytes"),
 }
 
 
 def fit(student, mnist, epochs, samples=240, **kwargs):
     images, labels = mnist[0]
     return student.fit(
-        images[:samples], labels[:samples], batch_size=60, epochs=epochs, verbose=0,
+        images[:samples], labels[:samples], batch_size=80, epochs=epochs, verbose=0,
         **kwargs,
     )  # fmt: skip
-
-
-def masks(student):
-    return {name: mask.copy() for name, mask in student.size_space.masks().items()}
 
 
 def value_bits(model):
     return total_cost(layer_costs(model)).value_bits
 
 
-class WhatValidationSees(keras.callbacks.Callback):
-    """Before each: whether all kernels are quantized, and how many weights remain."""
+class ValidationRecorder(keras.callbacks.Callback):
+    """State of the student before each validation; sizes are shares of the budget."""
 
     def __init__(self):
         super().__init__()
@@ -47,90 +46,104 @@ class WhatValidationSees(keras.callbacks.Callback):
         space = self.model.size_space
         self.searching.append(not space.is_frozen())
         self.quantized.append(True)
-        for layer in space.layers.values():
+        for layer in space.codebooks.layers.values():
             codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
             self.quantized[-1] &= np.array_equal(layer.kernel, codes * scale)
-        self.size.append(space.budget.size_of(space.codes()) / space.budget.total)
+        self.size.append(used(space))
+
+
+def strided_net():
+    """Two convolutions with batch normalization, and a dense layer."""
+    x = inputs = keras.Input((28, 28, 1))
+    for i, filters in enumerate((8, 32)):
+        x = layers.Conv2D(filters, 3, strides=2, use_bias=False, name=f"conv{i}")(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10, name="head")(x))
+
+
+@pytest.fixture(scope="module")
+def strided_weights(mnist, compile_for_digits):
+    keras.utils.set_random_seed(0)
+    model = strided_net()
+    compile_for_digits(model, keras.optimizers.Adam(1e-2))
+    model.fit(*mnist[0], epochs=6, batch_size=64, verbose=0)
+    return model.get_weights()
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def searched(request, trained_weights, mnist, compile_for_digits):
-    """`(float model, student, seen, history, report key)` after one whole fit."""
-    from tests.small_net import small_net
-
+def searched(request, strided_weights, mnist, compile_for_digits):
+    """`(float model, student, recorder, history, report key)` after one whole fit."""
     keras.utils.set_random_seed(0)
-    model = small_net()
-    model.set_weights(trained_weights)
+    model = strided_net()
+    model.set_weights(strided_weights)
     arguments, key = SIZES[request.param]
     student = tfc.compress(model, tfc.SizeConstrained(**arguments))
     compile_for_digits(student, keras.optimizers.SGD(0.02, momentum=0.9))
-    seen = WhatValidationSees()
+    recorder = ValidationRecorder()
     validation = tuple(x[:100] for x in mnist[1])
-    history = fit(student, mnist, 4, validation_data=validation, callbacks=[seen])
-    return model, student, seen, history.history, key
+    history = fit(student, mnist, 2, validation_data=validation, callbacks=[recorder])
+    return model, student, recorder, history.history, key
 
 
-def test_the_file_takes_at_most_the_size_and_nearly_all_of_it(
-    searched, mnist, tmp_path
-):
+def test_file_takes_at_most_the_size_and_nearly_all_of_it(searched, mnist, tmp_path):
     model, student, *_, key = searched
     tiny = tfc.finalize(student)
     report = tfc.export(tiny, tmp_path / "tiny.tflite", verify=mnist[1][0][:100])
     assert report["agreement"]["top1"] == 1.0
-    used = report["size"][key] / student.scheme.total(model)
+    share = report["size"][key] / student.scheme.total(model)
     # Containers of 2, 4 and 8 bits for whole layers leave gaps.
-    assert (0.95 if key == "tflite_xz_bytes" else 0.75) < used <= 1
+    assert (0.95 if key == "tflite_xz_bytes" else 0.75) < share <= 1
     compressed = key == "tflite_xz_bytes"
     assert packed_size(tiny, compressed) == report["size"][key]
-    # Without LiteRT.
-    assert 0.8 < estimated_size(tiny, compressed) / report["size"][key] < 1.2
+    # The estimated bytes of a graph are those of common layers.
+    assert 0.75 < estimated_size(tiny, compressed) / report["size"][key] < 1.4
 
 
-def test_the_finished_model_predicts_like_the_student(searched, mnist):
+def test_finished_model_predicts_like_the_student(searched, mnist):
     _, student, *_ = searched
     images, labels = mnist[1]
     expected = student.predict(images, verbose=0)
     received = tfc.finalize(student).predict(images, verbose=0)
     np.testing.assert_allclose(received, expected, atol=1e-4 * np.abs(expected).max())
-    assert (received.argmax(1) == labels).mean() > 0.6
+    assert (received.argmax(1) == labels).mean() > 0.5
 
 
-def test_bits_and_zeros_are_those_of_the_finished_model(searched):
+def test_finished_model_has_the_bits_and_zeros_of_the_student(searched):
     _, student, *_, key = searched
-    space = student.size_space
+    codebooks = student.size_space.codebooks
     costs = {cost.name: cost for cost in layer_costs(tfc.finalize(student))}
-    assert space.is_frozen()
-    for name, (codes, bits) in space.codes().items():
-        mask = space.masks()[name]
+    assert codebooks.is_frozen()
+    for name, (codes, bits) in codebooks.codes().items():
+        mask = codebooks.masks()[name]
         assert codes.any() and mask.sum() >= 10
         assert not codes[~mask].any()
         assert len(np.unique(codes[codes != 0])) <= 2**bits
-        if space.codebook == "uniform":
+        if codebooks.kind == "uniform":
             assert costs[name].weight_bits == bits
         assert mask.all() == (key == "tflite_bytes")
 
 
-def test_validation_sees_projected_weights(searched, mnist):
-    """Also while the kernels train in float."""
-    *_, seen, history, _ = searched
-    assert seen.quantized == [True] * 4
-    assert seen.searching == [True, True, False, False]
-    assert max(seen.size[:2]) < 5  # on the way down
-    assert max(seen.size[2:]) < 1.05
+def test_validation_sees_quantized_weights_near_the_budget(searched):
+    *_, recorder, history, _ = searched
+    assert recorder.quantized == [True, True]
+    assert recorder.searching == [True, False]
+    assert recorder.size[0] < RELAXATION and recorder.size[1] < 1.05
     assert min(history["val_accuracy"]) > 0.3
 
 
-def test_the_models_own_layers_stay_as_they_were(searched, trained_weights):
+def test_float_model_stays_as_it_was(searched, strided_weights):
     model, *_ = searched
-    for received, expected in zip(model.get_weights(), trained_weights, strict=True):
+    for received, expected in zip(model.get_weights(), strided_weights, strict=True):
         np.testing.assert_array_equal(received, expected)
     for layer in model.layers:
         assert getattr(getattr(layer, "kernel", None), "constraint", None) is None
 
 
 @pytest.mark.parametrize("searched", ["xz, kmeans"], indirect=True)
-def test_a_saved_student_goes_on_where_it_was(searched, mnist, tmp_path):
-    """Zeros and bits stay in a second fit, and the size is kept."""
+def test_loaded_student_keeps_zeros_bits_and_size_in_a_second_fit(
+    searched, mnist, tmp_path
+):
     model, student, *_, key = searched
     student.save(tmp_path / "student.keras")
     with warnings.catch_warnings():
@@ -140,12 +153,13 @@ def test_a_saved_student_goes_on_where_it_was(searched, mnist, tmp_path):
     np.testing.assert_array_equal(
         loaded.predict(images, verbose=0), student.predict(images, verbose=0)
     )
-    before, bits = masks(loaded), loaded.size_space.bits
+    codebooks = loaded.size_space.codebooks
+    before, bits = codebooks.masks(), codebooks.bits
     fit(loaded, mnist, 1, samples=120)
-    assert loaded.size_space.bits == bits
-    for name, mask in masks(loaded).items():
+    assert codebooks.bits == bits
+    for name, mask in codebooks.masks().items():
         assert not (mask & ~before[name]).any()
-    kept = [sum(x.sum() for x in y.values()) for y in (masks(loaded), before)]
+    kept = [sum(x.sum() for x in y.values()) for y in (codebooks.masks(), before)]
     assert 0.95 * kept[1] <= kept[0]  # a few less may be needed for the size
     tiny = tfc.finalize(loaded)
     size = packed_size(tiny, key == "tflite_xz_bytes")
@@ -163,35 +177,35 @@ def separable_net():
 
 
 @pytest.mark.parametrize("codebook", ["uniform", "kmeans"])
-def test_a_student_is_at_its_budget_from_the_start(trained, codebook, tmp_path):
+def test_new_student_takes_its_budget(codebook, tmp_path):
+    model = strided_net()
     scheme = tfc.SizeConstrained(value_bits="1/100", codebook=codebook)
-    student = tfc.compress(trained, scheme)
-    total = scheme.total(trained)
-    assert total == (72 + 1152 + 4608 + 320) * 32 / 100 == scheme.total(student)
+    student = tfc.compress(model, scheme)
+    total = scheme.total(model)
+    assert total == (72 + 9 * 8 * 32 + 320) * 32 / 100 == scheme.total(student)
     with pytest.warns(UserWarning, match="zeros and bits has not ended"):
         assert 0.95 * total < value_bits(tfc.finalize(student)) <= total
     student.save(tmp_path / "student.keras")
     loaded = keras.models.load_model(tmp_path / "student.keras")
     assert loaded.scheme.get_config() == scheme.get_config()
-    assert loaded.size_space.bits == student.size_space.bits
-    for name, mask in masks(loaded).items():
-        np.testing.assert_array_equal(mask, masks(student)[name])
+    assert loaded.size_space.codebooks.bits == student.size_space.codebooks.bits
+    for name, mask in loaded.size_space.codebooks.masks().items():
+        expected = student.size_space.codebooks.masks()[name]
+        np.testing.assert_array_equal(mask, expected)
 
 
 class Interrupt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch == 2:
-            raise RuntimeError("out of coffee")
+            raise RuntimeError("interrupted")
 
 
-def test_an_interrupted_search_leaves_a_student_that_trains_on(
-    mnist, compile_for_digits
-):
+def test_student_of_an_interrupted_search_trains_on(mnist, compile_for_digits):
     model = separable_net()
     scheme = tfc.SizeConstrained(value_bits="1/30")
     student = tfc.compress(model, scheme)
     compile_for_digits(student, keras.optimizers.SGD(0.02))
-    with pytest.raises(RuntimeError, match="coffee"):
+    with pytest.raises(RuntimeError, match="^interrupted$"):
         fit(student, mnist, 2, callbacks=[Interrupt()])
     with pytest.warns(UserWarning, match="'depthwise'.*bits has not ended"):
         tiny = tfc.finalize(student)
@@ -209,19 +223,19 @@ def test_an_interrupted_search_leaves_a_student_that_trains_on(
     np.testing.assert_allclose(received, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_search_of_the_whole_training_without_a_learning_rate(
+def test_search_without_a_learning_rate_keeps_the_values_of_weights(
     mnist, compile_for_digits
 ):
-    """The largest weights stay where they are."""
+    """It takes the whole training and freezes at its end."""
     model = separable_net()
     scheme = tfc.SizeConstrained(value_bits="1/30", search_fraction=1.0)
     student = tfc.compress(model, scheme)
-    before = student.size_space.kernels()
+    before = student.size_space.codebooks.kernels()
     compile_for_digits(student, keras.optimizers.SGD(0.0))
     fit(student, mnist, 1)
     assert student.size_space.is_frozen()
     assert value_bits(tfc.finalize(student)) <= scheme.total(model)
-    for name, kernel in student.size_space.kernels().items():
+    for name, kernel in student.size_space.codebooks.kernels().items():
         kept = kernel != 0
         np.testing.assert_array_equal(kernel[kept], before[name][kept])
 
@@ -231,24 +245,23 @@ def test_a_search_of_the_whole_training_without_a_learning_rate(
     {"size": 1}, {"size": 1, "codebook": "kmeans"},
     {"size": 1, "compression": "none"},
 ], ids=str)  # fmt: skip
-def test_the_least_size_that_an_error_names_can_be_met(trained, arguments):
+def test_least_budget_that_an_error_names_can_be_met(arguments):
+    model = strided_net()
     with pytest.raises(ValueError, match="can be met. Received: .*=1, 1") as error:
-        tfc.compress(trained, tfc.SizeConstrained(**arguments))
+        tfc.compress(model, tfc.SizeConstrained(**arguments))
     least = re.search(r"at least ([\d,]+)", str(error.value))[1].replace(",", "")
     name = "size" if "size" in arguments else "value_bits"
     with pytest.raises(ValueError, match=f"at least {int(least):,}"):
-        tfc.compress(trained, tfc.SizeConstrained(**arguments | {name: int(least) - 1}))
-    student = tfc.compress(
-        trained, tfc.SizeConstrained(**arguments | {name: int(least)})
-    )
-    for codes, _ in student.size_space.codes().values():
+        tfc.compress(model, tfc.SizeConstrained(**arguments | {name: int(least) - 1}))
+    student = tfc.compress(model, tfc.SizeConstrained(**arguments | {name: int(least)}))
+    for codes, _ in student.size_space.codebooks.codes().values():
         assert codes.any()
 
 
-def test_the_plan_names_the_bits_to_choose_from(trained):
-    rows = tfc.plan(trained, tfc.SizeConstrained(size="1/10")).rows
+def test_plan_names_the_codebooks():
+    rows = tfc.plan(strided_net(), tfc.SizeConstrained(size="1/10")).rows
     treatments = {row.name: row.treatment for row in rows}
-    for name in ("conv0", "conv1", "conv2", "head"):
+    for name in ("conv0", "conv1", "head"):
         assert treatments[name] == "weights from a codebook of at most 8 bits"
 
 
@@ -272,6 +285,6 @@ def test_the_plan_names_the_bits_to_choose_from(trained):
         {"overrides": {"conv1": 3}},
     ],
 )
-def test_bad_arguments(arguments):
+def test_scheme_refuses_bad_arguments(arguments):
     with pytest.raises((ValueError, TypeError), match="Received"):
         tfc.SizeConstrained(**{"size": "1/20", **arguments})

@@ -1,0 +1,65 @@
+"""Parts of the phases that a whole search rarely meets."""
+
+import pytest
+
+from tests.schemes.size_constrained.small_space import counts, used
+from tfcompress.schemes.size_constrained.phases import (
+    MAX_SHRINKS,
+    Artifact,
+    FineTuning,
+    UpdateSchedule,
+)
+
+
+@pytest.mark.parametrize("epochs, interval", [(4, 1 / 20), (20, 1 / 20), (50, 1 / 50)])
+def test_updates_are_due_each_epoch_and_twenty_times_or_more(epochs, interval):
+    schedule = UpdateSchedule(epochs)
+    assert schedule.is_due(0.0)
+    schedule.wait(0.5)
+    assert schedule.next_share == pytest.approx(0.5 + interval)
+    assert not schedule.is_due(0.5 + 0.9 * interval)
+    assert schedule.is_due(0.5 + 1.1 * interval)
+
+
+def fine_tuning(space, overhead):
+    """Phase whose artefact takes the codes and the overhead, and its calls."""
+    budget, calls = space.allocation.budget, []
+
+    def size_of():
+        return budget.size_of(space.codebooks.codes()) - budget.overhead + overhead
+
+    artifact = Artifact(space, size_of)
+    return FineTuning(space, artifact, lambda: calls.append("recalibrated")), calls
+
+
+@pytest.mark.parametrize("name, overhead", [
+    ("xz, uniform", 37), ("value bits, kmeans", 0), ("bytes", 37),
+])  # fmt: skip
+def test_budget_is_met_by_removing_weights_or_bits(start_once, name, overhead):
+    space = start_once(name)
+    budget = space.allocation.budget
+    budget.total = 0.8 * budget.size_of(space.codebooks.codes())
+    before = sum(counts(space.codebooks).values())
+    phase, calls = fine_tuning(space, overhead)
+    phase.on_epoch_begin()
+    assert (0.85 if budget.sparse else 0.6) < used(space) <= 1.0
+    assert (sum(counts(space.codebooks).values()) < before) == budget.sparse
+    assert 1 <= len(calls) < MAX_SHRINKS
+    assert budget.overhead == overhead
+
+
+def test_budget_that_is_met_leaves_the_weights(start_once):
+    space = start_once("xz, uniform")
+    before = counts(space.codebooks)
+    phase, calls = fine_tuning(space, 0)
+    phase.meet_budget()
+    assert counts(space.codebooks) == before and not calls
+
+
+def test_budget_below_the_overhead_is_an_error(start_once):
+    space = start_once("xz, uniform")
+    phase, calls = fine_tuning(space, 600)
+    with pytest.raises(RuntimeError, match=r"at most 500 .*Received: one of \d+ after"):
+        phase.meet_budget()
+    assert len(calls) == MAX_SHRINKS
+    assert counts(space.codebooks) == space.codebooks.min_counts()
