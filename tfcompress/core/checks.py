@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.graph.graph import check_has_graph
+from tfcompress.compat import keras_private
+from tfcompress.graph.graph import check_has_graph, is_model, own_classes
 
 
 def check_finite(model: keras.Model, hint: str) -> None:
@@ -34,8 +35,8 @@ def check_compressible(model: keras.Model) -> None:
 
     Raises:
         TypeError: if it is no Keras 3 model.
-        ValueError: if it has no graph, weights that are not finite, or trainable
-            weights in another float type than float32.
+        ValueError: if it has no graph, a `call` of its own, weights that are not
+            finite, or trainable weights in another float type than float32.
     """
     if not isinstance(model, keras.Model):
         origin = type(model).__module__.split(".")[0]
@@ -49,6 +50,7 @@ def check_compressible(model: keras.Model) -> None:
             f"{type(model).__module__}.{type(model).__name__}. {hint}"
         )
     check_has_graph(model)
+    _check_call(model)
     low = {
         variable.path: variable.dtype
         for variable in model.trainable_variables
@@ -63,3 +65,16 @@ def check_compressible(model: keras.Model) -> None:
             "compute in 16 bits but keep float32 weights."
         )
     check_finite(model, "Load or train a healthy model first.")
+
+
+def _check_call(model):
+    """Checks that a model and its nested models compute what their graphs say."""
+    for layer in filter(is_model, keras_private.flatten_layers(model)):
+        for cls in own_classes(type(layer)):
+            if {"call", "__call__"} & set(vars(cls)):
+                raise ValueError(
+                    "A model that computes by its graph is expected. Received: "
+                    f"'{layer.name}', whose class {cls.__name__} has a `call` of its "
+                    "own. Make it a graph: keras.Model(inputs, outputs), with the "
+                    "operations of `call` between them."
+                )

@@ -7,6 +7,7 @@ from tfcompress.core.distillation import Distillation, check_teacher
 from tfcompress.core.plan import plan
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 
@@ -20,6 +21,10 @@ def compress(
     layers take the place of the layers that the scheme treats. A separable convolution
     becomes a depthwise and a pointwise layer. The model itself is left untouched.
 
+    The student of a Functional model of the user's own class is an instance of that
+    class, too, so that `train_step` and other methods run. Its constructor is called
+    with inputs, outputs, name and the entries of `get_config`.
+
     Args:
         model: built Functional or Sequential Keras 3 model with finite float32
             weights. Nested models and shared layers are fine.
@@ -29,14 +34,15 @@ def compress(
             teacher is copied, as it is now.
 
     Returns:
-        A `Student`, a Functional `keras.Model`.
+        A `Student`, a Functional `keras.Model`, of the user's class if there is one.
 
     Raises:
         TypeError: if `model` or the teacher is no Keras 3 model, or `distill` of
             another type.
-        ValueError: if it is subclassed, not built, has NaN, infinite or 16-bit
-            weights, if an override matches no layer, if the scheme's budget cannot be
-            met, or if no layer can be compressed.
+        ValueError: if it has no graph, is not built, has NaN, infinite or 16-bit
+            weights, if its class overrides methods and no student can be made by its
+            constructor, if an override matches no layer, if the scheme's budget cannot
+            be met, or if no layer can be compressed.
     """
     distillation, teacher = Distillation.of(distill), model
     if distillation is not None:
@@ -44,6 +50,7 @@ def compress(
         check_compressible(model)
         check_teacher(model, teacher)
     planned = plan(model, scheme)
+    original, user_class = model, user_class_of(model)
     model = planned.model
     configs = {id(row.layer): row.config for row in planned.treated()}
     graph = Graph(model)
@@ -71,12 +78,15 @@ def compress(
             new = clone_layer(layer)
         return [*before.get(names.get(id(layer)), []), new]
 
-    student, pairs = rebuild(model, replace, model_class=Student)
+    make = Student if user_class is None else user_class.make_student
+    student, pairs = rebuild(model, replace, model_class=make)
     for old, new in pairs:
         if id(old) in configs:
             configs[id(old)].copy_weights(old, new, norms[id(old)])
         else:
             copy_weights(old, new)
+    if user_class is not None:
+        copy_state(original, student, {id(old): new for old, new in pairs})
     student.scheme = scheme
     scheme.connect(student)
     scheme.prepare(student)

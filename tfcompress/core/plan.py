@@ -11,6 +11,7 @@ from rich.table import Table
 from tfcompress.core.checks import check_compressible
 from tfcompress.core.config import KeepFloat
 from tfcompress.core.scheme import Place, Scheme
+from tfcompress.core.user_class import user_class_of
 from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.separable import separable_layers, split_separable
 from tfcompress.graph.signs import may_be_negative
@@ -90,6 +91,7 @@ def plan(model: keras.Model, scheme: Scheme) -> Plan:
             override matches no layer, or the scheme's budget cannot be met.
     """
     check_compressible(model)
+    user_class_of(model)
     separable_of = separable_layers(model)
     model = split_separable(model)
     graph = Graph(model)

@@ -12,6 +12,7 @@ from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalib
 if TYPE_CHECKING:
     from tfcompress.core.scheme import Scheme
     from tfcompress.core.training.search import Search
+    from tfcompress.core.user_class import UserClass
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -27,11 +28,14 @@ class Student(DistilledModel):
         search: `Search` in progress in `fit`, or None.
         restored: dict of str to array. State of the search in the weights that were
             loaded; empty if there was none.
+        user_class: `UserClass` of the model that was compressed, or None. The student
+            is an instance of that class too.
     """
 
     scheme: "Scheme | None" = None
     search: "Search | None" = None
     restored: dict[str, np.ndarray] = {}
+    user_class: "UserClass | None" = None
 
     def fit(
         self,
@@ -84,12 +88,16 @@ class Student(DistilledModel):
         )
 
     def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)  # those of the user's class
         for name, value in (self.search.state() if self.search else {}).items():
             store[name] = value
 
     def load_own_variables(self, store: Any) -> None:
         names = store.keys()  # Keras's stores have no other method of a mapping
-        self.restored = {name: np.array(store[name]) for name in names}
+        values = {name: np.array(store[name]) for name in names}
+        own = {name: value for name, value in values.items() if name.isdigit()}
+        super().load_own_variables(own)
+        self.restored = {name: values[name] for name in names if name not in own}
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -97,16 +105,28 @@ class Student(DistilledModel):
         if self.distillation is not None:
             settings = keras.saving.serialize_keras_object(self.distillation)
             config["distillation"] = settings
+        if self.user_class is not None:
+            config["user_class"] = self.user_class.serialize()
         return config
 
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "Student":
+        if "layers" not in config:  # arguments of the constructor of a user's class
+            return super().from_config(config, custom_objects)
         config = dict(config)
         distillation = config.pop("distillation", None)
-        scheme = config.pop("scheme")
-        student = super().from_config(config, custom_objects)
+        scheme, user_class = config.pop("scheme"), config.pop("user_class", None)
+        if user_class is None:
+            student = super().from_config(config, custom_objects)
+        else:
+            from tfcompress.core.user_class import load_user_class  # it imports this
+
+            plain = keras.Model.from_config(config, custom_objects)
+            student = load_user_class(user_class, custom_objects).make_student(
+                plain.input, plain.output, plain.name
+            )
         student.scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
         if distillation is not None:
             settings = keras.saving.deserialize_keras_object(distillation)

@@ -110,6 +110,12 @@ def is_model(operation: Any) -> bool:
     return isinstance(operation, (keras.Function, keras.Sequential))
 
 
+def own_classes(cls: type) -> list[type]:
+    """Classes among a model's bases that are neither Keras's nor this library's."""
+    known = {"keras", "tensorflow", "tfcompress", "builtins"}
+    return [x for x in cls.__mro__ if x.__module__.split(".")[0] not in known]
+
+
 def check_has_graph(model: Any) -> None:
     """Raises ValueError unless `model` is a built Functional or Sequential model."""
     if isinstance(model, keras.Sequential):

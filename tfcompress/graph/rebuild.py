@@ -34,7 +34,7 @@ def rebuild(
     model: keras.Model,
     replace: Callable[[Layer], Any],
     replace_operation: Callable[[keras.Operation], Callable] | None = None,
-    model_class: type[keras.Model] = keras.Model,
+    model_class: Callable[..., Any] = keras.Model,
 ) -> tuple[keras.Model, list[tuple[Layer, Layer]]]:
     """Builds the same graph from new layers.
 
@@ -46,7 +46,8 @@ def rebuild(
             passes through. It is called once per layer.
         replace_operation: function from an operation that is no layer to a callable
             with the same arguments. By default such operations are cloned.
-        model_class: class of the result. Nested models become `keras.Model`, with
+        model_class: class of the result, or a function with the arguments inputs,
+            outputs and name that makes it. Nested models become `keras.Model`, with
             inputs of the shape that they are called with.
 
     Returns:
@@ -72,7 +73,7 @@ class _Rebuilding:
         self._chains: dict[int, tuple[keras.Operation, list[Callable]]] = {}
 
     def build(
-        self, model: keras.Model, tensors: Any, model_class: type[keras.Model]
+        self, model: keras.Model, tensors: Any, model_class: Callable[..., Any]
     ) -> keras.Model:
         """The rebuilt model, with inputs of the shapes of `tensors`."""
         is_sequential = isinstance(model, keras.Sequential)
