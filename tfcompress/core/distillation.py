@@ -301,7 +301,7 @@ def check_teacher(model: keras.Model, teacher: Any) -> None:
     check_has_graph(teacher)
     check_finite(teacher, "A teacher needs healthy weights.")
     for side in ("input", "output"):
-        expected, received = (_shapes(getattr(x, side)) for x in (model, teacher))
+        expected, received = _shapes(model, side), _shapes(teacher, side)
         if not _fits(expected, received):
             raise ValueError(
                 f"A teacher's {side}s must have the shapes of those of '{model.name}': "
@@ -310,8 +310,10 @@ def check_teacher(model: keras.Model, teacher: Any) -> None:
             )
 
 
-def _shapes(tensors):
+def _shapes(model, side):
     """`{name or position: shape}`; names only where the structure is a dict."""
+    is_functional = isinstance(model, keras.Function)
+    tensors = getattr(model, side if is_functional else f"{side}s")
     if isinstance(tensors, dict):
         return {name: tuple(x.shape) for name, x in tensors.items()}
     return dict(enumerate(tuple(x.shape) for x in keras.tree.flatten(tensors)))

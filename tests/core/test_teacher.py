@@ -1,0 +1,188 @@
+"""Teachers: the models that are refused, inference, and files without them."""
+
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfcompress as tfc
+from tests.core.distilled import (
+    CROSSENTROPY,
+    TERNARY,
+    crossentropies,
+    losses_of,
+    soft_losses,
+)
+from tests.small_net import small_net
+
+
+@pytest.fixture(scope="module")
+def batch(mnist):
+    return mnist[0][0][:32], mnist[0][1][:32]
+
+
+def other_shape(**kwargs):
+    inputs = keras.Input(kwargs.get("input", (28, 28, 1)))
+    x = layers.Flatten()(inputs)
+    return keras.Model(inputs, layers.Dense(kwargs.get("classes", 10))(x))
+
+
+def not_finite():
+    model = small_net()
+    model.layers[1].kernel.assign(model.layers[1].kernel * np.nan)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: other_shape(classes=9), r"outputs must.*10\).*Received.*9\)"),
+        (lambda: other_shape(input=(32, 32, 1)), r"inputs must.*28, 28.*32, 32"),
+        (lambda: tfc.compress(small_net(), TERNARY), "student.*finalize"),
+        (not_finite, "NaN.*healthy"),
+    ],
+    ids=["outputs", "inputs", "student", "NaN"],
+)
+def test_teachers_that_do_not_fit_are_refused_before_anything_is_done(
+    trained, monkeypatch, make, message
+):
+    distill = tfc.Distillation(teacher=make())
+    monkeypatch.setattr(tfc.PrunedTernary, "config_for", None)
+    with pytest.raises(ValueError, match=message):
+        tfc.compress(trained, TERNARY, distill=distill)
+
+
+class Counter(layers.Layer):
+    """Identity that counts its calls by their `training`."""
+
+    calls = []
+
+    def call(self, x, training=None):
+        self.calls.append(training)
+        return x
+
+
+def test_teacher_runs_in_inference_and_in_training_steps_only(trained, batch):
+    counted = keras.Model(trained.input, Counter()(trained.output))
+    distill = tfc.Distillation(teacher=counted)
+    student = tfc.compress(trained, TERNARY, distill=distill)
+    student.compile("sgd", CROSSENTROPY, run_eagerly=True)
+    Counter.calls.clear()
+    history = student.fit(
+        *batch, batch_size=16, epochs=2, validation_data=batch, verbose=0
+    ).history
+    assert Counter.calls == 4 * [False]
+    assert {"loss", "distillation_loss", "val_loss"} <= history.keys()
+    assert "val_distillation_loss" not in history
+    hard = student.evaluate(*batch, verbose=0, return_dict=True)
+    assert hard.keys() == {"loss"}
+    logits = student.predict(batch[0], verbose=0)
+    expected = crossentropies(batch[1], logits).mean()
+    np.testing.assert_allclose(hard["loss"], expected, rtol=1e-4)
+    assert Counter.calls == 4 * [False]
+
+
+def test_user_model_may_train_meanwhile_and_is_never_changed(trained, batch, mnist):
+    trained.get_layer("bn1").trainable = False
+
+    class TrainModel(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            trained.fit(*batch, verbose=0)
+
+    def distilled(*callbacks):
+        keras.utils.set_random_seed(0)
+        student = tfc.compress(trained, TERNARY, distill=True)
+        student.compile("sgd", CROSSENTROPY)
+        student.fit(
+            *batch,
+            batch_size=16,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=list(callbacks),
+        )
+        return student.get_weights()
+
+    before = trained.get_weights()
+    flags = [layer.trainable for layer in trained.layers]
+    expected = distilled()
+    for a, b in zip(trained.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [layer.trainable for layer in trained.layers] == flags
+    trained.compile("sgd", CROSSENTROPY)
+    for a, b in zip(distilled(TrainModel()), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(
+        (a != b).any() for a, b in zip(trained.get_weights(), before, strict=True)
+    )
+
+
+def names_in_file(path):
+    names = []
+    with (
+        zipfile.ZipFile(path) as archive,
+        archive.open("model.weights.h5") as file,
+        h5py.File(file) as weights,
+    ):
+        weights.visit(names.append)
+    return names
+
+
+def test_teacher_is_no_part_of_the_student_nor_of_its_file(trained, batch, tmp_path):
+    students = [tfc.compress(trained, TERNARY, distill=x) for x in (None, True)]
+    for student, name in zip(students, ("plain", "distilled"), strict=True):
+        student.compile("sgd", CROSSENTROPY)
+        student.fit(*batch, verbose=0)
+        student.save(tmp_path / f"{name}.keras")
+    plain, distilled = students
+    for parts in ("layers", "weights", "variables", "trainable_variables"):
+        of_plain, of_distilled = (getattr(x, parts) for x in students)
+        assert len(of_plain) == len(of_distilled)
+    names = [names_in_file(tmp_path / f"{x}.keras") for x in ("plain", "distilled")]
+    assert names[0] == names[1]
+
+
+def test_loaded_student_needs_its_teacher_to_train_and_no_more(
+    trained, batch, tmp_path
+):
+    student = tfc.compress(trained, TERNARY, tfc.Distillation(3.0, 0.6))
+    student.compile("sgd", CROSSENTROPY)
+    student.save(tmp_path / "student.keras")
+    loaded = keras.models.load_model(tmp_path / "student.keras")
+    assert loaded.distillation == tfc.Distillation(3.0, 0.6)
+    loaded.evaluate(*batch, verbose=0)
+    tfc.finalize(loaded)
+    for train in (loaded.fit, loaded.train_on_batch):
+        with pytest.raises(ValueError, match=r"Call `student\.set_teacher\(model\)`"):
+            train(*batch)
+    loaded.set_teacher(trained)
+    expected, received = (losses_of(x, *batch)[0] for x in (student, loaded))
+    np.testing.assert_allclose(received, expected, rtol=1e-6)
+    assert "distillation_loss" in loaded.fit(*batch, verbose=0).history
+
+
+def test_loaded_student_may_train_without_a_teacher(trained, batch, tmp_path):
+    tfc.compress(trained, TERNARY, distill=True).save(tmp_path / "student.keras")
+    loaded = keras.models.load_model(tmp_path / "student.keras")
+    loaded.distillation = None
+    loaded.compile("sgd", CROSSENTROPY)
+    history = loaded.fit(*batch, verbose=0).history
+    assert "loss" in history and "distillation_loss" not in history
+
+
+def test_set_teacher_replaces_the_teacher_of_a_compiled_student(trained, batch):
+    student = tfc.compress(trained, TERNARY, distill=True)
+    student.compile(keras.optimizers.SGD(0.0), CROSSENTROPY)
+    student.fit(*batch, verbose=0)
+    untrained = small_net()
+    student.set_teacher(untrained)
+    history = student.fit(*batch, verbose=0).history
+    outputs = student(batch[0], training=True)
+    expected = soft_losses(untrained.predict(batch[0], verbose=0), outputs).mean()
+    np.testing.assert_allclose(history["distillation_loss"], expected, rtol=1e-4)
+    student = tfc.compress(trained, TERNARY)
+    with pytest.raises(ValueError, match="with a distillation is expected"):
+        student.set_teacher(untrained)
