@@ -41,7 +41,7 @@ def test_budget_is_met_by_removing_weights_or_bits(start_once, name, overhead):
     budget.total = 0.8 * budget.size_of(space.codebooks.codes())
     before = sum(counts(space.codebooks).values())
     phase, calls = fine_tuning(space, overhead)
-    phase.on_epoch_begin()
+    phase.meet_budget()
     assert (0.85 if budget.sparse else 0.6) < used(space) <= 1.0
     assert (sum(counts(space.codebooks).values()) < before) == budget.sparse
     assert 1 <= len(calls) < MAX_SHRINKS
