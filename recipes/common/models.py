@@ -187,7 +187,7 @@ def is_file(name):
 
 
 def load_file(path):
-    """Loads the model of a file, uncompiled.
+    """Loads the model of a file, uncompiled, with no layer frozen.
 
     Raises:
         ValueError: if Keras cannot load it, or if it is no image classifier with one
@@ -206,6 +206,7 @@ def load_file(path):
             "and one output (None, classes). Received: "
             f"{pathlib.Path(path).name} with tensors {shapes}."
         )
+    model.trainable = True  # frozen layers would be left alone
     return model
 
 

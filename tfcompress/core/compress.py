@@ -4,7 +4,7 @@ import keras
 
 from tfcompress.core.checks import check_compressible
 from tfcompress.core.distillation import Distillation, check_teacher
-from tfcompress.core.plan import plan
+from tfcompress.core.plan import FROZEN, FROZEN_HINT, plan, warn_if_frozen
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.user_class import copy_state, user_class_of
@@ -13,7 +13,10 @@ from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 
 
 def compress(
-    model: keras.Model, scheme: Scheme, distill: bool | Distillation | None = None
+    model: keras.Model,
+    scheme: Scheme,
+    distill: bool | Distillation | None = None,
+    unfreeze: bool = False,
 ) -> Student:
     """Makes a student of a trained model, to be compiled and trained by `fit`.
 
@@ -32,6 +35,9 @@ def compress(
         distill: True to train the student on the outputs of `model` too; or a
             `tfcompress.Distillation` with other settings or another teacher. The
             teacher is copied, as it is now.
+        unfreeze: bool. Whether frozen layers (`trainable=False`) are compressed and
+            trained, together with the batch normalization after them. By default they
+            are left alone, float and frozen.
 
     Returns:
         A `Student`, a Functional `keras.Model`, of the user's class if there is one.
@@ -43,13 +49,17 @@ def compress(
             weights, if its class overrides methods and no student can be made by its
             constructor, if an override matches no layer, if the scheme's budget cannot
             be met, or if no layer can be compressed.
+
+    Warns:
+        UserWarning: if a fifth or more of the weights is left alone because it is
+            frozen.
     """
     distillation, teacher = Distillation.of(distill), model
     if distillation is not None:
         teacher = distillation.teacher or model
         check_compressible(model)
         check_teacher(model, teacher)
-    planned = plan(model, scheme)
+    planned = plan(model, scheme, unfreeze)
     original, user_class = model, user_class_of(model)
     model = planned.model
     configs = {id(row.layer): row.config for row in planned.treated()}
@@ -60,10 +70,12 @@ def compress(
     absorbed = {id(norm) for norm in norms.values() if norm is not None}
     names = {id(row.layer): row.name for row in planned.rows}
     if not configs:
+        is_frozen = any(row.reason == FROZEN for row in planned.rows)
         raise ValueError(
-            "There must be at least one layer to compress. Received: a model "
-            f"in which every layer is left alone.\n{planned}"
+            "There must be at least one layer to compress. Received: a model in which "
+            f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
         )
+    warn_if_frozen(planned)
 
     before = scheme.layers_before(model, planned)
 
@@ -86,7 +98,7 @@ def compress(
         else:
             copy_weights(old, new)
     if user_class is not None:
-        copy_state(original, student, {id(old): new for old, new in pairs})
+        copy_state(original, student)
     student.scheme = scheme
     scheme.connect(student)
     scheme.prepare(student)

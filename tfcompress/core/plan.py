@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,16 @@ from tfcompress.core.checks import check_compressible
 from tfcompress.core.config import KeepFloat
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.user_class import user_class_of
+from tfcompress.graph.frozen import frozen_layers, unfreeze_layers
 from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.separable import separable_layers, split_separable
 from tfcompress.graph.signs import may_be_negative
 from tfcompress.reporting.tables import render
+
+FROZEN = "is frozen (trainable=False)"
+FROZEN_HINT = "Frozen layers are left alone; unfreeze=True compresses and trains them."
+# Share of the weights from which on frozen layers are worth a warning.
+LARGE_SHARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +35,7 @@ class PlanRow:
         config: `Treatment`, or None if the layer is left alone.
         reason: str. Reason why it is left alone.
         note: str. Note of the scheme, or "".
+        unfrozen: bool. Whether the user's layer is frozen, and the student's is not.
     """
 
     name: str
@@ -35,12 +43,14 @@ class PlanRow:
     config: Any
     reason: str = ""
     note: str = ""
+    unfrozen: bool = False
 
     @property
     def treatment(self) -> str:
         """Text of the treatment, or the reason why there is none."""
         left_alone = f"left alone: {self.reason}"
         text = left_alone if self.config is None else str(self.config)
+        text += ", unfrozen" * self.unfrozen
         return f"{text}; {self.note}" if self.note else text
 
 
@@ -49,7 +59,8 @@ class Plan:
     """Treatments of all layers of a model; `str(plan)` is a table.
 
     Attributes:
-        model: `keras.Model`. The user's model, with its separable convolutions split.
+        model: `keras.Model`. The user's model, or a copy of it with its separable
+            convolutions split and layers unfrozen.
         rows: tuple of `PlanRow`. Layers in running order.
     """
 
@@ -72,7 +83,7 @@ class Plan:
         return render(table)
 
 
-def plan(model: keras.Model, scheme: Scheme) -> Plan:
+def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     """Returns the treatments of `compress(model, scheme)`, without compressing.
 
     A separable convolution has two rows, the depthwise and the pointwise layer that it
@@ -81,6 +92,8 @@ def plan(model: keras.Model, scheme: Scheme) -> Plan:
     Args:
         model: built Functional or Sequential Keras 3 model.
         scheme: scheme of compression, e.g. `tfcompress.PrunedTernary()`.
+        unfreeze: bool. Whether frozen layers are compressed and trained, see
+            `tfcompress.compress`.
 
     Returns:
         A `Plan` with every layer's treatment, or the reason why it is left alone.
@@ -93,6 +106,7 @@ def plan(model: keras.Model, scheme: Scheme) -> Plan:
     check_compressible(model)
     user_class_of(model)
     separable_of = separable_layers(model)
+    is_frozen = frozen_layers(model)
     model = split_separable(model)
     graph = Graph(model)
     named = graph.layers()
@@ -105,17 +119,9 @@ def plan(model: keras.Model, scheme: Scheme) -> Plan:
     for name, layer in named.items():
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        choice = _override(scheme.overrides, name)
-        reason = why_not(layer)
-        if reason is not None:
-            if isinstance(choice, scheme.treatment):
-                raise ValueError(
-                    f"The override for layer '{name}' asks for its compression. "
-                    f"Received a layer of type {type(layer).__name__}: {reason}."
-                )
-            choice = KeepFloat(reason)
-        elif choice is None and name in separable_of:
-            choice = _override(scheme.overrides, separable_of[name])
+        whole = separable_of.get(name, name)
+        stays_frozen = not unfreeze and whole in is_frozen
+        choice = _requested(scheme, name, whole, layer, stays_frozen)
         if choice is None:
             signed = any(negative(x) for c in graph.calls_of(layer) for x in c.inputs)
             place = Place(id(layer) in first, id(layer) in last, signed)
@@ -123,13 +129,68 @@ def plan(model: keras.Model, scheme: Scheme) -> Plan:
         if isinstance(choice, KeepFloat):
             rows.append(PlanRow(name, layer, None, choice.reason))
         else:
-            rows.append(PlanRow(name, layer, choice))
+            rows.append(PlanRow(name, layer, choice, unfrozen=whole in is_frozen))
+    return _checked(scheme, *_unfrozen(model, rows))
+
+
+def _requested(scheme, name, whole, layer, stays_frozen):
+    """Treatment that overrides or the layer itself ask for, or None."""
+    choice = _override(scheme.overrides, name)
+    reason = scheme.treatment.why_not(layer)
+    hint = ""
+    if reason is None and stays_frozen and not isinstance(choice, KeepFloat):
+        reason, hint = FROZEN, " Pass unfreeze=True to compress and train it."
+    if reason is None:
+        return choice or _override(scheme.overrides, whole)
+    if isinstance(choice, scheme.treatment):
+        raise ValueError(
+            f"The override for layer '{name}' asks for its compression. "
+            f"Received a layer of type {type(layer).__name__}: {reason}.{hint}"
+        )
+    return KeepFloat(reason)
+
+
+def _unfrozen(model, rows):
+    """The model and the rows, of a copy if layers are to be unfrozen."""
+    treated = [row.layer for row in rows if row.unfrozen]
+    copy = unfreeze_layers(model, treated)
+    named = Graph(copy).layers()
+    return copy, [dataclasses.replace(row, layer=named[row.name]) for row in rows]
+
+
+def _checked(scheme, model, rows):
+    """The plan, with the scheme's notes.
+
+    Raises:
+        ValueError: if the scheme's budget cannot be met.
+    """
     result = Plan(model, tuple(rows))
     if result.treated():
-        scheme.check(model, result)
+        try:
+            scheme.check(model, result)
+        except ValueError as error:
+            if any(row.reason == FROZEN for row in rows):
+                raise ValueError(f"{error} {FROZEN_HINT}") from error
+            raise
     notes = scheme.notes(model, result)
     rows = [dataclasses.replace(row, note=notes.get(row.name, "")) for row in rows]
     return Plan(model, tuple(rows))
+
+
+def warn_if_frozen(plan: Plan) -> None:
+    """Warns if a large share of a model's weights is left alone as it is frozen.
+
+    Args:
+        plan: plan of the model.
+    """
+    frozen = [row.layer for row in plan.rows if row.reason == FROZEN]
+    share = sum(layer.count_params() for layer in frozen) / plan.model.count_params()
+    if share >= LARGE_SHARE:
+        warnings.warn(
+            f"{len(frozen)} layers with {share:.0%} of the weights are frozen and left "
+            "alone. unfreeze=True compresses and trains them.",
+            stacklevel=3,
+        )
 
 
 def _border_layers(

@@ -242,9 +242,7 @@ def load_user_class(
     )
 
 
-def copy_state(
-    model: keras.Model, student: Student, replaced: Mapping[int, keras.layers.Layer]
-) -> None:
+def copy_state(model: keras.Model, student: Student) -> None:
     """Copies the state of a model that its graph does not have to its student.
 
     These are the attributes that were set after the constructor, and the variables
@@ -253,7 +251,6 @@ def copy_state(
     Args:
         model: the user's model.
         student: its student, of the same class.
-        replaced: dict of the student's layers by the ids of the model's.
 
     Raises:
         ValueError: if the constructor made other variables than before.
@@ -270,11 +267,14 @@ def copy_state(
         )
     for old, new in zip(_own_variables(model), _own_variables(student), strict=True):
         new.assign(old)
+    replaced, named = {}, _by_name(student)
+    for name, layer in _by_name(model).items():
+        replaced[id(layer)] = named.get(name)
     left_out = []
     for name, value in vars(model).items():
         if name.startswith("_") or hasattr(keras.Model, name) or name in _OF_KERAS:
             continue
-        if id(value) in replaced:
+        if replaced.get(id(value)) is not None:
             setattr(student, name, replaced[id(value)])
         elif _is_plain(value):
             setattr(student, name, value)
@@ -305,6 +305,15 @@ def _is_plain(value):
         isinstance(leaf, (*kinds, keras.Loss)) or inspect.isroutine(leaf)
         for leaf in keras.tree.flatten(value)
     )
+
+
+def _by_name(model):
+    """Layers and nested models by their names."""
+    graph = Graph(model)
+    return {
+        **graph.layers(),
+        **{call.name: call.operation for call in graph.model_calls},
+    }
 
 
 def _own_variables(model):

@@ -91,7 +91,8 @@ class RankSpace:
             layer, index = self._named[name], position[self.channels.read[name]]
             if isinstance(layer, keras.layers.BatchNormalization):
                 for variable in (layer.gamma, layer.beta):
-                    if variable is not None:
+                    # A frozen one would keep the norm of its group above zero.
+                    if variable is not None and layer.trainable:
                         slices.add(variable, 0, index)
         return slices
 

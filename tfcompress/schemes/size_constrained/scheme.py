@@ -114,7 +114,9 @@ class SizeConstrained(SearchingScheme):
         Raises:
             ValueError: if the budget is smaller.
         """
-        probe = compress(model, _Unchecked.from_config(self.get_config()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the user's `compress` has them too
+            probe = compress(model, _Unchecked.from_config(self.get_config()))
         set_smallest(probe.size_space.codebooks)
         _vary_floats(probe)
         lowest, total = self._size_of(probe), self.total(model)
