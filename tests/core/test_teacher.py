@@ -30,6 +30,16 @@ def other_shape(**kwargs):
     return keras.Model(inputs, layers.Dense(kwargs.get("classes", 10))(x))
 
 
+class OwnCall(keras.Model):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+def own_call():
+    plain = small_net()
+    return OwnCall(plain.input, plain.output)
+
+
 def not_finite():
     model = small_net()
     model.layers[1].kernel.assign(model.layers[1].kernel * np.nan)
@@ -42,9 +52,10 @@ def not_finite():
         (lambda: other_shape(classes=9), r"outputs must.*10\).*Received.*9\)"),
         (lambda: other_shape(input=(32, 32, 1)), r"inputs must.*28, 28.*32, 32"),
         (lambda: tfc.compress(small_net(), TERNARY), "student.*finalize"),
+        (own_call, "OwnCall has a `call` of its own"),
         (not_finite, "NaN.*healthy"),
     ],
-    ids=["outputs", "inputs", "student", "NaN"],
+    ids=["outputs", "inputs", "student", "call", "NaN"],
 )
 def test_teachers_that_do_not_fit_are_refused_before_anything_is_done(
     trained, monkeypatch, make, message
@@ -186,3 +197,42 @@ def test_set_teacher_replaces_the_teacher_of_a_compiled_student(trained, batch):
     student = tfc.compress(trained, TERNARY)
     with pytest.raises(ValueError, match="with a distillation is expected"):
         student.set_teacher(untrained)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnLoss(keras.Model):
+    """Model whose loss has a term of its own, next to Keras's or alone."""
+
+    with_super = True
+
+    def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
+        own = keras.ops.mean(y_pred**2)
+        if not self.with_super:
+            return own
+        return own + super().compute_loss(x, y, y_pred, *args, **kwargs)
+
+
+def test_class_of_the_user_adds_its_own_loss_to_the_distilled_one(trained, batch):
+    model = OwnLoss(trained.input, trained.output)
+    student = tfc.compress(model, TERNARY, distill=True)
+    assert isinstance(student, OwnLoss)
+    student.compile("sgd", CROSSENTROPY)
+    total, outputs, _ = losses_of(student, *batch)
+    soft = soft_losses(trained.predict(batch[0], verbose=0), outputs).mean()
+    hard = crossentropies(batch[1], outputs).mean()
+    own = np.mean(np.array(outputs) ** 2)
+    np.testing.assert_allclose(total, 0.1 * hard + 0.9 * soft + own, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_class_of_the_user_that_leaves_out_the_teacher_is_refused(
+    trained, batch, steps_per_execution
+):
+    class Alone(OwnLoss):
+        with_super = False
+
+    model = Alone(trained.input, trained.output)
+    student = tfc.compress(model, TERNARY, distill=True)
+    student.compile("sgd", CROSSENTROPY, steps_per_execution=steps_per_execution)
+    with pytest.raises(ValueError, match=r"loss of `super\(\)\.compute_loss`"):
+        student.fit(*batch, batch_size=16, verbose=0)

@@ -50,7 +50,7 @@ def check_compressible(model: keras.Model) -> None:
             f"{type(model).__module__}.{type(model).__name__}. {hint}"
         )
     check_has_graph(model)
-    _check_call(model)
+    check_call(model)
     low = {
         variable.path: variable.dtype
         for variable in model.trainable_variables
@@ -67,7 +67,7 @@ def check_compressible(model: keras.Model) -> None:
     check_finite(model, "Load or train a healthy model first.")
 
 
-def _check_call(model):
+def check_call(model: keras.Model) -> None:
     """Checks that a model and its nested models compute what their graphs say."""
     for layer in filter(is_model, keras_private.flatten_layers(model)):
         for cls in own_classes(type(layer)):

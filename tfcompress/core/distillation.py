@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from tfcompress.compat import keras_private
-from tfcompress.core.checks import check_finite
+from tfcompress.core.checks import check_call, check_finite
 from tfcompress.core.training.soft_loss import (
     SoftLoss,
     kind_of_output,
@@ -285,8 +285,8 @@ def check_teacher(model: keras.Model, teacher: Any) -> None:
 
     Raises:
         TypeError: if the teacher is no Keras 3 model.
-        ValueError: if it has no graph, weights that are not finite, or inputs or
-            outputs of other shapes, or if it is a student.
+        ValueError: if it has no graph, a `call` of its own, weights that are not
+            finite, or inputs or outputs of other shapes, or if it is a student.
     """
     if not isinstance(teacher, keras.Model):
         raise TypeError(
@@ -299,6 +299,7 @@ def check_teacher(model: keras.Model, teacher: Any) -> None:
             f"student '{teacher.name}'. Pass `tfcompress.finalize` of it."
         )
     check_has_graph(teacher)
+    check_call(teacher)
     check_finite(teacher, "A teacher needs healthy weights.")
     for side in ("input", "output"):
         expected, received = _shapes(model, side), _shapes(teacher, side)

@@ -15,7 +15,9 @@ from tfcompress.graph.graph import Graph, own_classes
 
 _FUNCTIONAL_ARGUMENTS = {"inputs", "outputs", "name", "trainable"}
 # Entries that `get_config` of Keras returns for any Functional model, and of a student.
-_OTHER_ENTRIES = {"dtype", "layers", "input_layers", "output_layers", "scheme"}
+_OTHER_ENTRIES = {
+    *("dtype", "layers", "input_layers", "output_layers", "scheme", "distillation"),
+}
 _PLAIN = "or pass keras.Model(model.inputs, model.outputs), a model of the plain class"
 
 
