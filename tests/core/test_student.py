@@ -1,5 +1,7 @@
 """Training of students."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -83,3 +85,22 @@ def test_student_saves_its_scheme(student, tmp_path):
     assert isinstance(loaded.scheme, tfc.PrunedTernary)
     assert loaded.scheme.get_config() == student.scheme.get_config()
     loaded.fit(SAMPLES, TARGETS, verbose=0)
+
+
+def test_fit_has_the_signature_of_keras_fit():
+    expected = inspect.signature(keras.Model.fit).parameters.values()
+    received = inspect.signature(tfc.core.student.Student.fit).parameters.values()
+    assert [(x.name, x.kind, x.default) for x in received] == [
+        (x.name, x.kind, x.default) for x in expected
+    ]
+
+
+def test_fit_takes_all_arguments_by_position(student):
+    validation = SAMPLES[:32], TARGETS[:32]
+    weights = np.ones(64)
+    history = student.fit(
+        SAMPLES, TARGETS, 16, 3, 0, None, 0.0, validation, False, None, weights,
+        1, 2, 1, 16, 2,
+    )  # fmt: skip
+    assert history.epoch == [1, 2]
+    assert len(history.history["val_loss"]) == 1

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
+from keras.src.backend import distribution_lib
+from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 
 # Name under which Keras's layers create their kernel; it is not documented.
 KERNEL_NAME = "kernel"
@@ -104,3 +107,43 @@ def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     The public `layers` is an attribute of models only.
     """
     return layer._flatten_layers()
+
+
+def is_tensor(array: Any) -> bool:
+    """Returns whether an array is a tensor of any backend, of SciPy or of pandas.
+
+    The public `ops.is_tensor` knows the tensors of one backend.
+    """
+    return hasattr(array, "iloc") or any(
+        test(array)
+        for test in (
+            data_adapter_utils.is_tensorflow_tensor,
+            data_adapter_utils.is_jax_array,
+            data_adapter_utils.is_torch_tensor,
+            data_adapter_utils.is_scipy_sparse,
+        )
+    )
+
+
+def rows_of_tensor(array: Any, rows: Any) -> Any:
+    """Returns rows of a tensor as `fit` slices it, as a NumPy array.
+
+    The public `ops.take` fails for sparse and ragged tensors and for pandas.
+
+    Args:
+        array: tensor for which `is_tensor` is true. If it is ragged, so is the result.
+        rows: int array, or slice.
+    """
+    sliceable = array_slicing.convert_to_sliceable(array)
+    chosen = sliceable[rows]
+    if data_adapter_utils.is_tensorflow_ragged(chosen):
+        return chosen
+    return np.asarray(sliceable.convert_to_numpy(chosen))
+
+
+def process_index() -> int:
+    """Returns the index of this process among those of a training on JAX.
+
+    `keras.distribution` sets the index, but has no function that returns it.
+    """
+    return distribution_lib.process_id()

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfcompress.core.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
+from tfcompress.core.training.progress_bar import verbosity
 from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalibration
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Student(DistilledModel):
         search: `Search` in progress in `fit`, or None.
         restored: dict of str to array. State of the search in the weights that were
             loaded; empty if there was none.
+        counted_steps: int or None. Batches of an epoch of the present data, if reading
+            samples came to their end.
         user_class: `UserClass` of the model that was compressed, or None. The student
             is an instance of that class too.
     """
@@ -35,6 +38,7 @@ class Student(DistilledModel):
     scheme: "Scheme | None" = None
     search: "Search | None" = None
     restored: dict[str, np.ndarray] = {}
+    counted_steps: int | None = None
     user_class: "UserClass | None" = None
 
     def fit(
@@ -46,15 +50,23 @@ class Student(DistilledModel):
         verbose: str | int = "auto",
         callbacks: Any = None,
         validation_split: float = 0.0,
-        **kwargs: Any,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
     ) -> keras.callbacks.History:
         """Runs `keras.Model.fit`, with the scheme's callbacks before the user's.
 
         Each call is a whole training: schedules run from its first epoch to its last.
+        Some samples are read before it, see `take_inputs`.
 
-        Args:
-            x, y, batch_size, epochs, verbose, callbacks, validation_split, kwargs:
-                arguments of `keras.Model.fit`.
+        Args: those of `keras.Model.fit`. With data of unknown length
+            `steps_per_epoch` lets schedules move within the first epoch.
 
         Returns:
             The history of `keras.Model.fit`.
@@ -70,22 +82,38 @@ class Student(DistilledModel):
                 "one. Compress the model again in place of cloning a student."
             )
         self.check_has_teacher()
-        batches, x = take_inputs(x, batch_size, validation_split)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
-        recalibrate = Recalibration(self, batches)
-        own = self.scheme.callbacks(self, recalibrate)
-        own = [*own, RecalibrateBatchNorm(recalibrate), *self.teaching_callbacks()]
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=own + keras.tree.flatten(callbacks or []),
-            validation_split=validation_split,
-            **kwargs,
-        )
+        with verbosity(verbose):
+            batches, x, self.counted_steps = take_inputs(
+                x,
+                batch_size,
+                0.0 if validation_data is not None else validation_split,
+                model=self,
+                steps_per_epoch=steps_per_epoch,
+                shuffle=shuffle,
+            )
+            recalibrate = Recalibration(self, batches)
+            own = self.scheme.callbacks(self, recalibrate)
+            own = [*own, RecalibrateBatchNorm(recalibrate), *self.teaching_callbacks()]
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=own + keras.tree.flatten(callbacks or []),
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)  # those of the user's class

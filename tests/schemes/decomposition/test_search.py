@@ -110,7 +110,7 @@ def test_fit_ends_with_the_batch_norm_statistics_of_the_frozen_model(
     student = student_of(macs="1/2", search_fraction=1.0)
     fit_digits(student, digits=200)
     assert macs(tfc.finalize(student)) < 0.6 * macs(student)
-    batches, _ = take_inputs(mnist[0][0][:200], batch_size=50)
+    batches = take_inputs(mnist[0][0][:200], batch_size=50).batches
     received = [np.array(x) for x in student.non_trainable_variables]
     Recalibration(student, batches)()
     for a, b in zip(received, student.non_trainable_variables, strict=True):

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.core.training.progress_bar import progress_bar
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import BitSharing, BitSharingActivation
@@ -40,8 +41,11 @@ def calibrate_activations(model: keras.Model, batches: Iterable[Any]) -> None:
     for quantizer in quantizers:
         quantizer.record()
     try:
-        for inputs in batches:
-            model(inputs, training=False)
+        batches = list(batches)
+        with progress_bar("Ranges of activations", len(batches)) as bar:
+            for inputs in batches:
+                model(inputs, training=False)
+                bar.add(1)
     finally:
         for quantizer in quantizers:
             quantizer.calibrate()

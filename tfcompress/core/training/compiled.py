@@ -45,7 +45,9 @@ def _jax_compiled(model: keras.Model, function: Callable) -> Callable:
             return function(inputs)
 
     def run(inputs):
-        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        inputs = keras.tree.map_structure(
+            lambda x: None if x is None else ops.convert_to_tensor(x), inputs
+        )
         return pure([variable.value for variable in variables], inputs)
 
     return run

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfcompress.core.student import Student
+from tfcompress.core.training.data import fixed_batch_size
 from tfcompress.quantizers.gates import BitGates
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
@@ -30,7 +31,7 @@ def measure_sensitivities(
         space: its `SearchSpace`.
         batches: list of model inputs. The first `SAMPLES` samples are used.
     """
-    inputs = _leading(batches, SAMPLES)
+    inputs = _leading(student, batches, SAMPLES)
     finest = _Finest(space)
     reference = _outputs(student, inputs)
 
@@ -121,21 +122,26 @@ def _marginal_damages(
     return marginal
 
 
-def _outputs(model, inputs):
+def _outputs(model, batches):
     return [
         np.asarray(keras.ops.convert_to_numpy(output), np.float64)
+        for inputs in batches
         for output in keras.tree.flatten(model.predict_on_batch(inputs))
     ]
 
 
-def _leading(batches, samples):
-    """The first samples of a list of batches, as one batch."""
+def _leading(model, batches, samples):
+    """The first samples of a list of batches, as one batch if the model allows it."""
     chosen, count = [], 0
     for batch in batches:
-        chosen.append(keras.tree.map_structure(np.asarray, batch))
+        chosen.append(batch)
         count += len(keras.tree.flatten(batch)[0])
         if count >= samples:
             break
-    return keras.tree.map_structure(
-        lambda *parts: np.concatenate(parts)[:samples], *chosen
-    )
+    if fixed_batch_size(model) is not None:
+        return chosen
+    return [
+        keras.tree.map_structure(
+            lambda *parts: np.concatenate(parts)[:samples], *chosen
+        )
+    ]
