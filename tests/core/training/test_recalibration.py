@@ -66,3 +66,65 @@ def test_evaluate_outside_of_fit_keeps_the_statistics(
     student.evaluate(mnist[1][0][:64], mnist[1][1][:64], verbose=0)
     for old, new in zip(before, statistics(student), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(layers.Layer):
+    """Layer that owns a BatchNormalization, within a model within a list."""
+
+    def build(self, shape):
+        norm = layers.BatchNormalization(name="inner")
+        self.parts = [keras.Sequential([keras.Input(shape[1:]), norm])]
+
+    def call(self, inputs, training=None):
+        return self.parts[0](inputs, training=training)
+
+
+def test_recalibration_reaches_batch_norm_within_custom_layers_and_nested_models():
+    inner = keras.Sequential([keras.Input((3,)), Block(), Block()])
+    inputs = keras.Input((3,))
+    outputs = layers.TimeDistributed(layers.BatchNormalization())(
+        layers.Reshape((3, 1))(inner(inputs))
+    )
+    model = keras.Model(inputs, layers.Flatten()(outputs))
+    x = np.random.default_rng(0).normal(5, 2, (64, 3)).astype("float32")
+    Recalibration(model, [x])()
+    np.testing.assert_allclose(model.predict(x, verbose=0).std(0), np.ones(3), rtol=0.1)
+
+
+def test_recalibration_changes_no_other_variable_and_no_random_numbers(mnist):
+    images = mnist[0][0][:64]
+    inputs = x = keras.Input((28, 28, 1))
+    x = layers.Conv2D(4, 3, strides=3, name="first")(x)
+    x = layers.Dropout(0.5, name="dropout")(layers.BatchNormalization(name="bn0")(x))
+    x = layers.Conv2D(8, 3, strides=3, name="middle")(x)
+    x = layers.Flatten()(layers.BatchNormalization(name="bn1")(x))
+    model = keras.Model(inputs, layers.Dense(10)(x))
+    student = tfc.compress(model, tfc.BitSharing(bops="1/25"))
+    before = {x.path: np.array(x) for x in student.variables}
+    Recalibration(student, [images[:32], images[32:]])()
+    changed = {
+        variable.path.split("/")[-2:][0]
+        for variable in student.variables
+        if not np.array_equal(before[variable.path], variable)
+    }
+    assert changed == {"bn0", "bn1"}
+
+
+def test_recalibration_draws_other_random_numbers_for_each_batch():
+    inputs = keras.Input((50,))
+    x = layers.BatchNormalization(name="bn")(layers.Dropout(0.5)(inputs))
+    model = keras.Model(inputs, x)
+    Recalibration(model, [np.ones((1, 50), "float32")] * 100)()
+    # One draw for all batches would leave zeros and twos.
+    np.testing.assert_allclose(model.get_layer("bn").moving_mean, 1.0, atol=0.5)
+
+
+def test_recalibration_of_sorted_data_sees_the_classes_mixed():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.BatchNormalization(name="bn")(inputs))
+    x = np.repeat(np.arange(64.0), 32)[:, None] * np.ones(3)
+    Recalibration(model, take_inputs(x, 32).batches)()
+    np.testing.assert_allclose(
+        model.get_layer("bn").moving_variance, x.var(0), rtol=0.01
+    )

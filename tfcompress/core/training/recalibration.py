@@ -6,8 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.compat import keras_private
 from tfcompress.core.training.compiled import compiled
-from tfcompress.graph.graph import Graph
+from tfcompress.core.training.progress_bar import progress_bar
 
 
 class RecalibrateBatchNorm(keras.callbacks.Callback):
@@ -55,8 +56,10 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
 class Recalibration:
     """Function that sets batch normalization statistics to their mean over batches.
 
-    It skips BatchNormalizations that are not trainable. The first call compiles the
-    forward pass, so one object serves a whole `fit`.
+    It reaches the BatchNormalizations within other layers and models at any depth, and
+    skips those that are not trainable. No other variable changes: neither the state of
+    quantizers nor that of random numbers. The first call compiles the forward pass, so
+    one object serves a whole `fit`.
 
     Args:
         model: Functional or Sequential model.
@@ -67,32 +70,35 @@ class Recalibration:
     def __init__(self, model: keras.Model, batches: list[Any]) -> None:
         self.batches = batches
         self.norms = [
-            norm
-            for layer in Graph(model).layers().values()
-            for norm in (layer, getattr(layer, "normalization", None))
-            if isinstance(norm, keras.layers.BatchNormalization) and norm.trainable
+            layer
+            for layer in keras_private.flatten_layers(model)
+            if isinstance(layer, keras.layers.BatchNormalization)
+            and layer.built
+            and layer.trainable
         ]
         self.variables = [
             variable
             for norm in self.norms
             for variable in (norm.moving_mean, norm.moving_variance)
         ]
-
-        def forward(inputs):
-            model(inputs, training=True)
-            return [ops.convert_to_tensor(variable) for variable in self.variables]
-
-        self.forward = compiled(model, forward)
+        self._state = model.non_trainable_variables
+        weights = {id(variable) for variable in model.non_trainable_weights}
+        self._seeds = [x for x in self._state if id(x) not in weights]
+        self._forward = compiled(model, lambda inputs: self._statistics(model, *inputs))
 
     def __call__(self) -> None:
         """Sets the moving means and variances of the model."""
-        if not self.norms:
+        if not self.norms or len(self.batches) == 0:
             return
         momenta = [norm.momentum for norm in self.norms]
+        seen = []
         try:
             for norm in self.norms:
                 norm.momentum = 0.0  # its statistics become those of the last batch
-            seen = [self.forward(inputs) for inputs in self.batches]
+            with progress_bar("Batch normalization statistics", len(self.batches)) as p:
+                for index, inputs in enumerate(self.batches):
+                    seen.append(self._forward((np.array(index, "int32"), inputs)))
+                    p.add(1)
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -100,3 +106,15 @@ class Recalibration:
             self.variables, zip(*seen, strict=True), strict=True
         ):
             variable.assign(np.mean(values, axis=0))
+
+    def _statistics(self, model, index, inputs):
+        """The statistics of one batch, without a change of the model's state."""
+        # Copies: on TensorFlow a tensor of a variable may be the variable itself.
+        before = [ops.copy(variable) for variable in self._state]
+        for seed in self._seeds:  # each batch draws its own numbers
+            seed.assign(ops.add(seed, ops.cast(index, seed.dtype)))
+        model(inputs, training=True)
+        statistics = [ops.copy(variable) for variable in self.variables]
+        for variable, value in zip(self._state, before, strict=True):
+            variable.assign(value)
+        return statistics
