@@ -98,5 +98,7 @@ def test_search_knows_its_steps_and_the_sum_of_its_learning_rates(fit):
     fit(search)
     assert search.steps() == 0.5 * 2 * 4
     assert search.sum_of_learning_rates() == pytest.approx(4 * 0.25)
-    search.params = {"steps": None, "epochs": 2}
-    assert search.steps() == 0.5 * 2 * STEPS_PER_EPOCH
+    unknown = RecordingSearch(Space(), fraction=0.5)
+    unknown.params = {"steps": None, "epochs": 2}
+    unknown.set_model(search.model)
+    assert unknown.steps() == 0.5 * 2 * STEPS_PER_EPOCH

@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfcompress as tfc
+from tfcompress.core.training import data as data_module
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.schemes.ternary.schedule import FINISH, RAMP_END, ternary_layers
 
 STEPS, EPOCHS, BATCH = 10, 4, 32
@@ -100,7 +102,7 @@ def test_finalize_warns_after_an_incomplete_ramp(trained, mnist, compile_for_dig
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_ramp_counts_batches_or_epochs_if_their_number_is_unknown(
+def test_ramp_counts_batches_also_if_their_number_is_unknown(
     known, trained, mnist, compile_for_digits
 ):
     steps = 5
@@ -113,11 +115,30 @@ def test_ramp_counts_batches_or_epochs_if_their_number_is_unknown(
     compile_for_digits(student)
     watch = Watch()
     student.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[watch])
-    times = EPOCHS * (steps if known else 1)
+    times = EPOCHS * steps
     left = np.maximum(0, 1 - np.arange(times) / times / RAMP_END) ** 3
     expected = np.unique(0.8 + (natural - 0.8) * left)
     np.testing.assert_allclose(np.unique(watch.sparsity), expected, atol=2e-3)
     np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_single_epoch_of_unknown_length_ends_with_the_sparsity_and_a_warning(
+    trained, mnist, compile_for_digits, monkeypatch
+):
+    monkeypatch.setattr(data_module, "READ_FACTOR", 1)  # its end is not read
+    monkeypatch.setattr(data_module, "MAX_BYTES", 1)
+    images, labels = (x[: 3 * BATCH] for x in mnist[0])
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
+    student = tfc.compress(trained, tfc.PrunedTernary(sparsity=0.8))
+    compile_for_digits(student)
+    with pytest.warns(UserWarning, match="nothing was trained after.*steps_per_epoch"):
+        student.fit(data.filter(lambda *_: True), shuffle=False, verbose=0)
+    np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)
+    assert all(layer.kernel_quantizer.frozen > 0 for layer in ternary_layers(student))
+    mean = np.array(student.get_layer("bn1").moving_mean)
+    Recalibration(student, [images[:BATCH]])()
+    np.testing.assert_allclose(student.get_layer("bn1").moving_mean, mean, rtol=1e-5)
 
 
 def test_sparsity_is_reached_with_several_steps_per_execution(

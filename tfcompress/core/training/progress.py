@@ -1,5 +1,6 @@
 """Callback that reports the progress of a training."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -10,32 +11,78 @@ from tfcompress.compat import keras_private
 class ProgressCallback(keras.callbacks.Callback):
     """Callback that calls `on_progress(share)` with the share of the training so far.
 
-    The share, from 0 to 1, counts batches if their number is known, else epochs. It is
-    reported whenever it has grown by a hundredth.
+    The share, from 0 to 1, counts batches if their number is known. Otherwise the first
+    epoch counts as a whole, and its batches are counted for the epochs after it. The
+    share is reported whenever it has grown by a hundredth. It is 1 at the end of a
+    training that was not stopped early.
     """
 
+    _epoch = -1
+    _batches = 0  # of this epoch, so far
+    _counted: int | None = None
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Number of batches of an epoch: int, or None if it is not known yet."""
+        return (
+            self.params["steps"]
+            or getattr(self.model, "counted_steps", None)
+            or self._counted
+        )
+
     def on_progress(self, share: float) -> None:
-        """Handles the share of the training that has passed, in [0, 1)."""
+        """Handles the share of the training that has passed, in [0, 1]."""
         raise NotImplementedError
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.epoch = epoch
-        self.reported = -1
+        self._counted = self._batches or self._counted
+        self._batches = 0
+        self._epoch = epoch
+        self._reported = -1
         self._report(epoch / self.params["epochs"])
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        if self.params["steps"]:
-            epoch = self.epoch + batch / self.params["steps"]
+        steps = self.steps_per_epoch
+        if steps and batch < steps:
+            epoch = self._epoch + batch / steps
             self._report(epoch / self.params["epochs"])
 
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        self._batches = batch + 1
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._epoch + 1 >= self.params["epochs"] and not self.model.stop_training:
+            self.sync()
+            self.on_progress(1.0)
+
     def _report(self, share):
-        if int(100 * share) > self.reported:
-            self.reported = int(100 * share)
+        if int(100 * share) > self._reported:
+            self._reported = int(100 * share)
             self.sync()
             self.on_progress(share)
 
     def sync(self) -> None:
         """Brings the variables up to date, so that callbacks may read and set them."""
         keras_private.sync_variables(self.model)
+
+    def warn_untrained(self, event: str) -> None:
+        """Warns of an event at the end of the training that training should follow.
+
+        Args:
+            event: str. The event, a clause.
+        """
+        hint = ""
+        if not self.steps_per_epoch:
+            hint = (
+                " The number of steps per epoch was not known before: give `fit` "
+                "`steps_per_epoch`, or train for more epochs."
+            )
+        warnings.warn(
+            f"{event} at the end of the training, and nothing was trained after it."
+            + hint,
+            stacklevel=2,
+        )

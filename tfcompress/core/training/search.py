@@ -91,6 +91,8 @@ class Search(ProgressCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         # A search that takes the whole training ends here.
         if self.searching:
+            if self.fraction < 1.0:
+                self.warn_untrained("The search ended")
             self._freeze()
 
     def _start(self, share):
@@ -107,7 +109,7 @@ class Search(ProgressCallback):
 
     def steps(self) -> float:
         """Returns the number of steps of the search, at least one."""
-        per_epoch = self.params["steps"] or STEPS_PER_EPOCH
+        per_epoch = self.steps_per_epoch or STEPS_PER_EPOCH
         return max(1.0, self.fraction * self.params["epochs"] * per_epoch)
 
     def sum_of_learning_rates(self) -> float:

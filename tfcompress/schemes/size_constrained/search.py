@@ -87,7 +87,7 @@ class SizeSearch(Search):
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         super().on_train_batch_begin(batch, logs)
-        part = batch * FITS_PER_EPOCH // (self.params["steps"] or STEPS_PER_EPOCH)
+        part = batch * FITS_PER_EPOCH // (self.steps_per_epoch or STEPS_PER_EPOCH)
         if part > self._fits and self.phase.trains_quantized:
             self._fits = part
             self.sync()

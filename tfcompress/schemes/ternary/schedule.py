@@ -8,6 +8,7 @@ from keras import ops
 
 from tfcompress.core.training.learning_rate import inner_optimizer
 from tfcompress.core.training.progress import ProgressCallback
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Ternary
@@ -33,8 +34,16 @@ class TernarySchedule(ProgressCallback):
     """Callback that raises the sparsity along a cubic ramp, then freezes the zeros.
 
     The ramp starts at the present sparsity of each layer and ends at `RAMP_END`. From
-    `FINISH` on the keep masks are frozen.
+    `FINISH` on the keep masks are frozen. In a single epoch of unknown length both
+    happen at its end.
+
+    Args:
+        recalibrate: `Recalibration` of the student.
     """
+
+    def __init__(self, recalibrate: Recalibration) -> None:
+        super().__init__()
+        self.recalibrate = recalibrate
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.layers = ternary_layers(self.model)
@@ -60,6 +69,13 @@ class TernarySchedule(ProgressCallback):
                 layer.kernel_quantizer.freeze(
                     ops.convert_to_tensor(layer.latent_kernel)
                 )
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        was_finishing = self.finishing
+        super().on_train_end(logs)
+        if self.layers and self.finishing and not was_finishing:
+            self.warn_untrained("The zeros were frozen")
+            self.recalibrate()
 
 
 class LowRateFinish(ProgressCallback):

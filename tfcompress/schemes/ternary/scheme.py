@@ -86,7 +86,7 @@ class PrunedTernary(Scheme):
     def callbacks(
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
-        return [TernarySchedule(), LowRateFinish()]
+        return [TernarySchedule(recalibrate), LowRateFinish()]
 
     def get_config(self) -> dict[str, Any]:
         return {
