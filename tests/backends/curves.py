@@ -20,6 +20,11 @@ SCHEMES = {
     "ranks": lambda: tfc.Decomposition(macs="1/2"),
     "size": lambda: tfc.SizeConstrained(value_bits="1/20"),
 }
+# Trainings by name: the scheme, and whether it is distilled.
+TRAININGS = {
+    **{name: (make, False) for name, make in SCHEMES.items()},
+    "distilled": (SCHEMES["ternary"], True),
+}
 
 
 def digits():
@@ -51,10 +56,11 @@ def small_net(batch_norm=True):
     return model
 
 
-def train(scheme):
+def train(name):
     """The loss of every epoch; what comes out is checked to predict alike."""
     images, labels = digits()
-    student = tfc.compress(small_net(), scheme)
+    make, distill = TRAININGS[name]
+    student = tfc.compress(small_net(), make(), distill)
     student.compile(
         keras.optimizers.SGD(0.05, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -79,7 +85,7 @@ def main():
     if arguments.data_parallel:
         keras.distribution.set_distribution(keras.distribution.DataParallel())
         devices = len(keras.distribution.list_devices())
-    results = {name: train(make()) for name, make in SCHEMES.items()}
+    results = {name: train(name) for name in TRAININGS}
     with open(arguments.file, "w") as file:
         json.dump({"devices": devices, **results}, file)
 
