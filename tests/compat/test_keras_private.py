@@ -183,3 +183,12 @@ def test_flattened_layers_are_the_layer_and_all_layers_within_it():
         id(layer) for layer in flat
     }
     assert len(flat) == len({id(layer) for layer in flat})
+
+
+@pytest.mark.parametrize("weights", [None, 0.5, [0.5, 3.0], {"a": 0.5, "b": 3.0}])
+def test_loss_weights_are_those_that_the_model_is_compiled_with(weights):
+    inputs = keras.Input((2,))
+    outputs = [layers.Dense(1, name=name)(inputs) for name in "ab"]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse", loss_weights=weights)
+    assert keras_private.loss_weights(model) == weights
