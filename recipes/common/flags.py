@@ -66,6 +66,15 @@ flags.DEFINE_enum(
     ["float32", "mixed_bfloat16", "mixed_float16"],
     "Keras dtype policy while training; results are measured in float32.",
 )
+flags.DEFINE_boolean(
+    "distill",
+    False,
+    "Train on the float model's outputs too, in compressed training and baselines.",
+)
+flags.DEFINE_float("temperature", 4.0, "Temperature of the distillation.")
+flags.DEFINE_float(
+    "distill_weight", 0.9, "Share of the loss that is distillation's, up to 1."
+)
 flags.DEFINE_string(
     "output_dir", None, "Output folder; default saved_models/RECIPE_MODEL_DATASET."
 )

@@ -22,6 +22,7 @@ from recipes.common.train import (
     fit,
 )
 from tfcompress import reporting
+from tfcompress.core.distillation import DistilledModel
 from tfcompress.cost import layer_costs
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import float_tflite, latency, peak_memory, predict
@@ -63,6 +64,7 @@ class Experiment:
             self.schemes = make_schemes()
             self.folder = flags.make_output_dir(recipe)
             self.model, data = _model_and_data()
+            self._distillation = _distillation(self.model)
             scaling = make_scaling(flags.input_scaling(), data.train_images)
             augmentation = choose_augmentation(data, FLAGS.max_shift)
             for scheme in self.schemes:
@@ -122,7 +124,7 @@ class Experiment:
         """
         began = time.perf_counter()
         with self._devices.training_scope():
-            self.student = tfc.compress(start or self.model, scheme)
+            self.student = tfc.compress(start or self.model, scheme, self._distillation)
         self._fit(
             self.student,
             f"{subfolder}/student",
@@ -152,6 +154,7 @@ class Experiment:
             f"{subfolder}/model",
             self.epochs,
             learning_rate,
+            distillation=self._distillation,
             weight_decay=FLOAT_WEIGHT_DECAY,
         )
         seconds = time.perf_counter() - start
@@ -223,14 +226,18 @@ class Experiment:
         with contextlib.suppress(OSError):
             shutil.copytree(shared, self.folder / shared.name)
 
-    def _fit_plain(self, model, *args, **options):
-        """Trains a model by a copy in the strategy's scope, if there is one."""
-        if self._devices.scope is None:
+    def _fit_plain(self, model, *args, distillation=None, **options):
+        """Trains a model by a copy, in the strategy's scope or to be distilled."""
+        if self._devices.scope is None and distillation is None:
             return self._fit(model, *args, **options)
+        model_class = keras.Model if distillation is None else DistilledModel
         with self._devices.training_scope():
-            trained, pairs = rebuild(model, clone_layer)
+            trained, pairs = rebuild(model, clone_layer, model_class=model_class)
             for old, new in pairs:
                 copy_weights(old, new)
+            if distillation is not None:
+                trained.distillation = distillation
+                trained.set_teacher(distillation.teacher)
         self._fit(trained, *args, **options)
         for old, new in pairs:
             copy_weights(new, old)
@@ -267,6 +274,13 @@ def _model_and_data():
             f"images of '{data.name}'. Received: {FLAGS.batch_size}."
         )
     return model, data
+
+
+def _distillation(model):
+    """Returns the distillation from a model, or None without --distill."""
+    if not FLAGS.distill:
+        return None
+    return tfc.Distillation(FLAGS.temperature, FLAGS.distill_weight, model)
 
 
 def _accuracy(model, test):
