@@ -2,16 +2,11 @@
 
 import keras
 import numpy as np
-import pandas
 import pytest
-import scipy.sparse
 from keras import layers, ops
 
 from tfcompress.compat import keras_private
 from tfcompress.compat.keras_private import KERNEL_NAME
-
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
 
 LAYERS = [
     (layers.Dense, {"units": 3}, (2, 4)),
@@ -199,28 +194,38 @@ def test_loss_weights_are_those_that_the_model_is_compiled_with(weights):
     assert keras_private.loss_weights(model) == weights
 
 
-def tensors():
-    x = np.arange(12.0, dtype="float32").reshape(6, 2)
-    kinds = {"DataFrame": pandas.DataFrame(x), "scipy": scipy.sparse.coo_matrix(x)}
-    if keras.backend.backend() == "tensorflow":
-        kinds["dense"] = tf.constant(x)
-        kinds["sparse"] = tf.sparse.from_dense(x)
-        kinds["ragged"] = tf.RaggedTensor.from_row_lengths(x.flatten(), [2] * 6)
-    return x, kinds
+def test_maker_of_an_input_is_its_layer():
+    inputs = keras.Input((4,))
+    dense = layers.Dense(2)
+    model = keras.Model(inputs, dense(inputs))
+    assert keras_private.maker_of(inputs) is model.layers[0]
+    assert keras_private.maker_of(model.outputs[0]) is dense
 
 
-@pytest.mark.parametrize("rows", [np.array([1, 4, 5]), slice(2, 5)])
-def test_rows_of_tensors_are_those_of_arrays(rows):
-    x, kinds = tensors()
-    for name, tensor in kinds.items():
-        assert keras_private.is_tensor(tensor), name
-        received = keras_private.rows_of_tensor(tensor, rows)
-        if name == "ragged":
-            received = received.to_tensor()
-        np.testing.assert_array_equal(received, x[rows], err_msg=name)
-    assert not keras_private.is_tensor(x)
+def test_mask_of_a_tensor_is_that_of_its_layer():
+    ids = np.array([[1, 2, 0]])
+    mask = keras_private.mask_of(layers.Embedding(5, 4, mask_zero=True)(ids))
+    np.testing.assert_array_equal(mask, ids != 0)
+    assert keras_private.mask_of(layers.Embedding(5, 4)(ids)) is None
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="an API of JAX's backend")
-def test_process_index_of_a_single_process_is_zero():
-    assert keras_private.process_index() == 0
+def test_lambda_arguments_make_a_lambda_with_the_same_function():
+    layer = layers.Lambda(
+        lambda x, by: x[:, :2] * by, output_shape=(2,), arguments={"by": 3.0}, name="by"
+    )
+    new = layers.Lambda(**keras_private.lambda_arguments(layer))
+    assert new.get_config() == layer.get_config()
+    assert new.function is layer.function
+    assert new.compute_output_shape((None, 4)) == (None, 2)
+
+
+def test_copied_operation_has_its_own_calls():
+    inputs = keras.Input((4,))
+    outputs = ops.vectorized_map(lambda row: 2.0 * row, inputs)
+    operation = keras_private.maker_of(outputs)
+    copy = keras_private.copy_operation(operation)
+    new = keras.Model(inputs, copy(inputs))
+    np.testing.assert_array_equal(new(np.ones((2, 4), "float32")), np.full((2, 4), 2.0))
+    assert copy.name == operation.name
+    assert keras_private.maker_of(new.outputs[0]) is copy
+    assert keras_private.maker_of(outputs) is operation

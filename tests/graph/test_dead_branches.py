@@ -128,3 +128,62 @@ def test_decomposition_finalizes_a_model_with_a_dead_branch():
     small = tfc.finalize(student)
     check_same(student, small)
     assert small.count_params() < model.count_params()
+
+
+def masked_net(branch, live=None):
+    """A sum of masked steps, of which `branch` has the dead layer "dead"."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(20, 8, mask_zero=True)(inputs)
+    start = keras.Input((7, 8))  # a nested model hides masks from symbolic tensors
+    x = keras.Model(start, layers.Dense(8, name="stem")(start))(x)
+    x = layers.Add(name="sum")([live(x) if live else x, branch(x)])
+    x = layers.GlobalAveragePooling1D()(x)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    dead = model.get_layer("dead")
+    dead.kernel.assign(np.zeros(dead.kernel.shape))
+    dead.bias.assign(np.linspace(-1, 1, 8))
+    return model
+
+
+def recurrent(x):
+    """A constant before the LSTM, which takes as many steps as the mask says."""
+    x = layers.LSTM(8)(layers.Dense(8, name="dead")(x))
+    return layers.RepeatVector(7)(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*destroy the mask")
+@pytest.mark.parametrize(
+    "branch, live, is_removed",
+    [
+        (layers.Dense(8, name="dead"), None, True),
+        # It loses the mask, and so does the sum.
+        (layers.Conv1D(8, 3, padding="same", name="dead"), None, False),
+        (recurrent, layers.Conv1D(8, 3, padding="same"), False),
+    ],
+    ids=["dense", "convolution", "recurrent"],
+)
+def test_dead_branch_is_removed_where_the_mask_of_the_sum_stays(
+    branch, live, is_removed
+):
+    model = masked_net(branch, live)
+    smaller = remove_dead_branches(model)
+    names = [layer.name for layer in smaller.layers]
+    assert ("dead" not in names) == is_removed
+    ids = np.random.default_rng(0).integers(1, 20, (4, 7))
+    ids[:, 4:] = 0
+    ids[0, 2:] = 0
+    np.testing.assert_allclose(smaller(ids), model(ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("summands", [1, 2])
+def test_sum_that_is_an_output_keeps_its_name(summands):
+    inputs = keras.Input((4,))
+    dead = layers.Dense(4, kernel_initializer="zeros", bias_initializer="ones")
+    live = [layers.Dense(4)(inputs) for _ in range(summands)]
+    model = keras.Model(inputs, layers.Add(name="score")([*live, dead(inputs)]))
+    smaller = remove_dead_branches(model)
+    assert len(smaller.layers) < len(model.layers) + 1
+    assert smaller.output_names == ["score"]
+    x = np.ones((2, 4), "float32")
+    np.testing.assert_allclose(smaller(x), model(x), atol=1e-6)

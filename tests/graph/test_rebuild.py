@@ -62,3 +62,21 @@ def test_rebuild_puts_a_layer_before_another():
         "before",
         "shared",
     ] * 2
+
+
+def test_rebuild_keeps_the_names_of_outputs_whose_layers_are_removed():
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(3, name="dense")(inputs)
+    relu = keras.layers.ReLU(name="score")
+    outputs = {"b": relu(x), "a": x, "c": relu(keras.layers.Dense(3, name="other")(x))}
+    model = keras.Model(inputs, outputs)
+    new_model, _ = rebuild(
+        model, lambda layer: None if layer.name == "score" else clone_layer(layer)
+    )
+    assert new_model.output_names == model.output_names == ["dense", "score", "score"]
+    assert list(new_model.output) == ["b", "a", "c"]
+    kinds = [type(layer).__name__ for layer in new_model.layers]
+    assert kinds.count("Identity") == 1
+    new_model.set_weights(model.get_weights())
+    found = new_model(np.ones((2, 4), "float32"))
+    np.testing.assert_array_equal(found["a"], found["b"])

@@ -50,6 +50,26 @@ def run_through_graph(
     return model._run_through_graph(inputs, operation_fn=operation_fn)
 
 
+def maker_of(tensor: keras.KerasTensor) -> keras.Operation:
+    """The layer or operation that makes a symbolic tensor.
+
+    An `InputLayer` without a name and its tensor have different names, and a
+    Sequential model does not list its one.
+    """
+    return tensor._keras_history.operation
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras attached to a tensor, or None.
+
+    A layer with an argument `mask` gets it as well. Functional models then pass the
+    argument on to the plain layer in its place, which may have no such argument.
+    """
+    from keras.src.backend.common.masking import get_keras_mask
+
+    return get_keras_mask(tensor)
+
+
 def step_count(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the variable that counts an optimizer's steps.
 
@@ -99,6 +119,35 @@ def sync_variables(model: keras.Model) -> None:
     """
     if keras.backend.backend() == "jax":
         model.jax_state_sync()
+
+
+def lambda_arguments(layer: keras.layers.Lambda) -> dict[str, Any]:
+    """Arguments of the constructor that make a `Lambda` like a live one.
+
+    A configuration has the function's code in place of the function. It cannot be
+    loaded without `safe_mode=False`, and has lost the names that the code refers to.
+    `_output_shape` has no public counterpart.
+    """
+    return {
+        "function": layer.function,
+        "output_shape": layer._output_shape,
+        "mask": layer.mask,
+        "arguments": layer.arguments,
+        "name": layer.name,
+        "trainable": layer.trainable,
+        "dtype": layer.dtype_policy,
+    }
+
+
+def copy_operation(operation: keras.Operation) -> keras.Operation:
+    """A copy of an operation without state, with the same attributes and no calls.
+
+    `copy.copy` would save and load it. An operation that takes a function, as
+    `ops.vectorized_map` does, has no configuration that can be loaded.
+    """
+    new = object.__new__(type(operation))
+    vars(new).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
+    return new
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -5,7 +5,8 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
-from tfcompress.graph.graph import check_has_graph, is_model, own_classes
+from tfcompress.graph.graph import Graph, check_has_graph, is_model, own_classes
+from tfcompress.layers.cloning import clone_layer
 
 
 def check_finite(model: keras.Model, hint: str) -> None:
@@ -35,8 +36,9 @@ def check_compressible(model: keras.Model) -> None:
 
     Raises:
         TypeError: if it is no Keras 3 model.
-        ValueError: if it has no graph, a `call` of its own, weights that are not
-            finite, or trainable weights in another float type than float32.
+        ValueError: if it has no graph, a `call` of its own, a layer that cannot be
+            copied, weights that are not finite, or trainable weights in another float
+            type than float32.
     """
     if not isinstance(model, keras.Model):
         origin = type(model).__module__.split(".")[0]
@@ -51,6 +53,9 @@ def check_compressible(model: keras.Model) -> None:
         )
     check_has_graph(model)
     check_call(model)
+    operations = {id(call.operation): call.operation for call in Graph(model).calls}
+    for operation in operations.values():
+        clone_layer(operation)  # raises before anything is done
     low = {
         variable.path: variable.dtype
         for variable in model.trainable_variables

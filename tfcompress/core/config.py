@@ -8,6 +8,7 @@ import keras
 
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
+from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.registry import FORMS, forms_of
 from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
@@ -182,7 +183,7 @@ def config_with_decay(
         layer: convolution or dense layer.
         weight_decay: float or None, see `Scheme`.
     """
-    config = layer.get_config()
+    config = config_of(layer)
     regularizer = (
         "kernel_regularizer"
         if "kernel_regularizer" in config

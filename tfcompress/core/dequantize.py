@@ -6,6 +6,7 @@ import numpy as np
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.packed import inference_config
 
@@ -50,7 +51,7 @@ def dequantize(student: keras.Model) -> keras.Model:
             if layer.compute_dtype in ("float16", "bfloat16"):
                 return clone_layer(layer, dtype="float32")
             return clone_layer(layer)
-        config = {**inference_config(layer.get_config()), "dtype": "float32"}
+        config = {**inference_config(config_of(layer)), "dtype": "float32"}
         del config["kernel_quantizer"], config["input_quantizer"]
         return layer.forms.plain.from_config(config)
 

@@ -28,6 +28,8 @@ def foldable(
     norm = readers[0].operation
     if not isinstance(norm, keras.layers.BatchNormalization):
         return None
+    if readers[0].arguments[1].get("training"):  # of each batch, also in inference
+        return None
     ndim = len(output.shape)
     if norm.axis % ndim != channel_axis(layer) % ndim:
         return None

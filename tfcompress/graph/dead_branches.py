@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.graph import Call, Graph
+from tfcompress.graph.masks import Masks
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
@@ -20,7 +21,7 @@ def remove_dead_branches(model: keras.Model) -> keras.Model:
     outputs of the layers that read no other tensor. Where an `Add` layer has such a
     summand, a `Rescaling` layer adds the constant, one value per channel. A constant of
     zero needs no layer. A summand that differs between positions, as after padding,
-    stays, and so does one of open size.
+    stays, and so does one of open size. So does one whose mask the sum needs.
 
     Args:
         model: Functional model of plain layers. It is left untouched.
@@ -30,13 +31,19 @@ def remove_dead_branches(model: keras.Model) -> keras.Model:
         if it has no dead branch.
     """
     graph = Graph(model)
-    constants = _constants(graph)
+    masks = Masks(graph)
+    constants = _constants(graph, masks)
     sums = {}
     for call in graph.calls:
         offset = _constant_offset(graph, call, constants)
-        if offset is not None:
-            live = [i for i, x in enumerate(call.inputs) if id(x) not in constants]
-            sums[id(call.operation)] = _SumOfSome(call.operation, live, offset)
+        live = [i for i, x in enumerate(call.inputs) if id(x) not in constants]
+        if offset is not None and masks.merged(
+            [call.inputs[i] for i in live]
+        ) == masks.merged(call.inputs):
+            is_output = graph.is_output(call.outputs[0])
+            sums[id(call.operation)] = _SumOfSome(
+                call.operation, live, offset, is_output
+            )
     if not sums:
         return model
     smaller, pairs = rebuild(
@@ -49,7 +56,7 @@ def remove_dead_branches(model: keras.Model) -> keras.Model:
     return smaller
 
 
-def _constants(graph: Graph) -> dict[int, np.ndarray]:
+def _constants(graph: Graph, masks: Masks) -> dict[int, np.ndarray]:
     """`{id(tensor): float array (1, ...)}` of the tensors that are constant."""
     values: dict[int, np.ndarray] = {}
     for call in graph.calls:
@@ -58,6 +65,8 @@ def _constants(graph: Graph) -> dict[int, np.ndarray]:
         shapes = [x.shape[1:] for x in (*call.inputs, *call.outputs)]
         open_size = any(None in shape for shape in shapes)
         if len(call.outputs) != 1 or open_size or call.arguments[1].get("training"):
+            continue
+        if masks.reads(call):
             continue
         known = [values.get(id(x)) for x in call.inputs]
         if call.inputs and _ignores_input(call.operation):
@@ -116,19 +125,30 @@ class _SumOfSome:
         add: the `Add` layer.
         live: list of int. Indices of the summands that are not constant.
         offset: float array (channels,). Sum of the constant summands.
+        is_output: bool. Whether the model returns the sum, under the layer's name.
     """
 
     def __init__(
-        self, add: keras.layers.Layer, live: list[int], offset: np.ndarray
+        self,
+        add: keras.layers.Layer,
+        live: list[int],
+        offset: np.ndarray,
+        is_output: bool,
     ) -> None:
         self.add = add
         self.live = live
         self.offset = offset
+        self.is_output = is_output
 
     def __call__(self, summands: list[keras.KerasTensor]) -> Any:
         summands = [summands[i] for i in self.live]
-        x = clone_layer(self.add)(summands) if len(summands) > 1 else summands[0]
-        if not self.offset.any():
+        add_name, is_shifted = self.add.name, self.offset.any()
+        shift_name = f"{add_name}_constant"
+        if self.is_output and is_shifted:  # the last layer names the output
+            add_name, shift_name = f"{add_name}_live", add_name
+        x = summands[0]
+        if len(summands) > 1:
+            x = clone_layer(self.add, name=add_name)(summands)
+        if not is_shifted:
             return x
-        name = f"{self.add.name}_constant"
-        return layers.Rescaling(1.0, self.offset.tolist(), name=name)(x)
+        return layers.Rescaling(1.0, self.offset.tolist(), name=shift_name)(x)

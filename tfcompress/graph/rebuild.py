@@ -8,22 +8,28 @@ import keras
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
+from tfcompress.layers.cloning import clone_layer
+
+__all__ = ["clone_layer", "copy_weights", "rebuild"]
 
 Layer: TypeAlias = keras.layers.Layer
 
 
-def clone_layer(layer: keras.Operation, **changes: Any) -> Any:
-    """A new, unbuilt layer or operation of the same class and configuration.
-
-    Args:
-        layer: layer or operation with a configuration.
-        **changes: entries that replace those of the configuration.
-    """
-    return type(layer).from_config({**layer.get_config(), **changes})
-
-
 def copy_weights(old: Layer, new: Layer) -> None:
-    """Gives the layer `new` the weights of `old`, which has the same variables."""
+    """Gives the layer `new` the weights of `old`, which has the same variables.
+
+    Raises:
+        ValueError: if the variables differ, because the configuration of `old` misses
+            arguments of its constructor.
+    """
+    shapes = [[tuple(x.shape) for x in layer.weights] for layer in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Layer '{old.name}' of type {type(old).__name__} and its copy must have "
+            "weights of the same shapes. Give its class a `get_config` that returns "
+            "all arguments of its constructor. Received: "
+            f"{shapes[0]}, and {shapes[1]} in the copy."
+        )
     new.set_weights(old.get_weights())
     if isinstance(new, keras.layers.Normalization):
         # It computes with tensors that are derived from its weights.
@@ -79,11 +85,7 @@ class _Rebuilding:
         is_sequential = isinstance(model, keras.Sequential)
         shapes = iter([tensor.shape for tensor in keras.tree.flatten(tensors)])
         inputs = keras.tree.map_structure(
-            lambda old: keras.Input(
-                batch_shape=_called_shape(old.shape, next(shapes)),
-                dtype=old.dtype,
-                name=old.name,
-            ),
+            lambda old: _input_like(old, _called_shape(old.shape, next(shapes))),
             model.inputs[0] if is_sequential else model.input,
         )
         if is_sequential:
@@ -92,6 +94,7 @@ class _Rebuilding:
                 outputs = self._replacement(layer)(outputs)
         else:
             outputs = keras_private.run_through_graph(model, inputs, self._replacement)
+        outputs = _with_names(inputs, outputs, _output_names(model))
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 
     def pairs(self) -> list[tuple[Layer, Layer]]:
@@ -130,12 +133,52 @@ class _Nested:
         return self._model(inputs, *args, **kwargs)
 
 
+def _input_like(old: keras.KerasTensor, shape: list[int | None]) -> keras.KerasTensor:
+    """An input with the names of another and of its layer, which may differ."""
+    name = keras_private.maker_of(old).name
+    new = keras.Input(batch_shape=shape, dtype=old.dtype, name=name)
+    new.name = old.name
+    return new
+
+
 def _called_shape(declared, called):
     """The declared shape, with the sizes of the call where it is not open."""
     return [
         size if size is None or new is None else new
         for size, new in zip(declared, called, strict=True)
     ]
+
+
+def _output_names(model):
+    """Names of a model's outputs, which are those of the layers that make them."""
+    if isinstance(model, keras.Sequential):
+        return [model.layers[-1].name] * len(model.outputs)
+    return model.output_names
+
+
+def _with_names(inputs, outputs, names):
+    """Outputs that `Identity` layers make where their names would change.
+
+    Keras knows losses, metrics and targets by these names. A name that another layer
+    of the new model has is left to it.
+
+    Args:
+        inputs, outputs: structures of `KerasTensor`.
+        names: names that the outputs should have.
+    """
+    tensors = keras.tree.flatten(outputs)
+    found = [keras_private.maker_of(tensor).name for tensor in tensors]
+    if found == list(names):
+        return outputs
+    taken = {operation.name for operation in keras.Function(inputs, outputs).operations}
+    identities: dict[str, Layer] = {}
+    for place, name in enumerate(names):
+        if found[place] != name and name not in taken:
+            identity = identities.setdefault(
+                name, keras.layers.Identity(name=name, dtype=tensors[place].dtype)
+            )
+            tensors[place] = identity(tensors[place])
+    return keras.tree.pack_sequence_as(outputs, tensors)
 
 
 def _pass_through(x, *args, **kwargs):

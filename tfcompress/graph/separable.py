@@ -5,6 +5,7 @@ from keras import layers
 
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import value_of
 
 _PARTS = {
@@ -70,7 +71,7 @@ def separable_layers(model: keras.Model) -> dict[str, str]:
 
 def _parts(layer):
     """The depthwise and the pointwise layer of a separable one, not built."""
-    config = layer.get_config()
+    config = config_of(layer)
     kinds = _PARTS[type(layer)]
     shared = {key: config[key] for key in _SHARED}
     depthwise = {key: config[key] for key in _DEPTHWISE}

@@ -34,6 +34,7 @@ class QuantizeActivation(keras.layers.Layer):
         self, bits: int, signed: bool = False, dtype: Any = "float32", **kwargs: Any
     ) -> None:
         super().__init__(dtype=dtype, **kwargs)
+        self.supports_masking = True
         self.low, self.high = activation_range(bits, signed)
         self.bits = int(bits)
         self.signed = bool(signed)

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
+from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import ComputedKernel, channel_axis
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.types import Tensor
@@ -271,7 +272,7 @@ def plain_layer(layer: FactorizedKernel, **changes: Any) -> keras.layers.Layer:
     """
     kind = layer.forms.plain
     known = inspect.signature(kind).parameters.keys() | {"name", "trainable"}
-    config = {k: value for k, value in layer.get_config().items() if k in known}
+    config = {k: value for k, value in config_of(layer).items() if k in known}
     return kind.from_config({**config, "dtype": "float32", **changes})
 
 

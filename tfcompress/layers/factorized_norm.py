@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.compat import keras_private
 from tfcompress.layers.factorized import FactorizedKernel
 from tfcompress.layers.kernel import value_of
 from tfcompress.types import ArrayLike, Tensor
@@ -62,7 +63,10 @@ class FactorizedNorm(FactorizedKernel):
 
     def hidden(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns the normalized outputs of the basis."""
-        return self.normalization(super().hidden(inputs), training=training)
+        # Of the steps of a sequence, as in a BatchNormalization after the layer.
+        mask = keras_private.mask_of(inputs) if self.supports_masking else None
+        hidden = super().hidden(inputs)
+        return self.normalization(hidden, training=training, mask=mask)
 
     def compute_kernel(self) -> Tensor:
         """Returns the kernel of the same layer in inference, without the bias."""

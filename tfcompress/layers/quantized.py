@@ -9,6 +9,7 @@ from keras import ops
 from tfcompress.compat.keras_private import KERNEL_NAME
 from tfcompress.layers.activation import QuantizeActivation
 from tfcompress.layers.batch_norm import fold
+from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import ComputedKernel
 from tfcompress.layers.packed import inference_config
 from tfcompress.layers.training_form import TrainingForm
@@ -103,7 +104,7 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
     def inference_layers(
         self, norm: keras.layers.BatchNormalization | None, names: set[str]
     ) -> list[keras.layers.Layer]:
-        config = inference_config(self.get_config())
+        config = inference_config(config_of(self))
         del config["kernel_quantizer"], config["input_quantizer"]
         config["dtype"] = "float32"
         config["use_bias"] = self.use_bias or norm is not None

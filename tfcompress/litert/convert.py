@@ -11,6 +11,7 @@ from keras import ops
 from tfcompress import layers
 from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers.cloning import config_of
 from tfcompress.litert.signature import functional
 
 
@@ -47,7 +48,7 @@ def _decode(model):
     def replace(layer):
         if not isinstance(layer, layers.PackedKernel):
             return clone_layer(layer)
-        config = layer.get_config()
+        config = config_of(layer)
         del config["kernel_bits"]
         return layer.forms.plain.from_config(config)
 

@@ -25,6 +25,7 @@ class Quantizer(keras.layers.Layer):
 
     def __init__(self, dtype: Any = "float32", **kwargs: Any) -> None:
         super().__init__(dtype=dtype, **kwargs)
+        self.supports_masking = True
         self.channel_axes: tuple[int, ...] = (-1,)
 
     @property

@@ -28,6 +28,7 @@ class BopsBudget(TrainingForm, keras.layers.Layer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self._bops: Callable[[], Tensor] | None = None
         self._thresholds: Callable[[], Sequence[Threshold]] = lambda: ()
 

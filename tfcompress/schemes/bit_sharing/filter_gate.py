@@ -61,6 +61,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         for name, value in (("filters", filters), ("group_size", group_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
