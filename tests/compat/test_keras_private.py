@@ -2,11 +2,16 @@
 
 import keras
 import numpy as np
+import pandas
 import pytest
+import scipy.sparse
 from keras import layers, ops
 
 from tfcompress.compat import keras_private
 from tfcompress.compat.keras_private import KERNEL_NAME
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
 
 LAYERS = [
     (layers.Dense, {"units": 3}, (2, 4)),
@@ -192,6 +197,33 @@ def test_loss_weights_are_those_that_the_model_is_compiled_with(weights):
     model = keras.Model(inputs, outputs)
     model.compile("sgd", "mse", loss_weights=weights)
     assert keras_private.loss_weights(model) == weights
+
+
+def tensors():
+    x = np.arange(12.0, dtype="float32").reshape(6, 2)
+    kinds = {"DataFrame": pandas.DataFrame(x), "scipy": scipy.sparse.coo_matrix(x)}
+    if keras.backend.backend() == "tensorflow":
+        kinds["dense"] = tf.constant(x)
+        kinds["sparse"] = tf.sparse.from_dense(x)
+        kinds["ragged"] = tf.RaggedTensor.from_row_lengths(x.flatten(), [2] * 6)
+    return x, kinds
+
+
+@pytest.mark.parametrize("rows", [np.array([1, 4, 5]), slice(2, 5)])
+def test_rows_of_tensors_are_those_of_arrays(rows):
+    x, kinds = tensors()
+    for name, tensor in kinds.items():
+        assert keras_private.is_tensor(tensor), name
+        received = keras_private.rows_of_tensor(tensor, rows)
+        if name == "ragged":
+            received = received.to_tensor()
+        np.testing.assert_array_equal(received, x[rows], err_msg=name)
+    assert not keras_private.is_tensor(x)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="an API of JAX's backend")
+def test_process_index_of_a_single_process_is_zero():
+    assert keras_private.process_index() == 0
 
 
 def test_maker_of_an_input_is_its_layer():
