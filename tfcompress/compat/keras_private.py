@@ -4,7 +4,8 @@ Each function names one, and says why no public one serves. `tests/compat` has a
 for each.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -93,6 +94,36 @@ def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> No
     counterpart of `add_variable`.
     """
     optimizer._untrack_variable(variable)
+
+
+@contextlib.contextmanager
+def without_variables(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]
+) -> Iterator[None]:
+    """Hides variables that `add_variable` gave an optimizer last, in a `with`.
+
+    Files store all variables of an optimizer by their positions.
+    """
+    for variable in variables:
+        optimizer._untrack_variable(variable)
+    try:
+        yield
+    finally:
+        for variable in variables:
+            optimizer._track_variable(variable)
+
+
+def averages(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[Any, Any]]:
+    """Returns the `(variable, moving average)` pairs of an optimizer.
+
+    The list is empty unless it was made with `use_ema=True` and built. Keras has no
+    public name for the averages.
+    """
+    averages = getattr(optimizer, "_model_variables_moving_average", [])
+    pairs = zip(optimizer._trainable_variables, averages, strict=bool(averages))
+    return [(variable, average) for variable, average in pairs if average is not None]
 
 
 def rebuild_train_function(model: keras.Model) -> None:

@@ -13,7 +13,8 @@ from tfcompress.types import Tensor
 class ProximalStep:
     """Parameters of a proximal operator, as variables of the optimizer.
 
-    On some backends an update sees no changes of other variables.
+    On some backends an update sees no changes of other variables. Files leave the
+    parameters out, so that a new optimizer can load what this one saves.
 
     Attributes:
         parameters: dict of str to list of variables. Empty if no optimizer is attached;
@@ -23,6 +24,7 @@ class ProximalStep:
     def __init__(self) -> None:
         self.parameters: dict[str, list] = {}
         self._optimizer: keras.optimizers.Optimizer | None = None
+        self._saved: list[keras.optimizers.Optimizer] = []  # it, and its wrapper
 
     def shapes(self) -> Mapping[str, list[tuple[int, ...]]]:
         """Returns `{name: shapes of the variables}` of the parameters."""
@@ -37,24 +39,43 @@ class ProximalStep:
         """Adds the parameters, all zero, to an optimizer.
 
         Does nothing if they are there; an optimizer attached before loses them.
+
+        Args:
+            optimizer: optimizer of a compiled model. Of a wrapper that scales losses,
+                the inner optimizer gets the parameters.
         """
-        if self._optimizer is not optimizer:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if self._optimizer is not inner:
             self.detach()
-            self._optimizer = optimizer
+            self._optimizer = inner
             self.parameters = {
-                name: [optimizer.add_variable(shape, name=name) for shape in shapes]
+                name: [inner.add_variable(shape, name=name) for shape in shapes]
                 for name, shapes in self.shapes().items()
             }
+            self._saved = [inner] if inner is optimizer else [inner, optimizer]
+            for saved in self._saved:
+                saved.save_own_variables = self._without_own(saved.save_own_variables)
+                saved.load_own_variables = self._without_own(saved.load_own_variables)
+
+    def _without_own(self, function):
+        """A function of a store that sees an optimizer without the parameters."""
+
+        def call(store):
+            with keras_private.without_variables(self._optimizer, self._variables()):
+                function(store)
+
+        return call
+
+    def _variables(self):
+        return [x for variables in self.parameters.values() for x in variables]
 
     def detach(self) -> None:
-        """Removes the parameters from the optimizer.
-
-        A new optimizer could not load the variables of one that keeps them.
-        """
+        """Removes the parameters from the optimizer."""
         if self._optimizer is not None:
-            for variables in self.parameters.values():
-                for variable in variables:
-                    keras_private.untrack_variable(self._optimizer, variable)
+            for saved in self._saved:
+                del saved.save_own_variables, saved.load_own_variables
+            for variable in self._variables():
+                keras_private.untrack_variable(self._optimizer, variable)
             self._optimizer, self.parameters = None, {}
 
     def learning_rate(self) -> Tensor:
