@@ -7,6 +7,23 @@ import numbers
 SLACK = 0.02
 
 
+def excess(received: float, budget: float, unit: str) -> str | None:
+    """Returns a clause that tells by how much a budget is exceeded, or None.
+
+    Args:
+        received: float. Cost.
+        budget: float. Budget, in the same unit.
+        unit: str. Plural name of the unit; underscores become spaces.
+    """
+    # Not `>`, for a cost that is NaN. The bound leaves room for float32.
+    if received <= budget * (1 + 1e-6):
+        return None
+    return (
+        f"its {unit.replace('_', ' ')}, {received:,.6g}, are {received / budget:.4g} "
+        f"times the budget of {budget:,.6g}"
+    )
+
+
 def parse_budget(budget: float | str, reference: float, name: str) -> float:
     """Returns a budget in absolute units, a float above 0.
 

@@ -19,16 +19,25 @@ def check_finite(model: keras.Model, hint: str) -> None:
     Raises:
         ValueError: if a weight is NaN or infinite; the error names the variables.
     """
-    bad = [
-        variable.path
-        for variable in model.weights
-        if not np.isfinite(ops.convert_to_numpy(variable)).all()
-    ]
+    bad = _not_finite(model)
     if bad:
         raise ValueError(
             f"All weights of '{model.name}' must be finite. Received NaN or "
             f"infinity in: {', '.join(bad)}. {hint}"
         )
+
+
+def is_finite(model: keras.Model) -> bool:
+    """Returns whether all weights of a built model are finite."""
+    return not _not_finite(model)
+
+
+def _not_finite(model):
+    return [
+        variable.path
+        for variable in model.weights
+        if not np.isfinite(ops.convert_to_numpy(variable)).all()
+    ]
 
 
 def check_compressible(model: keras.Model) -> None:

@@ -47,15 +47,17 @@ def finalize(student: keras.Model) -> keras.Model:
             `input_quantizer` that is no `ActivationQuantizer`.
 
     Warns:
-        UserWarning: if the training of a layer did not reach its end.
+        UserWarning: if the training of a layer did not reach its end, or the student
+            exceeds its scheme's budget.
     """
+    _check(student, _training_layers(Graph(student)))
+    return inference_model(student)
+
+
+def inference_model(student: keras.Model) -> keras.Model:
+    """Returns `finalize(student)` without any check."""
     graph = Graph(student)
-    trained = {
-        name: layer
-        for name, layer in graph.layers().items()
-        if isinstance(layer, TrainingForm)
-    }
-    _check(student, trained)
+    trained = _training_layers(graph)
     norms = {
         id(layer): foldable(graph, layer)
         for layer in trained.values()
@@ -89,6 +91,14 @@ def finalize(student: keras.Model) -> keras.Model:
     return remove_dead_branches(model)
 
 
+def _training_layers(graph):
+    return {
+        name: layer
+        for name, layer in graph.layers().items()
+        if isinstance(layer, TrainingForm)
+    }
+
+
 def _check(student, trained):
     if not trained:
         raise ValueError(
@@ -102,6 +112,14 @@ def _check(student, trained):
     for name, layer in trained.items():
         for message in layer.unfinished():
             warnings.warn(f"Layer '{name}': {message}", stacklevel=3)
+    scheme = getattr(student, "scheme", None)
+    reason = scheme.unmet(student) if scheme is not None else None
+    if reason is not None:
+        warnings.warn(
+            f"The student does not meet what its scheme was asked for: {reason}. Train "
+            "it with `fit` to its end.",
+            stacklevel=3,
+        )
 
 
 def _without_closed_channels(model, trained, new_layers):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from tfcompress.core.budget import excess
 from tfcompress.core.config import KeepFloat, QuantizeConfig, Treatment
 from tfcompress.core.student import Student
 from tfcompress.core.training.recalibration import Recalibration
@@ -34,7 +35,8 @@ class Scheme:
     """Base class of schemes, which choose treatments and act during `fit`.
 
     Subclasses define `config_for(layer, place)` and, to act during `fit`,
-    `callbacks(student, recalibrate)`.
+    `callbacks(student, recalibrate)`. Those with a budget define `measure(student)` and
+    `unmet(student)`.
 
     Attributes:
         treatment: type. Class of the treatments that `config_for` returns.
@@ -122,12 +124,37 @@ class Scheme:
     ) -> list[keras.callbacks.Callback]:
         """Returns the callbacks that `student.fit` runs before the user's.
 
+        Those that are `RunLast` run after the user's.
+
         Args:
             student: the `Student`.
             recalibrate: `Recalibration` of the student; its `batches` are training
                 inputs.
         """
         return []
+
+    def measure(self, student: Student) -> dict[str, float]:
+        """Returns the numbers that `student.fit` adds to the logs of each epoch.
+
+        Every scheme that compresses step by step has "phase", 0 until the compression
+        is finished and 1 from then on. With a budget it also has "budget_ratio", the
+        present cost divided by the budget, at most 1 where the budget is met.
+
+        Args:
+            student: the `Student`.
+        """
+        return {}
+
+    def unmet(self, student: Student) -> str | None:
+        """Returns a clause that tells what a student lacks of what was asked for.
+
+        `fit` warns of it at its end, and `tfcompress.finalize` too. None if it lacks
+        nothing, or if only a long computation would tell.
+
+        Args:
+            student: the `Student`.
+        """
+        return None
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -171,6 +198,18 @@ class SearchingScheme(Scheme):
                 f"(0, 1]. Received: search_fraction={search_fraction}."
             )
         self.search_fraction = search_fraction
+
+    def cost_name(self) -> str:
+        """Returns the name of the budget's unit, a key of `measure`."""
+        raise NotImplementedError
+
+    def unmet(self, student: Student) -> str | None:
+        measured = self.measure(student)
+        reasons = [] if measured["phase"] else ["its search has not ended"]
+        ratio, name = measured.get("budget_ratio"), self.cost_name()
+        if ratio is not None:
+            reasons.append(excess(measured[name], measured[name] / ratio, name) or "")
+        return "; ".join(filter(None, reasons)) or None
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "search_fraction": self.search_fraction}

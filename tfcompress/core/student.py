@@ -7,8 +7,10 @@ import numpy as np
 
 from tfcompress.core.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
+from tfcompress.core.training.progress import restored_if_interrupted
 from tfcompress.core.training.progress_bar import verbosity
 from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalibration
+from tfcompress.core.training.user_callbacks import arranged, warn_if_unmet
 
 if TYPE_CHECKING:
     from tfcompress.core.scheme import Scheme
@@ -62,6 +64,10 @@ class Student(DistilledModel):
     ) -> keras.callbacks.History:
         """Runs `keras.Model.fit`, with the scheme's callbacks before the user's.
 
+        The logs of each epoch have the scheme's measurements, see its `measure`.
+        Callbacks that compare epochs (`EarlyStopping`, `ReduceLROnPlateau`, and those
+        with `save_best_only`) see only those that end with the compression finished.
+
         Each call is a whole training: schedules run from its first epoch to its last.
         Some samples are read before it, see `take_inputs`.
 
@@ -74,6 +80,10 @@ class Student(DistilledModel):
         Raises:
             ValueError: if the student has no scheme because it is a clone, or is to be
                 distilled and has no teacher because it was loaded.
+
+        Warns:
+            UserWarning: if the student does not meet in the end what its scheme was
+                asked for.
         """
         if self.scheme is None:
             raise ValueError(
@@ -96,24 +106,28 @@ class Student(DistilledModel):
             recalibrate = Recalibration(self, batches)
             own = self.scheme.callbacks(self, recalibrate)
             own = [*own, RecalibrateBatchNorm(recalibrate), *self.teaching_callbacks()]
-            return super().fit(
-                x,
-                y,
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=own + keras.tree.flatten(callbacks or []),
-                validation_split=validation_split,
-                validation_data=validation_data,
-                shuffle=shuffle,
-                class_weight=class_weight,
-                sample_weight=sample_weight,
-                initial_epoch=initial_epoch,
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                validation_batch_size=validation_batch_size,
-                validation_freq=validation_freq,
-            )
+            user = keras.tree.flatten(callbacks or [])
+            with restored_if_interrupted(own):
+                history = super().fit(
+                    x,
+                    y,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=arranged(own, recalibrate, user),
+                    validation_split=validation_split,
+                    validation_data=validation_data,
+                    shuffle=shuffle,
+                    class_weight=class_weight,
+                    sample_weight=sample_weight,
+                    initial_epoch=initial_epoch,
+                    steps_per_epoch=steps_per_epoch,
+                    validation_steps=validation_steps,
+                    validation_batch_size=validation_batch_size,
+                    validation_freq=validation_freq,
+                )
+            warn_if_unmet(self)
+            return history
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)  # those of the user's class

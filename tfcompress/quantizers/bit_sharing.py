@@ -218,6 +218,10 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         """Records samples of unchanged inputs until `calibrate`; for eager calls."""
         self._recorded = []
 
+    def discard(self) -> None:
+        """Ends `record` and keeps the range."""
+        self._recorded = None
+
     def calibrate(self) -> None:
         """Sets the range to the best one for the recorded inputs and present bits."""
         values, self._recorded = self._recorded, None

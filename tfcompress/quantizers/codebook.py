@@ -85,7 +85,9 @@ class Codebook(Quantizer):
 
     def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         positions = ops.clip(ops.round(x / self.step), -_LIMIT, _LIMIT)
-        codes = ops.take(self.level_of, ops.cast(positions, "int32") + _LIMIT)
+        # NaN has no level: the bounds keep its position one of the array.
+        positions = ops.clip(ops.cast(positions, "int32") + _LIMIT, 0, 2 * _LIMIT)
+        codes = ops.take(self.level_of, positions)
         channels = {axis % len(x.shape) for axis in self.channel_axes}
         shape = [n if i in channels else 1 for i, n in enumerate(x.shape)]
         scale = ops.broadcast_to(ops.convert_to_tensor(self.step), shape)

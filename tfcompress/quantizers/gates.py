@@ -219,8 +219,8 @@ class BitGates(keras.layers.Layer):
         return ops.where(frozen > 0, frozen, expected)
 
     def bits(self) -> int:
-        """Returns the bits as a Python int."""
-        return int(ops.convert_to_numpy(self.expected_bits()))
+        """Returns the bits as a Python int; 0 if they are NaN."""
+        return int(np.nan_to_num(ops.convert_to_numpy(self.expected_bits())))
 
     def margins(self) -> np.ndarray:
         """Returns each gate's margin, float32 (len(bits) - 1,); see `margins_of`."""

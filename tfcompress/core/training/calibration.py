@@ -46,9 +46,12 @@ def calibrate_activations(model: keras.Model, batches: Iterable[Any]) -> None:
             for inputs in batches:
                 model(inputs, training=False)
                 bar.add(1)
-    finally:
+    except BaseException:  # interruptions from the keyboard count
         for quantizer in quantizers:
-            quantizer.calibrate()
+            quantizer.discard()
+        raise
+    for quantizer in quantizers:
+        quantizer.calibrate()
 
 
 class CalibrateActivations(keras.callbacks.Callback):

@@ -30,6 +30,17 @@ def rate_of_step(optimizer: keras.optimizers.Optimizer) -> Tensor:
     return rate * ops.cast(updates, "float32")
 
 
+def constant_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
+    """Returns the learning rate, at least 1e-12, or None if there is a schedule.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`, without a wrapper.
+    """
+    if callable(keras_private.learning_rate_schedule(optimizer)):
+        return None
+    return max(float(ops.convert_to_numpy(optimizer.learning_rate)), 1e-12)
+
+
 def sum_of_learning_rates(optimizer: keras.optimizers.Optimizer, steps: float) -> float:
     """Returns the sum of the learning rates of the updates in the next steps.
 
@@ -43,10 +54,10 @@ def sum_of_learning_rates(optimizer: keras.optimizers.Optimizer, steps: float) -
         float above 0.
     """
     updates = steps / (optimizer.gradient_accumulation_steps or 1)
+    rate = constant_rate(optimizer)
+    if rate is not None:
+        return updates * rate
     schedule = keras_private.learning_rate_schedule(optimizer)
-    if not callable(schedule):
-        rate = float(ops.convert_to_numpy(optimizer.learning_rate))
-        return updates * max(rate, 1e-12)
     done = int(ops.convert_to_numpy(keras_private.step_count(optimizer)))
     points = done + np.linspace(0, steps, 50)
     rates = [float(ops.convert_to_numpy(schedule(int(step)))) for step in points]

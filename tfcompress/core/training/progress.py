@@ -1,6 +1,8 @@
 """Callback that reports the progress of a training."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -65,6 +67,9 @@ class ProgressCallback(keras.callbacks.Callback):
             self.sync()
             self.on_progress(share)
 
+    def on_interrupt(self) -> None:
+        """Undoes temporary changes, in a training that an exception ended."""
+
     def sync(self) -> None:
         """Brings the variables up to date, so that callbacks may read and set them."""
         keras_private.sync_variables(self.model)
@@ -86,3 +91,23 @@ class ProgressCallback(keras.callbacks.Callback):
             + hint,
             stacklevel=2,
         )
+
+
+@contextlib.contextmanager
+def restored_if_interrupted(
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> Iterator[None]:
+    """Calls `on_interrupt` of callbacks if a training in a `with` does not complete.
+
+    Keras calls `on_train_end` of completed ones only.
+
+    Args:
+        callbacks: callbacks of the training; those of other classes are left alone.
+    """
+    try:
+        yield
+    except BaseException:  # interruptions from the keyboard count
+        for callback in callbacks:
+            if isinstance(callback, ProgressCallback):
+                callback.on_interrupt()
+        raise

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
+from tfcompress.core.training.averages import uses_averages
 from tfcompress.core.training.compiled import compiled
 from tfcompress.core.training.progress_bar import progress_bar
 
@@ -26,7 +27,6 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
         super().__init__()
         self.recalibrate = recalibrate
         self.training = False
-        self.stale = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.training = True
@@ -34,23 +34,20 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        self.stale = True
+        self.recalibrate.stale = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.training:
-            self._refresh()
+            self.recalibrate.refresh()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._refresh()
+        self.recalibrate.refresh()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._refresh()
+        # `fit` has just replaced the weights by their averages.
+        self.recalibrate.stale |= uses_averages(self.model)
+        self.recalibrate.refresh()
         self.training = False
-
-    def _refresh(self):
-        if self.stale:
-            self.recalibrate()
-            self.stale = False
 
 
 class Recalibration:
@@ -65,10 +62,14 @@ class Recalibration:
         model: Functional or Sequential model.
         batches: list of model inputs, about `SAMPLES` samples in all. Each batch has
             the same weight.
+
+    Attributes:
+        stale: bool. Whether weights may have changed since the last call.
     """
 
     def __init__(self, model: keras.Model, batches: list[Any]) -> None:
         self.batches = batches
+        self.stale = False
         self.norms = [
             layer
             for layer in keras_private.flatten_layers(model)
@@ -86,8 +87,14 @@ class Recalibration:
         self._seeds = [x for x in self._state if id(x) not in weights]
         self._forward = compiled(model, lambda inputs: self._statistics(model, *inputs))
 
+    def refresh(self) -> None:
+        """Sets the statistics if they are stale."""
+        if self.stale:
+            self()
+
     def __call__(self) -> None:
         """Sets the moving means and variances of the model."""
+        self.stale = False
         if not self.norms or len(self.batches) == 0:
             return
         momenta = [norm.momentum for norm in self.norms]

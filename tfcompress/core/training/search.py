@@ -1,26 +1,35 @@
 """Base class of the searches that run in the first part of `fit`."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
+from tfcompress.core.checks import check_finite, is_finite
+from tfcompress.core.training.averages import restart_averages
 from tfcompress.core.training.learning_rate import (
+    constant_rate,
     inner_optimizer,
     sum_of_learning_rates,
 )
 from tfcompress.core.training.progress import ProgressCallback
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.core.training.undo import undone_on_failure
 
 if TYPE_CHECKING:
     from tfcompress.core.student import Student
 
 # Assumed number of steps per epoch if it is not known.
 STEPS_PER_EPOCH = 100
+# Factor by which callbacks may change the learning rate before a search follows.
+RATE_CHANGE = 1.5
 
 
 class Search(ProgressCallback):
     """Callback that searches for a share of the training, then freezes the result.
 
     After an interrupted search the student is not frozen, and the next `fit` searches
-    again. Subclasses define `begin`, `state`, `resume`, `advance` and `freeze`.
+    again. `begin` and `freeze` set all variables or none, also where an exception ends
+    them. A student that diverged is never frozen. Subclasses define `begin`, `state`,
+    `resume`, `advance`, `on_rate_change` and `freeze`.
 
     Args:
         space: search space. `space.is_frozen()` returns whether its search is over.
@@ -68,6 +77,14 @@ class Search(ProgressCallback):
         """
         raise NotImplementedError
 
+    def on_rate_change(self, factor: float) -> None:
+        """Adapts to a learning rate that a callback changed.
+
+        Args:
+            factor: float above 0. Learning rate planned with, divided by the present
+                one.
+        """
+
     def freeze(self) -> None:
         """Freezes the result at the end of the search."""
         raise NotImplementedError
@@ -86,26 +103,41 @@ class Search(ProgressCallback):
         if share >= self.fraction:
             self._freeze()
         else:
+            self._follow_rate()
             self.advance(share / self.fraction)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         # A search that takes the whole training ends here.
-        if self.searching:
+        if self.searching and is_finite(self.model):
             if self.fraction < 1.0:
                 self.warn_untrained("The search ended")
             self._freeze()
+        self.searching, self.model.search = False, None
 
     def _start(self, share):
         restored, self.model.restored = self.model.restored, {}
-        if share and restored:
-            self.resume(restored)
-        else:
-            self.begin(share)
+        self._planned_rate = constant_rate(inner_optimizer(self.model))
+        with undone_on_failure(self.model.variables):
+            if share and restored:
+                self.resume(restored)
+            else:
+                self.begin(share)
         self.model.search = self
 
     def _freeze(self):
+        check_finite(self.model, "Its training diverged: lower the learning rate.")
+        with undone_on_failure(self.model.variables):
+            self.freeze()
         self.searching, self.model.search = False, None
-        self.freeze()
+        restart_averages(self.model)
+
+    def _follow_rate(self):
+        rate = constant_rate(inner_optimizer(self.model))
+        if rate is not None and self._planned_rate is not None:
+            factor = self._planned_rate / rate
+            if abs(math.log(factor)) > math.log(RATE_CHANGE):
+                self.on_rate_change(factor)
+                self._planned_rate = rate
 
     def steps(self) -> float:
         """Returns the number of steps of the search, at least one."""

@@ -35,6 +35,10 @@ class BitSharing(SearchingScheme):
     budget. Then bits and filters freeze at the nearest allocation that meets the
     budget, and the rest of the `fit`, or further ones, fine-tune.
 
+    The logs of each epoch have "bops"; "budget_ratio", these divided by the budget;
+    "mean_weight_bits" and "mean_activation_bits" of the quantized layers; and "phase",
+    1 once the search has ended, else 0.
+
     Args:
         bops: int, float or str. Budget: a count of BOPs, or a share of the float
             model's (32 x 32 bits) as text, such as "1/60". The finished model takes at
@@ -186,7 +190,8 @@ class BitSharing(SearchingScheme):
         }
 
     def connect(self, student: Student) -> None:
-        SearchSpace(student).connect()
+        student.bit_space = SearchSpace(student)
+        student.bit_space.connect()
 
     def prepare(self, student: Student) -> None:
         calibrate_weights(student)
@@ -197,13 +202,31 @@ class BitSharing(SearchingScheme):
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
         search = BitSearch(
-            SearchSpace(student),
+            student.bit_space,
             recalibrate,
             self.search_fraction,
             bops=self.bops,
             penalty=self.penalty,
         )
         return [CalibrateActivations(recalibrate.batches), search]
+
+    def measure(self, student: Student) -> dict[str, float]:
+        space = student.bit_space
+        weight_bits, activation_bits = space.mean_bits()
+        bops = float(keras.ops.convert_to_numpy(space.expected_bops()))
+        measured = {
+            "phase": float(space.is_frozen()),
+            "mean_weight_bits": weight_bits,
+            "mean_activation_bits": activation_bits,
+            "bops": bops,
+        }
+        if self.bops is not None:
+            budget = parse_budget(self.bops, space.bops_model.float_bops, "bops")
+            measured["budget_ratio"] = bops / budget
+        return measured
+
+    def cost_name(self) -> str:
+        return "bops"
 
     def get_config(self) -> dict[str, Any]:
         return {

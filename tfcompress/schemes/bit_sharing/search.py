@@ -97,6 +97,9 @@ class BitSearch(Search):
             threshold.set_pace(pace)
         keras_private.rebuild_train_function(self.model)
 
+    def on_rate_change(self, factor: float) -> None:
+        self._set_pace()
+
     def advance(self, share: float) -> None:
         if share > DESCENT:
             self._record_margins()

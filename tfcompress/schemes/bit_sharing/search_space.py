@@ -1,8 +1,10 @@
 """Search space of bit sharing: all gates of a student, and the BOPs they decide on."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
+from keras import ops
 
 from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import quantized_layers
@@ -79,6 +81,26 @@ class SearchSpace:
             for quantizer in (layer.kernel_quantizer, layer.input_quantizer):
                 if isinstance(quantizer, GatedBits):
                     yield quantizer.gates
+
+    def mean_bits(self) -> tuple[float, float]:
+        """Returns the bits of a weight and of an activation, as means.
+
+        The mean of the weights is over all weights of the quantized layers, and that of
+        the activations over the layers.
+        """
+        layers = list(self.layers.values())
+        sizes = [math.prod(layer.latent_kernel.shape) for layer in layers]
+        weights, activations = (
+            [float(ops.convert_to_numpy(_expected_bits(q))) for q in quantizers]
+            for quantizers in (
+                [layer.kernel_quantizer for layer in layers],
+                [layer.input_quantizer for layer in layers],
+            )
+        )
+        return (
+            float(np.average(weights, weights=sizes)),
+            float(np.mean(activations)),
+        )
 
     def thresholds(self) -> list[Threshold]:
         """Returns the thresholds of all gates."""

@@ -33,6 +33,27 @@ def measure_sensitivities(
     """
     inputs = _leading(student, batches, SAMPLES)
     finest = _Finest(space)
+    try:
+        damages, filters = _measured(student, space, finest, inputs)
+    finally:
+        finest.release()  # also if it is interrupted: the gates are not chosen yet
+    # The damage that each gate averts when it opens, never below zero.
+    averted = [
+        (gates, np.maximum(0.0, np.array(values[:-1]) - np.array(values[1:])))
+        for gates, values in damages
+    ]
+    scale = np.median([values[0] for _, values in averted]) if averted else 1.0
+    scale = max(scale, 1e-12)
+    for gates, values in averted:
+        gates.set_costs(values / scale)
+    for gate, values in filters:
+        # One threshold decides on all groups, at the cost of all.
+        gate.set_costs(gate.group_count * values / scale)
+
+
+def _measured(student, space, finest, inputs):
+    """`(gates, damage by each of its bits)`, and `(filter gate, damage by groups)`."""
+    finest.open()
     reference = _outputs(student, inputs)
 
     def damage():
@@ -49,29 +70,19 @@ def measure_sensitivities(
         (gate, _marginal_damages(gate, finest, damage))
         for gate in space.filter_gates.values()
     ]
-    finest.release()
-    # The damage that each gate averts when it opens, never below zero.
-    averted = [
-        (gates, np.maximum(0.0, np.array(values[:-1]) - np.array(values[1:])))
-        for gates, values in damages
-    ]
-    scale = np.median([values[0] for _, values in averted]) if averted else 1.0
-    scale = max(scale, 1e-12)
-    for gates, values in averted:
-        gates.set_costs(values / scale)
-    for gate, values in filters:
-        # One threshold decides on all groups, at the cost of all.
-        gate.set_costs(gate.group_count * values / scale)
+    return damages, filters
 
 
 class _Finest:
-    """All gates of a `SearchSpace` open, until `release`."""
+    """All gates of a `SearchSpace`, open from `open` until `release`."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.gates: list[BitGates] = [
             gates for gates in space.bit_gates() if gates.threshold is not None
         ]
         self._filter_gates = list(space.filter_gates.values())
+
+    def open(self) -> None:
         for gates in self.gates:
             gates.freeze(gates.candidates[-1])
         for gate in self._filter_gates:

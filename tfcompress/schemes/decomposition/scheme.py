@@ -39,6 +39,10 @@ class Decomposition(SearchingScheme):
     of the `fit`, or further ones, fine-tune. `tfc.finalize` returns a plain, smaller
     Keras model: a layer becomes two where that is clearly cheaper, else it is merged.
 
+    The logs of each epoch have "macs" or "params", the cost without the channels and
+    ranks that are zero by then; "budget_ratio", that cost divided by the budget; and
+    "phase", 1 once the search has ended, else 0.
+
     Args:
         macs: int, float or str. Budget: a count of multiply-accumulates, or a share of
             the model's as text, such as "1/2" or "0.45". The finished model takes at
@@ -160,9 +164,7 @@ class Decomposition(SearchingScheme):
     def callbacks(
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
-        space, budget = student.rank_space, self.budget
-        if budget is not None:
-            budget = parse_budget(budget, space.width_model.full_cost(), self.unit)
+        space = student.rank_space
         return [
             RankSearch(
                 space,
@@ -170,10 +172,28 @@ class Decomposition(SearchingScheme):
                 self.search_fraction,
                 self.round_to,
                 measure_latency=self.margin == MEASURED,
-                budget=budget,
+                budget=self._total(student),
                 penalty=self.penalty,
             )
         ]
+
+    def measure(self, student: Student) -> dict[str, float]:
+        space, budget = student.rank_space, self._total(student)
+        cost = space.present_cost()
+        measured = {"phase": float(space.is_frozen()), self.unit: cost}
+        if budget is not None:
+            measured["budget_ratio"] = cost / budget
+        return measured
+
+    def cost_name(self) -> str:
+        return self.unit
+
+    def _total(self, student: Student) -> float | None:
+        """The budget as a count, or None."""
+        if self.budget is None:
+            return None
+        full = student.rank_space.width_model.full_cost()
+        return parse_budget(self.budget, full, self.unit)
 
     def _margin(self) -> float:
         return 1.0 if isinstance(self.margin, str) else self.margin

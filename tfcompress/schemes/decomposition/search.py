@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from tfcompress.compat import keras_private
-from tfcompress.core.training.learning_rate import inner_optimizer
 from tfcompress.core.training.penalty import DESCENT
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
@@ -77,7 +76,7 @@ class RankSearch(Search):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self.measure = MeasureActivations(self.model, self.space.layers)
-        self.space.lasso.attach(inner_optimizer(self.model))
+        self.space.lasso.attach(self.model.optimizer)
         keras_private.rebuild_train_function(self.model)
 
     def begin(self, share: float) -> None:
@@ -93,6 +92,9 @@ class RankSearch(Search):
     def resume(self, state: Mapping[str, np.ndarray]) -> None:
         self.space.set_scales(state["scales"])
         self.unit = float(state["unit"])
+
+    def on_rate_change(self, factor: float) -> None:
+        self.unit *= factor
 
     def advance(self, share: float) -> None:
         if self.budget is None:
@@ -116,6 +118,9 @@ class RankSearch(Search):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
+        self.space.lasso.detach()
+
+    def on_interrupt(self) -> None:
         self.space.lasso.detach()
 
     def _scoring_batches(self) -> Sequence[ArrayLike]:

@@ -174,6 +174,22 @@ class RankSpace:
         removed += [~keep_groups[s.groups] for s, _ in self.channel_groups]
         self.lasso.set_strengths(strength * np.concatenate(removed))
 
+    def present_cost(self) -> float:
+        """Returns the cost without the channels and ranks that are masked or zero."""
+        keep_groups: np.ndarray = np.ones(len(self.removable), bool)
+        for group_set, slices in self.channel_groups:
+            keep_groups[group_set.groups] = ops.convert_to_numpy(slices.norms()) > 0
+        ranks = {}
+        for name, layer in self.layers.items():
+            norms = ops.convert_to_numpy(self.rank_groups[name].norms())
+            kept = ops.convert_to_numpy(layer.rank_mask) * norms > 0
+            ranks[name] = int(np.count_nonzero(kept))
+            groups = self.channels.read.get(name)
+            if groups is not None:
+                is_open = ops.convert_to_numpy(layer.input_mask) > 0
+                keep_groups[groups] &= is_open
+        return self.width_model.cost(keep_groups, ranks)
+
     def is_frozen(self) -> bool:
         """Whether the channels and ranks that stay are final."""
         frozen = [layer.frozen for layer in self.layers.values()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.schemes.size_constrained.search_space import SizeSpace
 
 # Multiple of the budget that ADMM's projections keep and the descent begins with.
@@ -89,6 +90,9 @@ class Phase:
 
     def prepare_validation(self) -> None:
         """Called before a validation, and at the end of an epoch."""
+
+    def meet_budget(self) -> None:
+        """Called once the weights of the end of an epoch have changed."""
 
 
 class AdmmPhase(Phase):
@@ -198,22 +202,29 @@ class FineTuning(Phase):
     Args:
         space: `SizeSpace` with a budget.
         artifact: `Artifact` of the student.
-        recalibrate: function that recalibrates the student's batch normalization.
+        recalibrate: `Recalibration` of the student.
     """
 
     trains_quantized = True
 
     def __init__(
-        self, space: SizeSpace, artifact: Artifact, recalibrate: Callable[[], None]
+        self, space: SizeSpace, artifact: Artifact, recalibrate: Recalibration
     ) -> None:
         self.space = space
         self.artifact = artifact
         self.recalibrate = recalibrate
+        self._met = False  # in this epoch
 
     def on_epoch_begin(self) -> None:
+        self._met = False
+
+    def prepare_validation(self) -> None:
         # Trained weights may take more bytes than before. Later epochs make up for
-        # those that are removed now.
-        self.meet_budget()
+        # those that are removed now. Other callbacks may keep what they see.
+        if not self._met:
+            self._met = True
+            self.recalibrate.refresh()
+            self.meet_budget()
 
     def meet_budget(self) -> None:
         """Removes the smallest weights until the finished artefact is within the

@@ -11,7 +11,7 @@ import numpy as np
 from tfcompress.core.budget import parse_budget
 from tfcompress.core.compress import compress
 from tfcompress.core.config import QuantizeConfig
-from tfcompress.core.finalize import finalize
+from tfcompress.core.finalize import inference_model
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
 from tfcompress.core.training.recalibration import Recalibration
@@ -50,6 +50,11 @@ class SizeConstrained(SearchingScheme):
     Both are frozen at the size, and the rest of the `fit`, or further ones, fine-tune.
     Weights are still removed where the file would become too large. First and last
     layers are treated like all others; biases and batch normalization stay float.
+
+    The logs of each epoch have "value_bits", "xz_bytes" or "bytes", the size, where all
+    but the codes is as last measured; "budget_ratio", the size divided by the budget;
+    "sparsity" and "mean_weight_bits" of the codes; and "phase", 1 once the search has
+    ended, else 0.
 
     Args:
         size: size of the finished `.tflite`: bytes, "100 kB", or a share of the float
@@ -142,6 +147,31 @@ class SizeConstrained(SearchingScheme):
         size_of = functools.partial(self._size_of, student)
         return [SizeSearch(space, recalibrate, self.search_fraction, self.rho, size_of)]
 
+    def measure(self, student: Student) -> dict[str, float]:
+        space = student.size_space
+        codes, bits = space.codebooks.codes(), space.codebooks.bits
+        sizes = {name: array.size for name, (array, _) in codes.items()}
+        zeros = sum(np.count_nonzero(array == 0) for array, _ in codes.values())
+        total = sum(sizes.values())
+        weight_bits = sum(bits[name] * size for name, size in sizes.items())
+        measured = {
+            "phase": float(space.is_frozen()),
+            "sparsity": zeros / total,
+            "mean_weight_bits": weight_bits / total,
+        }
+        if self.value_bits is not None:
+            size = self._size_of(student)
+        elif hasattr(space, "allocation"):
+            size = space.allocation.budget.size_of(codes)  # with the last overhead
+        else:  # a conversion would take long
+            return measured
+        measured[self.cost_name()] = size
+        measured["budget_ratio"] = size / self.total(student)
+        return measured
+
+    def cost_name(self) -> str:
+        return self.unit()
+
     def _budget(self, student):
         """The `SizeBudget`, with the overhead of the student as it is."""
         budget = SizeBudget(self.total(student), self.unit(), self.codebook)
@@ -155,9 +185,7 @@ class SizeConstrained(SearchingScheme):
         if self.value_bits is not None:
             budget = SizeBudget(0, "value_bits", self.codebook)
             return budget.size_of(student.size_space.codebooks.codes())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a search is not frozen yet
-            tiny = finalize(student)
+        tiny = inference_model(student)
         if keras.backend.backend() != "tensorflow":
             return estimated_size(tiny, self.compression == "xz")
         from tfcompress.litert import packed_size  # not at the top: it needs LiteRT

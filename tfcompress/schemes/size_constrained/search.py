@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfcompress.compat import keras_private
+from tfcompress.core.checks import is_finite
+from tfcompress.core.training.averages import uses_averages
 from tfcompress.core.training.learning_rate import (
     inner_optimizer,
     sum_of_learning_rates,
@@ -70,7 +72,7 @@ class SizeSearch(Search):
         self.descent = DescentPhase(self.space, self.schedule, self.artifact)
         self.fine_tuning = FineTuning(self.space, self.artifact, self.recalibrate)
         self.phase = Phase()
-        self.space.admm.step.attach(inner_optimizer(self.model))
+        self.space.admm.step.attach(self.model.optimizer)
         keras_private.rebuild_train_function(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -124,16 +126,33 @@ class SizeSearch(Search):
         self.descent.relaxation = float(state["loose"])
         budget.nominal_per_real = float(state["nominal_per_real"])
         budget.overhead = float(state["overhead"])
+        if not self.descent.relaxation:  # files have no variables of the step
+            self.admm.start(self.admm.rho)
+
+    def on_rate_change(self, factor: float) -> None:
+        if self.rho is None and not self.descent.relaxation:
+            self.admm.start(self.admm.rho * factor)
 
     def advance(self, share: float) -> None:
         self.phase = self.admm if share < self.descent.begin else self.descent
         self.phase.advance(share)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.phase.prepare_validation()
+        self._prepare_validation()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.phase.prepare_validation()
+        self._prepare_validation()
+
+    def _prepare_validation(self):
+        if is_finite(self.model):
+            self.phase.prepare_validation()
+
+    def on_averaged(self) -> None:
+        """Follows weights that were replaced by their moving averages."""
+        if self.phase.trains_quantized and is_finite(self.model):
+            self.space.codebooks.refit()
+            self.recalibrate()
+            self.phase.meet_budget()
 
     def freeze(self) -> None:
         self.space.admm.stop()
@@ -146,5 +165,12 @@ class SizeSearch(Search):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
         self.space.admm.step.detach()
-        self.recalibrate()
-        self.fine_tuning.meet_budget()
+        if is_finite(self.model):
+            if uses_averages(self.model):  # the weights are their averages by now
+                self.space.codebooks.refit()
+            self.recalibrate()
+            self.fine_tuning.meet_budget()
+
+    def on_interrupt(self) -> None:
+        self.space.admm.step.detach()
+        self.space.codebooks.set_quantizing(True)

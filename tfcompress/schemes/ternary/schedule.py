@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from tfcompress.core.training.learning_rate import inner_optimizer
+from tfcompress.core.training.learning_rate import constant_rate, inner_optimizer
 from tfcompress.core.training.progress import ProgressCallback
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.core.training.user_callbacks import RunLast
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Ternary
@@ -35,7 +37,8 @@ class TernarySchedule(ProgressCallback):
 
     The ramp starts at the present sparsity of each layer and ends at `RAMP_END`. From
     `FINISH` on the keep masks are frozen. In a single epoch of unknown length both
-    happen at its end.
+    happen at its end. A training that was restored from a file, and starts at a later
+    epoch, continues the ramp of the interrupted one.
 
     Args:
         recalibrate: `Recalibration` of the student.
@@ -48,13 +51,29 @@ class TernarySchedule(ProgressCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.layers = ternary_layers(self.model)
         self.start: list[float] = []
-        self.finishing = False
+        self.began = self.finishing = False
+        self.model.search = None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns the state that continues the ramp and is in no variable."""
+        return {"ramp_start": np.array(self.start)}
+
+    def _begin(self, share):
+        # Not in `on_train_begin`, where a later callback restores a backup.
+        restored, self.model.restored = self.model.restored, {}
+        self.model.search = self
+        self.began = True
+        if share and "ramp_start" in restored:
+            self.start = [float(sparsity) for sparsity in restored["ramp_start"]]
+            return
         for layer in self.layers:
             layer.kernel_quantizer.unfreeze()
             current = layer.kernel_quantizer.current_sparsity
             self.start.append(float(ops.convert_to_numpy(current)))
 
     def on_progress(self, share: float) -> None:
+        if not self.began:
+            self._begin(share)
         if self.finishing:
             return
         remaining = max(0.0, 1.0 - share / RAMP_END) ** 3
@@ -73,6 +92,7 @@ class TernarySchedule(ProgressCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         was_finishing = self.finishing
         super().on_train_end(logs)
+        self.model.search = None
         if self.layers and self.finishing and not was_finishing:
             self.warn_untrained("The zeros were frozen")
             self.recalibrate()
@@ -81,27 +101,75 @@ class TernarySchedule(ProgressCallback):
 class LowRateFinish(ProgressCallback):
     """Callback that anneals the learning rate along a cosine from `FINISH` to the end.
 
-    It multiplies the rate, so that other callbacks may change it too. At the end of
-    the training the factor is removed. An optimizer with a schedule is left alone.
+    Each step takes place at a share of the rate, and the rate is restored after it. So
+    other callbacks read and set the rate without that share. An optimizer with a
+    schedule is left alone.
+
+    Attributes:
+        scaling: the part of it that runs after the user's callbacks.
+        factor: float in (0, 1]. Present share of the learning rate.
     """
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaling = _ScaleRate(self)
+        self._rates: tuple[float, float] | None = None  # before and after scaling
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.factor = 1.0
+        self._rates = None
         optimizer = inner_optimizer(self.model)
-        rate = optimizer.get_config()["learning_rate"]
-        self.optimizer = optimizer if isinstance(rate, float) else None
+        is_constant = constant_rate(optimizer) is not None
+        self.optimizer = optimizer if is_constant else None
 
     def on_progress(self, share: float) -> None:
         if share >= FINISH:
             cosine = math.cos(math.pi * (share - FINISH) / (1.0 - FINISH))
             low = FINISH_LEARNING_RATE
-            self._scale_to(low + (1.0 - low) * (1.0 + cosine) / 2.0)
+            self.factor = low + (1.0 - low) * (1.0 + cosine) / 2.0
+
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        super().on_train_batch_end(batch, logs)
+        self._restore()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._scale_to(1.0)
+        self._restore()
 
-    def _scale_to(self, factor: float) -> None:
-        if self.optimizer is not None:
-            rate = float(ops.convert_to_numpy(self.optimizer.learning_rate))
-            self.optimizer.learning_rate = rate * factor / self.factor
-            self.factor = factor
+    def on_interrupt(self) -> None:
+        self._restore()
+
+    def scale(self) -> None:
+        """Scales the learning rate for one step."""
+        if self.factor < 1.0 and self.optimizer is not None:
+            self.sync()
+            before = self._rate()
+            self.optimizer.learning_rate = before * self.factor
+            self._rates = before, self._rate()
+
+    def _restore(self):
+        if self._rates is not None:
+            self.sync()
+            before, after = self._rates
+            if self._rate() == after:  # else the user has set another one
+                self.optimizer.learning_rate = before
+            self._rates = None
+
+    def _rate(self):
+        return float(ops.convert_to_numpy(self.optimizer.learning_rate))
+
+
+class _ScaleRate(RunLast):
+    """Callback that scales the learning rate, once other callbacks have set it."""
+
+    def __init__(self, finish: LowRateFinish) -> None:
+        super().__init__()
+        self.finish = finish
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        self.finish.scale()

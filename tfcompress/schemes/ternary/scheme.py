@@ -1,9 +1,11 @@
 """Pruned ternary quantization as a scheme."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfcompress.core.config import KeepFloat, QuantizeConfig
 from tfcompress.core.scheme import Place, Scheme
@@ -26,6 +28,10 @@ class PrunedTernary(Scheme):
     channel. In the first half of each `fit` the sparsity rises along a cubic ramp, from
     that of the best cosine to `sparsity`. In the last fifth the zeros are frozen, and
     the learning rate is annealed to a hundredth, unless the optimizer has a schedule.
+
+    The logs of each epoch have "sparsity", the share of zeros in ternary kernels;
+    "budget_ratio", the weights that are not zero relative to those that `sparsity`
+    leaves; and "phase", 1 once the ramp has ended, else 0.
 
     Args:
         sparsity: float in (0, 1), or None. Share of zeros in each ternary kernel: the
@@ -86,7 +92,35 @@ class PrunedTernary(Scheme):
     def callbacks(
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
-        return [TernarySchedule(recalibrate), LowRateFinish()]
+        finish = LowRateFinish()
+        return [TernarySchedule(recalibrate), finish, finish.scaling]
+
+    def measure(self, student: Student) -> dict[str, float]:
+        layers = ternary_layers(student)
+        ramping = any(layer.kernel_quantizer.unfinished() for layer in layers)
+        measured = {"phase": 0.0 if ramping else 1.0}
+        if layers:
+            sizes, counts, budgets = np.transpose([_weights(x) for x in layers])
+            has_budget = np.isfinite(budgets)
+            measured["sparsity"] = 1.0 - counts.sum() / sizes.sum()
+            if has_budget.any():
+                total = budgets[has_budget].sum()
+                measured["budget_ratio"] = counts[has_budget].sum() / total
+        return measured
+
+    def unmet(self, student: Student) -> str | None:
+        reasons = []
+        for layer in ternary_layers(student):
+            quantizer, kernel = layer.kernel_quantizer, layer.latent_kernel
+            size, count, budget = _weights(layer)
+            # The largest weight of each filter always stays.
+            filters = math.prod(kernel.shape[axis] for axis in layer.channel_axes)
+            if quantizer.unfinished() or count > budget + filters:
+                reasons.append(
+                    f"'{layer.name}' has a sparsity of {1.0 - count / size:.3f} in "
+                    f"place of {quantizer.sparsity}"
+                )
+        return ", ".join(reasons) or None
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -95,3 +129,11 @@ class PrunedTernary(Scheme):
             "first_last": self.first_last,
             "discrepancy": self.discrepancy,
         }
+
+
+def _weights(layer):
+    """Weights of a ternary layer: all, those not zero, and the budget of those."""
+    codes, _ = layer.kernel_quantizer.encode(layer.latent_kernel)
+    sparsity = layer.kernel_quantizer.sparsity
+    budget = np.inf if sparsity is None else (1.0 - sparsity) * codes.size
+    return codes.size, np.count_nonzero(codes), budget
