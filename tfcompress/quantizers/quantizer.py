@@ -1,12 +1,15 @@
 """Base class of all quantizers."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
 from tfcompress.types import ArrayLike, Tensor
+
+
+OptionalQuantizer = TypeVar("OptionalQuantizer", bound="Quantizer | None")
 
 
 class Quantizer(keras.layers.Layer):
@@ -74,8 +77,8 @@ class Quantizer(keras.layers.Layer):
         return None  # The layer that owns a quantizer builds it, also on loading.
 
 
-def copy_quantizer(quantizer: Quantizer | None) -> Quantizer | None:
+def copy_quantizer(quantizer: OptionalQuantizer) -> OptionalQuantizer:
     """Returns an unbuilt quantizer of the same configuration; None for None."""
     if quantizer is None:
-        return None
+        return quantizer
     return type(quantizer).from_config(quantizer.get_config())

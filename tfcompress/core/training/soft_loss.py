@@ -102,7 +102,8 @@ def output_activations(model: keras.Model) -> list[str | None]:
         call = producers.get(id(output))
         while call is not None and _is_identity(call.operation):
             call = producers.get(id(call.inputs[0]))
-        activations.append(call and _activation(call.operation, output.shape))
+        found = None if call is None else _activation(call.operation, output.shape)
+        activations.append(found)
     return activations
 
 

@@ -78,7 +78,7 @@ class WidthModel:
         kernel = (cost.macs or 0) if unit == "macs" else cost.weights
         rest = 0 if unit == "macs" else cost.params - cost.weights
         matrix = None
-        if cost.name in self.factorized:
+        if cost.name in self.factorized and cost.kernel_shape:
             columns = cost.kernel_shape[-1]
             matrix = (cost.weights // columns, columns)
         if not writes.size and reads.size:  # a carrier

@@ -87,7 +87,9 @@ class Codebooks:
         for name, quantizer in self.quantizers.items():
             quantizer.mask.assign(masks[name])
 
-    def fitted(self, values: SortedNonZeros, bits: int) -> tuple[np.ndarray, float]:
+    def fitted(
+        self, values: SortedNonZeros, bits: int
+    ) -> tuple[np.ndarray, np.floating]:
         """Returns `(levels, step)` of the codebook that fits values best.
 
         Args:
