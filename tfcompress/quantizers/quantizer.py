@@ -8,7 +8,6 @@ from keras import ops
 
 from tfcompress.types import ArrayLike, Tensor
 
-
 OptionalQuantizer = TypeVar("OptionalQuantizer", bound="Quantizer | None")
 
 
