@@ -129,12 +129,12 @@ def test_samples_of_arrays_are_mixed_if_fit_shuffles():
 @pytest.mark.parametrize("make", BATCHES.values(), ids=BATCHES)
 def test_samples_of_batches_are_spread_over_all_of_them(make):
     data = make()
-    batches, rest, _ = take_inputs(data, samples=20, steps_per_epoch=40)
+    batches, rest, _ = take_inputs(data, samples=24, steps_per_epoch=40)
     firsts = [rows[0] for rows in numbers(batches)]
-    assert len(firsts) == 5
+    assert len(firsts) == 6
     assert all(rows == list(range(rows[0], rows[0] + 4)) for rows in numbers(batches))
     assert firsts[0] == 0 and firsts[-1] >= 120
-    assert np.diff(firsts).min() >= 24 and np.diff(firsts).max() <= 48
+    assert np.diff(firsts).min() >= 16 and np.diff(firsts).max() <= 32
     if hasattr(data, "__next__"):
         np.testing.assert_array_equal(np.concatenate([b[0] for b in rest]), X)
     else:
@@ -214,7 +214,9 @@ def test_data_that_fit_refuses_have_no_samples(data):
 
 SCHEMES = {
     "ternary": lambda: tfc.PrunedTernary(sparsity=0.75),
-    "bits": lambda: tfc.BitSharing(bops="1/30"),
+    "bits": lambda: tfc.BitSharing(
+        penalty=0.01, weight_bits=(2, 8), activation_bits=(8,), group_size=None
+    ),
 }
 CLASSES = 3
 
