@@ -8,6 +8,14 @@ from tfcompress.graph.graph import Graph
 from tfcompress.litert.flatbuffer import operator_name, read
 
 
+def stacked(inputs, stack):
+    """Model of layers that are called one after the other."""
+    outputs = inputs
+    for layer in stack:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
 def every_operator_in_every_width():
     x = inputs = keras.Input((12, 12, 5))
     for _ in range(3):  # three bit-widths rotate

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
+import tfcompress as tfc
+from tests.litert.models import stacked
 from tfcompress.layers import PackedDense, QuantizeActivation
 from tfcompress.litert import float_tflite, predict
+from tfcompress.litert.batch import with_free_batch
 from tfcompress.litert.convert import captured_stderr
 from tfcompress.litert.flatbuffer import operator_name, read
+from tfcompress.litert.runtime import Runner
 
 
 def test_float_file_predicts_like_the_packed_model(digit_model, images):
@@ -88,3 +92,97 @@ def test_quantized_activations_round_half_to_even_without_flex_operators(bits, s
     x = np.arange(-300, 300, dtype="float32")[None] / 16
     levels = np.clip(np.round(x * 8), layer.low, layer.high)
     np.testing.assert_array_equal(predict(content, x), levels / 8)
+
+
+LOOPS = {
+    "gru": lambda: [kl.GRU(3, return_sequences=True), kl.GRU(3)],
+    "lstm in both directions": lambda: [kl.Bidirectional(kl.LSTM(3))],
+    "simple": lambda: [kl.SimpleRNN(3)],
+    "masked": lambda: [kl.Masking(), kl.LSTM(3)],
+}
+
+
+@pytest.mark.parametrize("steps", [5, None], ids=["known steps", "open steps"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_over_steps_are_converted_for_one_sample(name, steps):
+    model = stacked(keras.Input((steps, 4)), [*LOOPS[name](), kl.Dense(2)])
+    content = float_tflite(model)
+    assert Runner(content).batch_size == 1
+    x = np.random.default_rng(0).normal(size=(6, 5, 4)).astype("float32")
+    x[:, 3:] = 0
+    np.testing.assert_allclose(predict(content, x), model(x), atol=1e-5)
+
+
+def without_counterpart():
+    inputs = keras.Input((4,))
+    x = kl.Reshape((2, 2))(kl.Dense(4)(inputs))
+    return keras.Model(inputs, keras.ops.linalg.det(x), name="determinant")
+
+
+def test_error_of_the_converter_is_its_first_line():
+    with pytest.raises(ValueError, match="MatrixDeterminant' op is neither") as info:
+        float_tflite(without_counterpart())
+    lines = str(info.value).splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) < 200
+
+
+@pytest.mark.parametrize("step", [tfc.plan, tfc.compress])
+def test_size_of_a_model_that_cannot_be_converted_is_refused_before_training(step):
+    scheme = tfc.SizeConstrained(size="10 kB")
+    with pytest.raises(ValueError, match="'determinant' could not be conv") as info:
+        step(without_counterpart(), scheme)
+    assert len(str(info.value)) < 400
+
+
+IMAGES = (4, 4, 3)
+FREED = {
+    "two upsamplings": lambda: [kl.UpSampling2D(), kl.UpSampling2D(), kl.Conv2D(2, 3)],
+    "reshaped": lambda: [kl.UpSampling2D(), kl.UpSampling2D(), kl.Reshape((16, 48))],
+    "flattened": lambda: [kl.UpSampling2D(), kl.Flatten(), kl.Dense(3)],
+}
+
+
+def samples(shape, size=6):
+    return np.random.default_rng(0).normal(size=(size, *shape)).astype("float32")
+
+
+@pytest.mark.parametrize("name", FREED)
+def test_file_for_one_sample_is_freed(name):
+    inputs = keras.Input(batch_shape=(1, *IMAGES))
+    keras.utils.set_random_seed(0)
+    one = stacked(inputs, FREED[name]())
+    single = float_tflite(one)
+    assert Runner(single).batch_size == 1
+    freed = with_free_batch(single)
+    assert Runner(freed).batch_size is None
+    x = samples(IMAGES)
+    expected = np.concatenate([one(x[i : i + 1]) for i in range(len(x))])
+    (received,) = Runner(freed)([x])
+    np.testing.assert_allclose(received, expected, atol=1e-5)
+
+
+def test_file_whose_samples_are_mixed_stays_for_one():
+    inputs = keras.Input(batch_shape=(1, 4))
+    outputs = inputs + keras.ops.sum(inputs)
+    single = float_tflite(keras.Model(inputs, outputs))
+    assert with_free_batch(single) is single
+
+
+def test_file_with_a_loop_stays_for_one():
+    single = float_tflite(stacked(keras.Input((5, 4)), [kl.LSTM(3)]))
+    assert len(read(single).subgraphs) > 1
+    assert Runner(single).batch_size == 1
+    assert with_free_batch(single) is single
+
+
+def test_upsamplings_are_converted_with_a_free_batch():
+    model = stacked(keras.Input(IMAGES), FREED["two upsamplings"]())
+    content = float_tflite(model)
+    assert Runner(content).batch_size is None
+    names = [
+        operator_name(read(content), x) for x in read(content).subgraphs[0].operators
+    ]
+    assert "CONV_2D" in names
+    x = samples(IMAGES)
+    np.testing.assert_allclose(predict(content, x), model(x), atol=1e-5)

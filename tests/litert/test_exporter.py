@@ -15,6 +15,7 @@ from tests.litert.models import (
     check_native_types,
     operators,
     several_inputs_and_outputs,
+    stacked,
 )
 from tests.litert.packed_models import make_digit_model, make_packed
 from tfcompress.litert import check, export, exporter, predict
@@ -205,3 +206,38 @@ def size_without_constants(content):
             tensor.quantization.scale = tensor.quantization.scale[:0]
             tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:0]
     return len(write(model))
+
+
+@pytest.mark.parametrize("scheme", [tfc.PrunedTernary(), tfc.Uniform(8, 8)])
+def test_export_of_a_loop_is_for_one_sample_and_says_so(scheme, tmp_path):
+    layers = [kl.Dense(8, activation="relu"), kl.GRU(4), kl.Dense(3)]
+    model = stacked(keras.Input((5, 4)), layers)
+    x = np.random.default_rng(0).normal(size=(20, 5, 4)).astype("float32")
+    student = tfc.compress(model, scheme)
+    student.compile("adam", "mse")
+    student.fit(x, np.zeros((20, 3)), epochs=2, verbose=0)
+    tiny = tfc.finalize(student)
+    path = tmp_path / "model.tflite"
+    with pytest.warns(UserWarning, match="1 sample at a time"):
+        report = export(tiny, path, verify=x)
+    assert report["batch_size"] == 1
+    assert report["agreement"]["samples"] == 20
+    np.testing.assert_allclose(predict(path, x), tiny(x), atol=1e-3)
+    with pytest.raises(ValueError, match="Export it with activations='float'"):
+        export(tiny, path, x, "latency", "int8", representative_data=x)
+
+
+def test_export_of_two_upsamplings_has_a_free_batch(tmp_path):
+    conv = kl.Conv2D(4, 3, activation="relu")
+    layers = [conv, kl.UpSampling2D(), kl.UpSampling2D(), kl.Conv2D(2, 3)]
+    model = stacked(keras.Input((8, 8, 3)), layers)
+    tiny = tfc.finalize(tfc.compress(model, tfc.Uniform(8, 8)))
+    x = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype("float32")
+    for options in (
+        {},
+        {"optimize": "latency"},
+        {"optimize": "latency", "activations": "int8", "representative_data": x},
+    ):
+        report = export(tiny, tmp_path / "model.tflite", verify=x, **options)
+        assert "batch_size" not in report
+        assert report["agreement"]["samples"] == 6

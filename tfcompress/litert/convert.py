@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,11 @@ from tfcompress import layers
 from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers.cloning import config_of
+from tfcompress.litert.batch import with_free_batch
 from tfcompress.litert.signature import functional
+
+# Longest message of the converter in an error.
+MESSAGE_LENGTH = 300
 
 
 def float_tflite(model: keras.Model) -> bytes:
@@ -26,7 +31,9 @@ def float_tflite(model: keras.Model) -> bytes:
     Returns:
         The file's content. Inputs are named `input_0`, ..., and outputs `output_0`,
         ..., in the order of `keras.tree.flatten(model.input)` and
-        `keras.tree.flatten(model.output)`.
+        `keras.tree.flatten(model.output)`. The batch is free if the model's is. Some
+        operations, such as loops over steps, can only be converted for one sample;
+        then it is freed afterwards (see `with_free_batch`), or else stays 1.
 
     Raises:
         ValueError: if the model has no graph or an operation without LiteRT
@@ -63,6 +70,31 @@ def _decode(model):
 
 
 def _convert(model):
+    """Converts at the model's batch, or at one sample where only that is possible."""
+    shapes = [tuple(x.shape) for x in keras.tree.flatten(model.input)]
+    try:
+        return _converted(model, shapes)
+    except _ConverterError as error:
+        message = str(error)
+    if all(shape[:1] == (None,) for shape in shapes):
+        try:
+            return with_free_batch(
+                _converted(model, [(1, *shape[1:]) for shape in shapes])
+            )
+        except _ConverterError as error:
+            message = str(error)
+    raise ValueError(
+        f"Model '{model.name}' could not be converted to .tflite. It may use an "
+        "operation that LiteRT lacks:\nreplace that by others, or let the model end "
+        f"before it, and compute it outside. The converter says:\n{message}"
+    )
+
+
+class _ConverterError(Exception):
+    """First line that the converter says of an error."""
+
+
+def _converted(model, shapes):
     import tensorflow as tf  # not at the top: a machine that only trains may lack it
 
     # Weights are constants of the traced graph. The converter then has no variables to
@@ -80,8 +112,10 @@ def _convert(model):
         return {f"output_{i}": output for i, output in enumerate(outputs)}
 
     specs = [
-        tf.TensorSpec(x.shape, x.dtype, name=f"input_{i}")
-        for i, x in enumerate(keras.tree.flatten(model.input))
+        tf.TensorSpec(shape, x.dtype, name=f"input_{i}")
+        for i, (x, shape) in enumerate(
+            zip(keras.tree.flatten(model.input), shapes, strict=True)
+        )
     ]
     with captured_stderr() as log:
         try:
@@ -91,11 +125,15 @@ def _convert(model):
             )
             return converter.convert()
         except Exception as error:
-            raise ValueError(
-                f"Model '{model.name}' could not be converted to .tflite. It may use "
-                "an operation that LiteRT lacks; the converter says: "
-                f"{error}\n{log()}"
-            ) from error
+            raise _ConverterError(_first_line(f"{error}\n{log()}")) from error
+
+
+def _first_line(text):
+    """The first error in what the converter says, without the place in its input."""
+    found = re.search(r"error: (.+)", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = found[1] if found else next(iter(lines), "nothing")
+    return line[:MESSAGE_LENGTH]
 
 
 @contextlib.contextmanager

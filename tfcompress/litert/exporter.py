@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tfcompress.litert.check import Samples, compare
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import Kernel, Match, packed_kernels
 from tfcompress.litert.pack import pack_kernels
+from tfcompress.litert.runtime import Runner
 from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 
@@ -60,7 +62,9 @@ def export(
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
         "tflite_bytes", "tflite_xz_bytes"}: bytes of the same graph with float32
-        kernels, of the file, and of the file after xz. With activations="int8" also
+        kernels, of the file, and of the file after xz. "batch_size" is 1 if the file
+        takes one sample at a time although the model takes any number; the key is
+        missing otherwise. With activations="int8" also
         "ranges": {"learned", "calibrated"}, numbers of layers whose inputs have either.
 
     Raises:
@@ -70,7 +74,8 @@ def export(
             training or cannot be converted, or its file does not pass.
 
     Warns:
-        UserWarning: see `tfcompress.litert.check.compare`.
+        UserWarning: if the batch of the model is free and that of the file is not; and
+            see `tfcompress.litert.check.compare`.
     """
     _check_arguments(optimize, activations, representative_data, io)
     kernels = packed_kernels(model)
@@ -97,12 +102,22 @@ def export(
             planned = {found.kernel.layer for found in matches}
             tensors = [tensor for tensor in tensors if tensor.name in planned]
         check_written(tensors, matches)
+    batch_size = Runner(content).batch_size
+    is_narrow = batch_size is not None and model.inputs[0].shape[0] is None
+    if is_narrow:
+        warnings.warn(
+            f"The file takes {batch_size} sample at a time: the converter cannot "
+            f"convert operations of '{model.name}', such as loops over steps, for any "
+            "number of them. `tfcompress.litert.predict` runs one after the other.",
+            stacklevel=2,
+        )
     return {
         "size": {
             "float_tflite_bytes": len(float_content),
             "tflite_bytes": len(content),
             "tflite_xz_bytes": xz_bytes(content),
         },
+        **({"batch_size": batch_size} if is_narrow else {}),
         **comparison,
         **({} if ranges is None else {"ranges": ranges}),
         "tensors": recognise(tensors, kernels),

@@ -55,6 +55,18 @@ def tensor_name(tensor: schema.TensorT) -> str:
     return (tensor.name or b"").decode(errors="replace")
 
 
+def make_names_unique(model: schema.ModelT) -> None:
+    """Numbers the names of tensors that have the name of an earlier one."""
+    seen: set[bytes] = set()
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            name, number = tensor.name or b"", 1
+            while tensor.name in seen:
+                number += 1
+                tensor.name = name + b"_%d" % number
+            seen.add(tensor.name)
+
+
 def operator(
     model: schema.ModelT, name: str, source: int, target: int, version: int = 1
 ) -> schema.OperatorT:

@@ -34,6 +34,7 @@ class Runner:
         inputs: list of (name, details), in the file's order. The details are LiteRT's,
             with `dtype` and `shape_signature` (-1 for a free size).
         outputs: list of (name, details) of the outputs.
+        batch_size: int or None. Batch that the file takes; None if it is free.
 
     Args:
         file: path of a `.tflite`, or its content as bytes.
@@ -72,10 +73,12 @@ class Runner:
                     self._interpreter.get_output_details(),
                 )
             )
+        sizes = [*self.inputs[0][1]["shape_signature"], -1] if self.inputs else [-1]
+        self.batch_size = None if sizes[0] < 0 else int(sizes[0])
         self._shapes: list[tuple[int, ...]] | None = None
 
     def __call__(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Runs one batch.
+        """Runs one batch; a file for a batch of one runs sample by sample.
 
         Args:
             batch: list of one array per input, in the order of `inputs`.
@@ -86,6 +89,12 @@ class Runner:
         Raises:
             ValueError: if the arrays do not fit the inputs, or LiteRT fails.
         """
+        if self.batch_size == 1 and batch and np.ndim(batch[0]) and len(batch[0]) > 1:
+            rows = [
+                self([array[i : i + 1] for array in batch])
+                for i in range(len(batch[0]))
+            ]
+            return [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
         batch = self._fitting(batch)
         with _explained(self.name, "run"):
             self._resize([array.shape for array in batch])
@@ -227,8 +236,7 @@ def predict(
     """
     runner = Runner(file, num_threads)
     names = [name for name, _ in runner.inputs]
-    fixed = runner.inputs[0][1]["shape_signature"][0]
-    batch_size = batch_size if fixed == -1 else int(fixed)
+    batch_size = runner.batch_size or batch_size
     batches = [runner(batch) for batch in split(x, names, batch_size)]
     outputs = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
     if len(outputs) == 1:

@@ -52,7 +52,9 @@ def integer_tflite(
         ValueError: if a kernel is not in the converted graph, or cannot be computed
             with integers.
     """
-    content = float_tflite(_without_quantized_inputs(model))
+    file = flatbuffer.read(float_tflite(_without_quantized_inputs(model)))
+    flatbuffer.make_names_unique(file)  # operators and ranges are found by name
+    content = flatbuffer.write(file)
     trained = _TrainedOperators(content, kernels, _input_levels(model))
     calibrated = quantized_tflite(content, samples, trained.limits, float_ends)
     writer = _TrainedWriter(calibrated, trained)

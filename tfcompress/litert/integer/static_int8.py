@@ -10,6 +10,7 @@ import numpy as np
 from tfcompress.compat.litert_private import calibrate, schema
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.integer.input_levels import Limits
+from tfcompress.litert.runtime import Runner
 
 # Number of representative samples that suffice.
 SAMPLES = 256
@@ -39,6 +40,7 @@ def quantized_tflite(
 
     Raises:
         ImportError: if litert-quantizer is not installed.
+        ValueError: if it cannot quantize an operator of the file.
     """
     try:
         from litert_quantizer import quantizer, recipe
@@ -48,9 +50,9 @@ def quantized_tflite(
             "`tfcompress[int8]`."
         ) from error
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
-    with _quiet():
+    with _quiet(), _explained():
         ranges: dict[str, dict[str, np.ndarray]] = {}
-        for batch in _batches(samples):
+        for batch in _batches(samples, Runner(content).batch_size or BATCH_SIZE):
             _widen(ranges, calibrate(engine, batch))
         for name, limits in ranges.items():
             _adjust(name, limits, choose)
@@ -59,14 +61,14 @@ def quantized_tflite(
 
 
 def _batches(
-    samples: Iterable[Sequence[np.ndarray]],
+    samples: Iterable[Sequence[np.ndarray]], size: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of `SAMPLES` samples, evenly chosen, by the inputs' names."""
     arrays = [np.concatenate(x) for x in zip(*samples, strict=True)]
     count = len(arrays[0])
     chosen = np.linspace(0, count - 1, min(count, SAMPLES)).astype(int)
-    for first in range(0, len(chosen), BATCH_SIZE):
-        rows = chosen[first : first + BATCH_SIZE]
+    for first in range(0, len(chosen), size):
+        rows = chosen[first : first + size]
         yield {f"input_{i}": array[rows] for i, array in enumerate(arrays)}
 
 
@@ -120,6 +122,20 @@ def _with_float_ends(content: bytes) -> bytes:
         indices = [entry.tensorIndex for entry in getattr(signature, field)]
         setattr(graph, field, np.array(indices, np.int32))
     return flatbuffer.write(model)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns errors of litert-quantizer into ones that say what to do."""
+    try:
+        yield
+    except Exception as error:
+        message = next(iter(str(error).splitlines()), "nothing")
+        raise ValueError(
+            "A file is expected in which litert-quantizer can quantize every operator. "
+            "Received one with others, such as loops over steps. Export it with "
+            f"activations='float'. litert-quantizer says: {message[:300]}"
+        ) from error
 
 
 @contextlib.contextmanager
