@@ -4,6 +4,9 @@ A training with any of them ends with all that the scheme was asked for.
 """
 
 import csv
+import functools
+import re
+import types
 import warnings
 
 import keras
@@ -11,7 +14,11 @@ import numpy as np
 import pytest
 
 import tfcompress as tfc
+from tests.small_net import small_net
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.quantizers import bit_sharing
+from tfcompress.schemes.bit_sharing import search, sensitivity
+from tfcompress.schemes.decomposition import search_space
 
 SCHEMES = {
     "ternary": lambda: tfc.PrunedTernary(sparsity=0.9),
@@ -19,17 +26,27 @@ SCHEMES = {
     "size": lambda: tfc.SizeConstrained(value_bits="1/20"),
     "ranks": lambda: tfc.Decomposition(macs="1/2"),
 }
-COSTS = {"bits": "bops", "size": "value_bits", "ranks": "macs"}
+COSTS = {"ternary": "sparsity", "bits": "bops", "size": "value_bits", "ranks": "macs"}
 EPOCHS, BATCH, SAMPLES = 4, 32, 192
 RATE = 0.02
+UNMET = "does not meet what its scheme was asked for"
 
-each_scheme = pytest.mark.parametrize("name", SCHEMES)
+
+def each_scheme(*slow):
+    """All schemes; those in `slow` in the long tests only."""
+    marks = {name: pytest.mark.slow if name in slow else () for name in SCHEMES}
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=marks[name]) for name in SCHEMES]
+    )
 
 
-@pytest.fixture
-def new_student(trained, compile_for_digits):
-    def compress(name, optimizer=None, **arguments):
-        student = tfc.compress(trained, SCHEMES[name]())
+@pytest.fixture(scope="module")
+def new_student(trained_weights, compile_for_digits):
+    def compress(name, optimizer=None, scheme=None, **arguments):
+        keras.utils.set_random_seed(0)
+        model = small_net()
+        model.set_weights(trained_weights)
+        student = tfc.compress(model, scheme or SCHEMES[name]())
         optimizer = optimizer or keras.optimizers.SGD(RATE, momentum=0.9)
         compile_for_digits(student, optimizer, **arguments)
         return student
@@ -37,13 +54,14 @@ def new_student(trained, compile_for_digits):
     return compress
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fit(mnist):
     def train(student, *callbacks, **arguments):
         (images, labels), (test_images, test_labels) = mnist
         arguments = {
             "epochs": EPOCHS,
             "batch_size": BATCH,
+            "shuffle": False,
             "verbose": 0,
             "validation_data": (test_images[:64], test_labels[:64]),
             **arguments,
@@ -67,22 +85,6 @@ def assert_kept(student):
         tfc.finalize(student)
 
 
-def statistics(model):
-    return [
-        np.array(variable)
-        for layer in model.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-        for variable in (layer.moving_mean, layer.moving_variance)
-    ]
-
-
-def assert_statistics_of_present_weights(student, images):
-    before = statistics(student)
-    Recalibration(student, np.split(images[:SAMPLES], SAMPLES // BATCH))()
-    for received, expected in zip(before, statistics(student), strict=True):
-        np.testing.assert_allclose(received, expected, rtol=0.01, atol=1e-3)
-
-
 class FallingScore(keras.callbacks.Callback):
     """Makes the first epoch the best one."""
 
@@ -101,7 +103,7 @@ class KeepBest(keras.callbacks.Callback):
         self.model.set_weights(self.weights)
 
 
-class Epochs(keras.callbacks.EarlyStopping):
+class Stop(keras.callbacks.EarlyStopping):
     """A user's subclass that records the epochs that it sees."""
 
     def on_train_begin(self, logs=None):
@@ -113,107 +115,151 @@ class Epochs(keras.callbacks.EarlyStopping):
         super().on_epoch_end(epoch, logs)
 
 
-# Callbacks that choose epochs
+@pytest.fixture(scope="module")
+def watched(new_student, fit, tmp_path_factory):
+    """Function from a scheme to a training with many callbacks, and all they saw."""
+
+    @functools.cache
+    def train(name):
+        student, folder = new_student(name), tmp_path_factory.mktemp(name)
+        stop = Stop("score", mode="max", patience=9, restore_best_weights=True)
+        logs = []
+        history = fit(
+            student,
+            FallingScore(),
+            keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras"),
+            stop,
+            keras.callbacks.ModelCheckpoint(
+                folder / "best.keras", monitor="score", mode="max", save_best_only=True
+            ),
+            keras.callbacks.CSVLogger(folder / "log.csv"),
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda _, x: logs.append(x)),
+            keras.callbacks.TerminateOnNaN(),
+            keras.callbacks.BackupAndRestore(folder / "backup"),
+        ).history
+        return types.SimpleNamespace(
+            student=student, folder=folder, stop=stop, logs=logs, history=history
+        )
+
+    return train
 
 
-@each_scheme
+@pytest.fixture(scope="module")
+def stopped(new_student, fit):
+    """Function from a scheme to a training whose metric only gets worse."""
+
+    @functools.cache
+    def train(name):
+        student, stop = new_student(name), Stop("score", mode="max", patience=2)
+        reduce = keras.callbacks.ReduceLROnPlateau("score", mode="max", patience=1)
+        history = fit(student, FallingScore(), reduce, stop, epochs=6)
+        return types.SimpleNamespace(student=student, stop=stop, history=history)
+
+    return train
+
+
+# Callbacks that compare epochs
+
+
+@each_scheme()
 def test_early_stopping_restores_no_weights_from_before_the_end_of_the_compression(
-    name, new_student, fit
+    name, watched
 ):
-    student = new_student(name)
-    stop = Epochs("score", mode="max", patience=9, restore_best_weights=True)
-    fit(student, FallingScore(), stop)
-    assert_kept(student)
-    assert 0 < len(stop.seen) < EPOCHS
-    assert {phase for _, phase in stop.seen} == {1.0}
-    assert stop.best_epoch == stop.seen[0][0]
+    run = watched(name)
+    assert_kept(run.student)
+    assert 0 < len(run.stop.seen) < EPOCHS
+    assert {phase for _, phase in run.stop.seen} == {1.0}
+    assert run.stop.best_epoch == run.stop.seen[0][0]
 
 
-@each_scheme
-def test_early_stopping_does_not_stop_before_the_end_of_the_compression(
-    name, new_student, fit
-):
-    student = new_student(name)
-    stop = Epochs("score", mode="max", patience=1)
-    history = fit(student, FallingScore(), stop, epochs=6)
-    assert_kept(student)
-    # The first epoch that it sees is the best, and the next one stops it.
-    assert history.epoch[-1] == stop.seen[0][0] + 1 == stop.stopped_epoch < 5
-
-
-@each_scheme
-def test_best_checkpoint_is_from_after_the_end_of_the_compression(
-    name, new_student, fit, tmp_path
-):
-    path = tmp_path / "best.keras"
-    save = keras.callbacks.ModelCheckpoint(
-        path, monitor="score", mode="max", save_best_only=True
-    )
-    fit(new_student(name), FallingScore(), save)
-    assert_kept(keras.models.load_model(path))
-
-
-@pytest.mark.parametrize("name", ["bits", "size", "ranks"])
-def test_best_checkpoint_is_written_after_a_search_of_the_whole_training(
-    name, new_student, fit, tmp_path
-):
-    path = tmp_path / "best.weights.h5"
-    save = keras.callbacks.ModelCheckpoint(
-        path, monitor="score", mode="max", save_best_only=True, save_weights_only=True
-    )
-    student = new_student(name)
-    student.scheme.search_fraction = 1.0
-    fit(student, FallingScore(), save, epochs=2)
-    loaded = new_student(name)
-    loaded.load_weights(path)
+@each_scheme()
+def test_best_checkpoint_is_from_after_the_end_of_the_compression(name, watched):
+    loaded = keras.models.load_model(watched(name).folder / "best.keras")
     assert_kept(loaded)
 
 
-@each_scheme
-def test_fit_warns_of_a_callback_that_brings_back_weights_of_the_search(
+@each_scheme("bits")
+def test_early_stopping_counts_its_patience_from_the_end_of_the_compression(
+    name, stopped
+):
+    run = stopped(name)
+    assert_kept(run.student)
+    # The first epoch that it sees is the best one, and two worse ones follow.
+    assert run.history.epoch[-1] == run.stop.seen[0][0] + 2 == run.stop.stopped_epoch
+    assert run.stop.stopped_epoch < 6
+
+
+@each_scheme("bits")
+def test_learning_rate_is_reduced_on_plateaus_after_the_compression_only(name, stopped):
+    run = stopped(name)
+    rates, phases = (
+        np.array(run.history.history[key]) for key in ("learning_rate", "phase")
+    )
+    np.testing.assert_allclose(rates[phases == 0], RATE, rtol=1e-6)
+    # Logged before it falls: by the second worse epoch it has fallen once.
+    np.testing.assert_allclose(rates[phases == 1], RATE * np.array([1, 1, 0.1]), 1e-6)
+
+
+@each_scheme("bits", "size")
+def test_best_checkpoint_is_written_though_the_compression_ends_last(
+    name, new_student, fit, tmp_path
+):
+    save = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.weights.h5", "score", save_best_only=True, mode="max",
+        save_weights_only=True,
+    )  # fmt: skip
+    student = new_student(name)
+    student.scheme.search_fraction = 1.0
+    fit(student, FallingScore(), save, epochs=1)
+    loaded = new_student(name)
+    loaded.load_weights(tmp_path / "best.weights.h5")
+    assert_kept(loaded)
+
+
+@each_scheme("size", "ranks", "bits")
+def test_weights_of_the_search_that_a_user_brings_back_are_warned_of(
     name, new_student, fit
 ):
     student = new_student(name)
-    with pytest.warns(UserWarning, match="does not meet what its scheme was asked for"):
+    with pytest.warns(UserWarning, match=UNMET):
         fit(student, KeepBest())
-    with pytest.warns(UserWarning, match="does not meet what its scheme was asked for"):
+    with pytest.warns(UserWarning, match=UNMET):
         tfc.finalize(student)
 
 
 # Learning rates
 
 
-@each_scheme
-def test_learning_rates_set_by_epoch_are_the_rates_of_the_steps(name, new_student, fit):
-    rates = [0.02, 0.01, 0.01, 0.005]
+@each_scheme("bits", "size", "ranks")
+def test_learning_rates_set_by_epoch_hold_and_last(name, new_student, fit):
+    rates, seen = [0.02, 0.005, 0.05, 0.001], []
     student = new_student(name)
-    fit(student, keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch]))
+    fit(
+        student,
+        keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch]),
+        keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs: seen.append(
+                float(student.optimizer.learning_rate)
+            )
+        ),
+    )
     assert_kept(student)
+    np.testing.assert_allclose(seen, np.repeat(rates, SAMPLES // BATCH), rtol=1e-6)
     np.testing.assert_allclose(student.optimizer.learning_rate, rates[-1], rtol=1e-6)
-
-
-@each_scheme
-def test_learning_rate_is_reduced_on_plateaus_after_the_compression_only(
-    name, new_student, fit
-):
-    student = new_student(name)
-    reduce = keras.callbacks.ReduceLROnPlateau("score", mode="max", patience=1)
-    history = fit(student, FallingScore(), reduce, epochs=5).history
-    assert_kept(student)
-    rates = np.array(history["learning_rate"])
-    phases = np.array(history["phase"])
-    assert len(rates) == 5 and 0 < phases.sum() < 5
-    np.testing.assert_allclose(rates[phases == 0], RATE)
-    first = int(np.argmax(phases))  # the best epoch; rates are logged before they fall
-    expected = RATE * 0.1 ** np.maximum(0, np.arange(5) - first - 1)
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
 # Averages of the weights
 
 
-@each_scheme
-@pytest.mark.parametrize("swap", [None, False, True], ids=["none", "test", "epoch"])
+@each_scheme("bits", "ranks")
+@pytest.mark.parametrize(
+    "swap",
+    [
+        pytest.param(None, id="none", marks=pytest.mark.slow),
+        pytest.param(False, id="test", marks=pytest.mark.slow),
+        pytest.param(True, id="epoch"),
+    ],
+)
 def test_averaged_weights_have_their_own_statistics_and_keep_the_budget(
     name, swap, new_student, fit, mnist
 ):
@@ -222,100 +268,81 @@ def test_averaged_weights_have_their_own_statistics_and_keep_the_budget(
     callbacks = []
     if swap is not None:
         callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=swap))
-    history = fit(student, *callbacks, shuffle=False).history
+    history = fit(student, *callbacks).history
     assert_kept(student)
-    assert_statistics_of_present_weights(student, mnist[0][0])
+    norms = [student.get_layer(f"bn{i}") for i in range(3)]
+    before = [np.array(x) for norm in norms for x in norm.non_trainable_variables]
+    Recalibration(student, np.split(mnist[0][0][:SAMPLES], SAMPLES // BATCH))()
+    after = [np.array(x) for norm in norms for x in norm.non_trainable_variables]
+    for received, expected in zip(before, after, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=0.01, atol=1e-3)
     if swap is not None:
-        test = [x[:64] for x in mnist[1]]
-        loss, _ = student.evaluate(*test, verbose=0)
+        loss, _ = student.evaluate(*(x[:64] for x in mnist[1]), verbose=0)
         assert history["val_loss"][-1] == pytest.approx(loss, rel=0.02)
 
 
 # Files
 
 
-@each_scheme
-def test_file_written_in_fit_has_the_state_of_the_optimizer(
-    name, new_student, fit, tmp_path
-):
-    student = new_student(name)
-    path = tmp_path / "{epoch}.keras"
-    fit(student, keras.callbacks.ModelCheckpoint(path), epochs=2)
+@each_scheme()
+def test_file_written_in_fit_has_the_state_of_the_optimizer(name, watched):
+    run = watched(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        first, last = (keras.models.load_model(tmp_path / f"{n}.keras") for n in (1, 2))
+        first, last = (
+            keras.models.load_model(run.folder / f"{n}.keras") for n in (1, EPOCHS)
+        )
     assert int(first.optimizer.iterations) == SAMPLES // BATCH
-    assert int(last.optimizer.iterations) == 2 * SAMPLES // BATCH
-    momenta = [x for x in last.optimizer.variables if "momentum" in x.path]
-    expected = [x for x in student.optimizer.variables if "momentum" in x.path]
-    for x, y in zip(momenta, expected, strict=True):
-        np.testing.assert_array_equal(x, y)
+    for variable, expected in zip(
+        last.optimizer.variables, run.student.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(variable, expected, err_msg=expected.path)
 
 
-@each_scheme
+@each_scheme("bits", "size")
 def test_training_that_a_file_continues_ends_as_without_interruption(
-    name, new_student, fit, tmp_path
+    name, watched, fit
 ):
-    save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
-    whole = new_student(name)
-    fit(whole, save, shuffle=False)
-    loaded = keras.models.load_model(tmp_path / "1.keras")
-    fit(loaded, shuffle=False, initial_epoch=1)
-    for x, y in zip(loaded.weights, whole.weights, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5, err_msg=y.path)
-
-
-@each_scheme
-def test_backup_is_restored(name, new_student, fit, tmp_path):
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch == 1:
-                raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(new_student(name), keras.callbacks.BackupAndRestore(tmp_path), Stop())
-    student = new_student(name)
-    history = fit(student, keras.callbacks.BackupAndRestore(tmp_path))
-    assert history.epoch == [2, 3]
-    assert_kept(student)
+    folder = watched(name).folder
+    student = keras.models.load_model(folder / "1.keras")
+    fit(student, initial_epoch=1)
+    whole = keras.models.load_model(folder / f"{EPOCHS}.keras")
+    for weight, expected in zip(student.weights, whole.weights, strict=True):
+        np.testing.assert_allclose(
+            weight, expected, rtol=1e-4, atol=1e-5, err_msg=expected.path
+        )
 
 
 # Callbacks that watch
 
 
-@each_scheme
-def test_logs_of_each_epoch_tell_how_far_the_compression_is(
-    name, new_student, fit, tmp_path
-):
-    seen = []
-    student = new_student(name)
-    history = fit(
-        student,
-        keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: seen.append(logs)),
-        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-        keras.callbacks.TerminateOnNaN(),
-    ).history
-    measured = student.scheme.measure(student)
-    assert {"budget_ratio", "phase", COSTS.get(name, "sparsity")} <= measured.keys()
-    with open(tmp_path / "log.csv") as file:
+@each_scheme()
+def test_logs_of_each_epoch_tell_how_far_the_compression_is(name, watched):
+    run = watched(name)
+    measured = run.student.scheme.measure(run.student)
+    assert {"budget_ratio", "phase", COSTS[name]} <= measured.keys()
+    with open(run.folder / "log.csv") as file:
         rows = list(csv.DictReader(file))
+    best = run.stop.best_epoch
     for key, value in measured.items():
-        assert len(history[key]) == EPOCHS
-        assert all(type(logs[key]) is float for logs in seen)
-        assert [float(row[key]) for row in rows] == pytest.approx(history[key])
-        assert history[key][-1] == pytest.approx(value, rel=1e-3)
-    assert history["phase"][0] == 0.0 and history["phase"][-1] == 1.0
+        assert len(run.history[key]) == EPOCHS
+        assert all(type(logs[key]) is float for logs in run.logs)
+        assert [float(row[key]) for row in rows] == pytest.approx(run.history[key])
+        assert run.history[key][best] == pytest.approx(value, rel=1e-3)
+    assert run.history["phase"][0] == 0.0 and run.history["phase"][-1] == 1.0
 
 
-@each_scheme
-def test_diverged_training_ends_without_an_error_and_says_so(name, new_student, fit):
+@each_scheme("ternary", "bits", "ranks")
+def test_diverged_training_ends_without_an_error_and_is_warned_of(
+    name, new_student, fit
+):
     class Poison(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             if batch == 2:
                 bias = self.model.get_layer("head").bias
                 bias.assign(np.full(bias.shape, np.nan))
 
-    with pytest.warns(UserWarning, match="does not meet what its scheme was asked for"):
+    with pytest.warns(UserWarning, match=f"{UNMET}: its weights are NaN"):
         history = fit(new_student(name), Poison(), keras.callbacks.TerminateOnNaN())
     assert history.epoch == [0]
 
@@ -323,17 +350,21 @@ def test_diverged_training_ends_without_an_error_and_says_so(name, new_student, 
 # Arguments of fit and compile
 
 
-@each_scheme
+@each_scheme("bits", "size", "ranks")
 @pytest.mark.parametrize(
     "compiled, fitted",
     [
-        ({"steps_per_execution": 6}, {"epochs": 3}),
-        ({}, {"epochs": 1}),
-        ({"steps_per_execution": 6}, {"epochs": 1}),
-        ({}, {"initial_epoch": 2}),
-        ({}, {"validation_freq": 3}),
+        pytest.param({"steps_per_execution": 6}, {"epochs": 1}, id="one_call"),
+        *(
+            pytest.param(compiled, fitted, id=name, marks=pytest.mark.slow)
+            for name, compiled, fitted in (
+                ("steps_per_execution", {"steps_per_execution": 6}, {"epochs": 3}),
+                ("one_epoch", {}, {"epochs": 1}),
+                ("initial_epoch", {}, {"initial_epoch": 2}),
+                ("validation_freq", {}, {"validation_freq": 3}),
+            )
+        ),
     ],
-    ids=["steps_per_execution", "one_epoch", "one_call", "initial", "validation_freq"],
 )
 @pytest.mark.filterwarnings("ignore:.*nothing was trained after it")
 def test_gradual_compression_reaches_its_end(name, compiled, fitted, new_student, fit):
@@ -342,17 +373,151 @@ def test_gradual_compression_reaches_its_end(name, compiled, fitted, new_student
     assert_kept(student)
 
 
+@pytest.mark.slow
+def test_file_is_within_its_size_whenever_callbacks_see_it(new_student, fit):
+    class Sizes(keras.callbacks.Callback):
+        seen = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            if logs["phase"]:
+                self.seen.append(self.model.scheme._size_of(self.model))
+
+    student = new_student("size", scheme=tfc.SizeConstrained(size="7 kB"))
+    history = fit(student, Sizes(), epochs=3).history
+    assert len(Sizes.seen) == 2 and max(Sizes.seen) <= 7000
+    # The logs have the overhead as last measured.
+    np.testing.assert_allclose(history["xz_bytes"][-2:], Sizes.seen, atol=16)
+
+
 # Interruptions
 
 
-class Interrupted:
-    """Function that is interrupted from the keyboard at its n-th call."""
+class Interrupt(keras.callbacks.Callback):
+    """Records the variables where a search begins, and may interrupt a later step."""
 
-    def __init__(self, function, n):
-        self.function, self.n = function, n
+    def __init__(self, epoch=None, batch=None):
+        super().__init__()
+        self.place = epoch, batch
 
-    def __call__(self, *args, **kwargs):
-        self.n -= 1
-        if self.n == 0:
+    def on_train_begin(self, logs=None):
+        self.before = values(self.model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.place:
             raise KeyboardInterrupt
-        return self.function(*args, **kwargs)
+
+
+def values(student):
+    return {x.path: np.array(x) for x in student.variables}
+
+
+@pytest.mark.parametrize("name, module, function, call", [
+    ("bits", sensitivity, "_outputs", 6),
+    ("ranks", search_space, "rotate_to_principal_axes", 3),
+])  # fmt: skip
+def test_interrupted_beginning_of_a_search_changes_nothing(
+    name, module, function, call, new_student, fit, monkeypatch
+):
+    student, start = new_student(name), Interrupt()
+    with monkeypatch.context() as patched:
+        interrupt(patched, module, function, call)
+        with pytest.raises(KeyboardInterrupt):
+            fit(student, start)
+    for path, value in values(student).items():
+        np.testing.assert_array_equal(value, start.before[path], err_msg=path)
+    fit(student, epochs=2)
+    assert_kept(student)
+
+
+@pytest.mark.slow
+def test_interrupted_end_of_a_search_freezes_nothing(new_student, fit, monkeypatch):
+    student = new_student("bits")
+    with monkeypatch.context() as patched:
+        interrupt(patched, search, "calibrate_activations", 1)
+        with pytest.raises(KeyboardInterrupt):
+            fit(student, epochs=1)
+    assert student.scheme.measure(student)["phase"] == 0.0
+    with pytest.warns(UserWarning, match=f"{UNMET}: its search has not ended"):
+        tfc.finalize(student)
+
+
+def test_interrupted_calibration_begins_again(new_student, fit, monkeypatch):
+    student = new_student("bits")
+    with monkeypatch.context() as patched:
+        interrupt(patched, bit_sharing, "_sample", 4)
+        with pytest.raises(KeyboardInterrupt):
+            fit(student, epochs=1)
+    for path, value in values(student).items():
+        if path.endswith("calibrated"):
+            assert value == 0.0
+    outputs = student.predict_on_batch(np.zeros((1, 28, 28, 1), "float32"))
+    assert np.isfinite(outputs).all()
+
+
+def test_student_of_an_interrupted_admm_computes_with_its_codes(new_student, fit):
+    student = new_student("size", scheme=tfc.SizeConstrained(value_bits="1/500"))
+    quantizers = student.size_space.codebooks.quantizers.values()
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.extend(
+            float(q.quantizes) for q in quantizers
+        )
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fit(student, watch, Interrupt(0, 1))
+    assert set(seen) == {0.0}
+    assert {float(q.quantizes) for q in quantizers} == {1.0}
+    names = {x.name for x in student.optimizer.variables}
+    assert not names & {"rho", "anchor"}
+
+
+def test_interrupted_step_of_the_finish_leaves_the_learning_rate(new_student, fit):
+    student, calls = new_student("ternary"), []
+
+    def loss(y_true, y_pred):
+        calls.append(float(student.optimizer.learning_rate))
+        if len(calls) == SAMPLES // BATCH:  # the last step
+            raise KeyboardInterrupt
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, True)
+
+    student.compile(keras.optimizers.SGD(RATE), loss, run_eagerly=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(student, epochs=1, validation_data=None)
+    assert calls[-1] < 0.95 * RATE
+    assert float(student.optimizer.learning_rate) == pytest.approx(RATE)
+
+
+def interrupt(monkeypatch, module, name, call):
+    """Makes the n-th call of a function an interruption from the keyboard."""
+    function, calls = getattr(module, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+# Checks of what was asked for
+
+
+@each_scheme()
+def test_finalize_warns_by_how_much_an_untrained_student_misses_its_budget(
+    name, new_student
+):
+    student = new_student(name)
+    with pytest.warns(UserWarning, match=UNMET) as warned:
+        tfc.finalize(student)
+    [text] = [str(x.message) for x in warned if UNMET in str(x.message)]
+    if name == "ternary":
+        assert re.search(r"'conv1' has a sparsity of 0\.\d+ in place of 0\.9", text)
+    else:
+        ratio = student.scheme.measure(student)["budget_ratio"]
+        assert "its search has not ended" in text
+        if ratio > 1.0:
+            assert f"are {ratio:.4g} times the budget" in text
