@@ -261,3 +261,25 @@ def test_copied_operation_has_its_own_calls():
     assert copy.name == operation.name
     assert keras_private.maker_of(new.outputs[0]) is copy
     assert keras_private.maker_of(outputs) is operation
+
+
+def test_variables_are_hidden_from_an_optimizer_and_keep_their_places():
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build([keras.Variable([1.0, 2.0])])
+    before = len(optimizer.variables)
+    added = [optimizer.add_variable((2,), name=name) for name in ("first", "second")]
+    with keras_private.without_variables(optimizer, added):
+        assert len(optimizer.variables) == before
+    assert [id(x) for x in optimizer.variables[before:]] == [id(x) for x in added]
+
+
+def test_averages_are_those_that_an_optimizer_moves():
+    weight = keras.Variable([1.0, 2.0])
+    optimizer = keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)
+    assert keras_private.averages(optimizer) == []
+    for _ in range(2):
+        optimizer.apply([ops.ones((2,))], [weight])
+    [(variable, average)] = keras_private.averages(optimizer)
+    assert variable is weight
+    np.testing.assert_allclose(average, [-0.5, 0.5])  # of [0, 1] and [-1, 0]
+    assert keras_private.averages(keras.optimizers.SGD()) == []

@@ -34,6 +34,9 @@ class RecordingSearch(Search):
     def advance(self, share):
         self.calls.append(("advance", share))
 
+    def on_rate_change(self, factor):
+        self.calls.append(("rate", factor))
+
     def freeze(self):
         self.calls.append(("freeze", None))
         self.space.frozen = True
@@ -46,10 +49,13 @@ def fit():
     model.compile(keras.optimizers.SGD(0.25), "mse")
     model.restored = {}
 
-    def run(search, restored=None, **kwargs):
+    def run(search, restored=None, others=(), optimizer=None, **kwargs):
         model.restored = restored or {}
+        if optimizer is not None:
+            model.compile(optimizer, "mse")
+        callbacks = [search, *others]
         model.fit(
-            X, Y, batch_size=10, epochs=2, callbacks=[search], verbose=0, **kwargs
+            X, Y, batch_size=10, epochs=2, callbacks=callbacks, verbose=0, **kwargs
         )
         return [name for name, _ in search.calls]
 
@@ -102,3 +108,42 @@ def test_search_knows_its_steps_and_the_sum_of_its_learning_rates(fit):
     unknown.params = {"steps": None, "epochs": 2}
     unknown.set_model(search.model)
     assert unknown.steps() == 0.5 * 2 * STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize("rate, expected", [(0.2, []), (0.05, [5.0]), (0.5, [0.5])])
+def test_search_follows_a_learning_rate_that_a_callback_changes_much(
+    fit, rate, expected
+):
+    class SetRate(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.optimizer.learning_rate = rate
+
+    search = RecordingSearch(Space(), fraction=0.5)
+    fit(search, others=[SetRate()])
+    factors = [factor for name, factor in search.calls if name == "rate"]
+    np.testing.assert_allclose(factors, expected, rtol=1e-6)
+    assert search.calls[-1][0] == "freeze"
+
+
+def test_search_restarts_the_averages_of_the_weights_at_its_end(fit):
+    class JumpingSearch(RecordingSearch):
+        def freeze(self):
+            super().freeze()
+            self.model.weights[0].assign([[100.0], [100.0]])
+
+    search = JumpingSearch(Space(), fraction=0.5)
+    optimizer = keras.optimizers.SGD(1e-6, use_ema=True, ema_momentum=0.999)
+    fit(search, optimizer=optimizer)
+    # The averages, which `fit` has set the weights to, are of the steps after it.
+    np.testing.assert_allclose(search.model.weights[0], 100.0, atol=0.1)
+
+
+def test_search_that_diverged_is_not_frozen(fit):
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = True
+            self.model.weights[0].assign([[np.nan], [1.0]])
+
+    search = RecordingSearch(Space(), fraction=0.5)
+    names = fit(search, others=[Poison()])
+    assert "freeze" not in names and not search.searching
