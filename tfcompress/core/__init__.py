@@ -3,7 +3,7 @@
 from tfcompress.core.compress import compress
 from tfcompress.core.config import KeepFloat, QuantizeConfig
 from tfcompress.core.dequantize import dequantize
-from tfcompress.core.distillation import Distillation
+from tfcompress.core.distillation.distillation import Distillation
 from tfcompress.core.finalize import finalize
 from tfcompress.core.plan import plan
 from tfcompress.core.scheme import Scheme

@@ -3,7 +3,7 @@
 import keras
 
 from tfcompress.core.checks import check_compressible
-from tfcompress.core.distillation import Distillation, check_teacher
+from tfcompress.core.distillation.distillation import Distillation, check_teacher
 from tfcompress.core.plan import FROZEN, FROZEN_HINT, plan, warn_if_frozen
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from tfcompress.core.distillation import DistilledModel
+from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
 from tfcompress.core.training.progress import restored_if_interrupted
 from tfcompress.core.training.progress_bar import verbosity

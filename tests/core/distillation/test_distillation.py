@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfcompress as tfc
-from tests.core.distilled import (
+from tests.core.distillation.distilled import (
     CROSSENTROPY,
     TERNARY,
     crossentropies,
@@ -15,7 +15,7 @@ from tests.core.distilled import (
     soft_losses,
 )
 from tests.small_net import small_net
-from tfcompress.core.training.soft_loss import SoftLoss
+from tfcompress.core.distillation.soft_loss import SoftLoss
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tests.core.distilled import (
+from tests.core.distillation.distilled import (
     CROSSENTROPY,
     TERNARY,
     crossentropies,

@@ -10,7 +10,7 @@ from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.core.checks import check_call, check_finite
-from tfcompress.core.training.soft_loss import (
+from tfcompress.core.distillation.soft_loss import (
     SoftLoss,
     kind_of_output,
     output_activations,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from tfcompress.core.training.soft_loss import (
+from tfcompress.core.distillation.soft_loss import (
     SoftLoss,
     kind_of_output,
     output_activations,

@@ -1,0 +1,1 @@
+"""Distillation: the float model, or another, teaches the student."""
