@@ -22,7 +22,7 @@ from recipes.common.train import (
     fit,
 )
 from tfcompress import reporting
-from tfcompress.core.distillation import DistilledModel
+from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.cost import layer_costs
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import float_tflite, latency, peak_memory, predict
