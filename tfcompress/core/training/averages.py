@@ -6,6 +6,7 @@ import keras
 
 from tfcompress.compat import keras_private
 from tfcompress.core.training.learning_rate import inner_optimizer
+from tfcompress.layers.kernel import value_of
 
 
 def uses_averages(model: keras.Model) -> bool:
@@ -24,7 +25,7 @@ def restart_averages(model: keras.Model) -> None:
     """
     for optimizer in _optimizers(model):
         for variable, average in keras_private.averages(optimizer):
-            average.assign(variable)
+            average.assign(value_of(variable))
 
 
 def _optimizers(model: keras.Model) -> Iterator[keras.optimizers.Optimizer]:

@@ -179,7 +179,7 @@ class Decomposition(SearchingScheme):
 
     def measure(self, student: Student) -> dict[str, float]:
         space, budget = student.rank_space, self._total(student)
-        cost = space.present_cost()
+        cost = float(space.present_cost())
         measured = {"phase": float(space.is_frozen()), self.unit: cost}
         if budget is not None:
             measured["budget_ratio"] = cost / budget

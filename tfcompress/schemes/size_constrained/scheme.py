@@ -156,8 +156,8 @@ class SizeConstrained(SearchingScheme):
         weight_bits = sum(bits[name] * size for name, size in sizes.items())
         measured = {
             "phase": float(space.is_frozen()),
-            "sparsity": zeros / total,
-            "mean_weight_bits": weight_bits / total,
+            "sparsity": float(zeros / total),
+            "mean_weight_bits": float(weight_bits / total),
         }
         if self.value_bits is not None:
             size = self._size_of(student)
@@ -165,8 +165,8 @@ class SizeConstrained(SearchingScheme):
             size = space.allocation.budget.size_of(codes)  # with the last overhead
         else:  # a conversion would take long
             return measured
-        measured[self.cost_name()] = size
-        measured["budget_ratio"] = size / self.total(student)
+        measured[self.cost_name()] = float(size)
+        measured["budget_ratio"] = float(size / self.total(student))
         return measured
 
     def cost_name(self) -> str:

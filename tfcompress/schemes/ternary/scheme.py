@@ -102,10 +102,10 @@ class PrunedTernary(Scheme):
         if layers:
             sizes, counts, budgets = np.transpose([_weights(x) for x in layers])
             has_budget = np.isfinite(budgets)
-            measured["sparsity"] = 1.0 - counts.sum() / sizes.sum()
+            measured["sparsity"] = float(1.0 - counts.sum() / sizes.sum())
             if has_budget.any():
                 total = budgets[has_budget].sum()
-                measured["budget_ratio"] = counts[has_budget].sum() / total
+                measured["budget_ratio"] = float(counts[has_budget].sum() / total)
         return measured
 
     def unmet(self, student: Student) -> str | None:
