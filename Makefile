@@ -14,9 +14,8 @@ JAX_BIN := .venv-jax/bin
 LOWEST_BIN := .venv-lowest/bin
 CURVES := build/curves_tensorflow.json
 LOWEST_KERAS := $(shell sed -n 's/.*"keras>=\([0-9.]*\)".*/\1/p' pyproject.toml)
-# Private APIs, saved models, and each scheme from `fit` to the file.
-LOWEST_TESTS := tests/compat tests/layers tests/test_saved_models.py \
-	tests/schemes/test_step_options.py
+# Private APIs, layers, and each scheme from `fit` to the file.
+LOWEST_TESTS := tests/compat tests/layers tests/schemes/test_step_options.py
 
 # Errors only: TensorFlow is talkative at start-up.
 export TF_CPP_MIN_LOG_LEVEL ?= 2

@@ -77,7 +77,7 @@ class Threshold(keras.layers.Layer):
         self.size = size
 
     def build(self) -> None:
-        self._largest = MAX_THRESHOLD
+        self.largest_raw = MAX_THRESHOLD
         # No autocast: layers that compute in 16 bits read these in float32.
         state = {"initializer": "ones", "trainable": False, "autocast": False}
         state["aggregation"] = "only_first_replica"
@@ -88,10 +88,7 @@ class Threshold(keras.layers.Layer):
             shape=(self.size,),
             initializer="zeros",
             autocast=False,
-            # Without bounds a threshold drifts away and takes as long to return. The
-            # bound is a Python number: on some backends an optimizer's step can read
-            # no other variable.
-            constraint=lambda raw: ops.clip(raw, 0.0, self._largest),
+            constraint=_Bounds(self),
         )
 
     def value(self) -> Tensor:
@@ -115,10 +112,24 @@ class Threshold(keras.layers.Layer):
 
         A training step that is already compiled has to be compiled again.
         """
-        self._largest = MAX_THRESHOLD / float(ops.convert_to_numpy(self.pace))
+        self.largest_raw = MAX_THRESHOLD / float(ops.convert_to_numpy(self.pace))
 
     def get_build_config(self) -> None:
         return None  # The layer that owns it builds it.
+
+
+class _Bounds(keras.constraints.Constraint):
+    """Bounds of a `Threshold`, without which it drifts away and is slow to return.
+
+    The upper bound is a Python number: on some backends an optimizer's step can read no
+    other variable.
+    """
+
+    def __init__(self, threshold: Threshold) -> None:
+        self.threshold = threshold
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        return ops.clip(raw, 0.0, self.threshold.largest_raw)
 
 
 class BitGates(keras.layers.Layer):
