@@ -163,8 +163,10 @@ class _Deferred(_Around):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         last, self.last = self.last, None
-        if last is not None and self.report.measure()["phase"]:
-            self.callback.on_epoch_end(*last)
+        if last is not None:
+            self.report.measure()
+            if self.report.is_finished:
+                self.callback.on_epoch_end(*last)
         self.callback.on_train_end(logs)
 
     last: tuple[int, dict[str, Any] | None] | None = None
