@@ -126,6 +126,7 @@ def test_early_stopping_counts_its_patience_from_the_end_of_the_compression(
 ):
     run = stopped(name)
     assert_kept(run.student)
+    assert {phase for _, phase in run.stop.seen} == {1.0}
     # The first epoch that it sees is the best one, and two worse ones follow.
     assert run.history.epoch[-1] == run.stop.seen[0][0] + 2 == run.stop.stopped_epoch
     assert run.stop.stopped_epoch < 6
@@ -250,6 +251,21 @@ def test_training_that_a_file_continues_ends_as_without_interruption(
     fit(student, initial_epoch=1)
     whole = keras.models.load_model(folder / f"{EPOCHS}.keras")
     for weight, expected in zip(student.weights, whole.weights, strict=True):
+        np.testing.assert_allclose(
+            weight, expected, rtol=1e-4, atol=1e-5, err_msg=expected.path
+        )
+
+
+@pytest.mark.slow
+def test_training_that_a_file_of_the_admm_continues_ends_as_without_interruption(
+    new_student, fit, tmp_path
+):
+    student = new_student("size", scheme=tfc.SizeConstrained(value_bits="1/500"))
+    fit(student, keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"), epochs=8)
+    loaded = keras.models.load_model(tmp_path / "1.keras")
+    assert loaded.restored["pull"] > 0.0 == loaded.restored["loose"]  # in the ADMM
+    fit(loaded, initial_epoch=1, epochs=8)
+    for weight, expected in zip(loaded.weights, student.weights, strict=True):
         np.testing.assert_allclose(
             weight, expected, rtol=1e-4, atol=1e-5, err_msg=expected.path
         )
