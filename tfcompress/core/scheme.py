@@ -207,7 +207,7 @@ class SearchingScheme(Scheme):
         measured = self.measure(student)
         reasons = [] if measured["phase"] else ["its search has not ended"]
         ratio, name = measured.get("budget_ratio"), self.cost_name()
-        if ratio is not None:
+        if ratio:
             reasons.append(excess(measured[name], measured[name] / ratio, name) or "")
         return "; ".join(filter(None, reasons)) or None
 

@@ -73,9 +73,10 @@ def warn_if_unmet(student: "Student") -> None:
     """Warns if a trained student does not meet what its scheme was asked for."""
     if student.scheme is None:
         return
-    reason = student.scheme.unmet(student)
-    if not is_finite(student):
-        reason = "its weights are NaN or infinite"
+    # Costs of weights that are NaN mean nothing.
+    reason: str | None = "its weights are NaN or infinite"
+    if is_finite(student):
+        reason = student.scheme.unmet(student)
     if reason is not None:
         warnings.warn(
             f"The student does not meet what its scheme was asked for: {reason}. The "
