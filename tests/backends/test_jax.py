@@ -22,13 +22,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def single():
-    """What one device trains."""
+    """Losses of one device."""
     return {name: curves.train(name) for name in curves.TRAININGS}
 
 
 @pytest.fixture(scope="module")
 def reference():
-    """What TensorFlow trains."""
+    """Losses of TensorFlow."""
     with open(os.environ["TENSORFLOW_CURVES"]) as file:
         return json.load(file)
 
@@ -46,7 +46,7 @@ def test_the_same_losses_as_with_tensorflow(name, single, reference):
 
 @pytest.fixture(scope="module")
 def parallel(tmp_path_factory):
-    """What two devices train; in a process of its own, which this one is not."""
+    """Losses of two devices, trained in a process of its own."""
     file = tmp_path_factory.mktemp("parallel") / "curves.json"
     subprocess.run(
         [sys.executable, "-m", "tests.backends.curves", str(file), "--data_parallel"],
