@@ -113,7 +113,14 @@ def make_multi_path(model):
 
 
 def make_student(model):
-    """Returns a student of the scheme that the flags ask for."""
+    """Returns a student of the scheme of the flags, that takes steps on their own."""
+    student = make_new_student(model)
+    student.training_run.trainer = student  # as in a loop with its callbacks
+    return student
+
+
+def make_new_student(model):
+    """Returns a student of the scheme of the flags."""
     if FLAGS.scheme == "pruned_ternary":
         return tfc.compress(model, tfc.PrunedTernary(FLAGS.sparsity))
     if FLAGS.scheme == "uniform":

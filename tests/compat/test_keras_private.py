@@ -283,3 +283,63 @@ def test_averages_are_those_that_an_optimizer_moves():
     assert variable is weight
     np.testing.assert_allclose(average, [-0.5, 0.5])  # of [0, 1] and [-1, 0]
     assert keras_private.averages(keras.optimizers.SGD()) == []
+
+
+class Inner(layers.Layer):
+    """Layer without an argument `training`."""
+
+    def __call__(self, *args, **kwargs):
+        self.seen = keras_private.is_training(kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_layers_know_whether_they_are_called_in_training():
+    inner = Inner()
+    inputs = keras.Input((2,))
+    part = keras.Model(inputs, layers.Dropout(0.5)(inner(inputs)))
+    assert inner.seen is False
+    outer = keras.Sequential([keras.Input((2,)), part])
+    x = np.ones((4, 2), "float32")
+    for training in (True, None, False):
+        outer(x, training=training)
+        assert inner.seen is (training is True)
+    outer.compile("sgd", "mse")
+    outer.predict(x, verbose=0)
+    assert inner.seen is False
+    outer.fit(x, x, verbose=0)
+    assert inner.seen is True
+    inner(x)
+    assert inner.seen is False
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_reading_the_losses_of_a_model_reads_those_of_its_layers(reads):
+    inputs = keras.Input((2,))
+    dense = layers.Dense(2, kernel_regularizer="l2")
+    part = keras.Model(inputs, dense(inputs))
+    calls = []
+    keras_private.call_when_losses_are_read(dense, lambda: calls.append(1))
+
+    class Outer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.part = part
+
+        def call(self, inputs):
+            return self.part(inputs)
+
+        def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
+            if reads:
+                return super().compute_loss(x, y, y_pred, *args, **kwargs)
+            return ops.mean(ops.square(y - y_pred))
+
+    outer = Outer()
+    outer.compile("sgd", "mse")
+    x = np.ones((4, 2), "float32")
+    outer.fit(x, x, verbose=0)
+    if keras.backend.backend() == "tensorflow":  # on JAX, Keras always reads them
+        assert bool(calls) is reads
+    assert len(outer.losses) == 1 and calls

@@ -284,6 +284,7 @@ def test_a_bops_penalty_closes_gates_and_no_penalty_keeps_them_open(penalty, bit
     student.compile(keras.optimizers.SGD(0.01), "mse")
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(8, 6, 6, 2)), rng.normal(size=(8, 8))
+    student.training_run.trainer = student  # as in a loop with its callbacks
     for step in range(2):  # weights and activations take turns
         student.train_on_batch(images.astype("float32"), labels.astype("float32"))
         layer = space.layers["conv"]

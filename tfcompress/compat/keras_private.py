@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras.src.backend import distribution_lib
+from keras.src.backend.common import global_state
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 
 # Name under which Keras's layers create their kernel; it is not documented.
@@ -179,6 +180,37 @@ def copy_operation(operation: keras.Operation) -> keras.Operation:
     new = object.__new__(type(operation))
     vars(new).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
     return new
+
+
+def is_training(kwargs: dict[str, Any]) -> bool:
+    """Returns whether a call of a layer is one in training.
+
+    Layers without an argument `training` cannot tell it by a public API.
+
+    Args:
+        kwargs: keyword arguments of the call.
+    """
+    context = global_state.get_global_attribute("current_call_ctx")
+    training = kwargs.get("training")
+    if training is None and context is not None:
+        training = context.get_value("training")
+    return training is True
+
+
+def call_when_losses_are_read(
+    layer: keras.layers.Layer, function: Callable[[], None]
+) -> None:
+    """Calls a function whenever a model reads the losses of a layer.
+
+    The public `losses` of a model does not read those of its layers.
+    """
+    own_losses = layer._get_own_losses
+
+    def watched():
+        function()
+        return own_losses()
+
+    layer._get_own_losses = watched
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -1,5 +1,6 @@
 """Steps from a model to a student and to its inference form, for all schemes."""
 
+from tfcompress.core.callbacks import callbacks
 from tfcompress.core.compress import compress
 from tfcompress.core.config import KeepFloat, QuantizeConfig
 from tfcompress.core.dequantize import dequantize
@@ -15,6 +16,7 @@ __all__ = [
     "QuantizeConfig",
     "Scheme",
     "Student",
+    "callbacks",
     "compress",
     "dequantize",
     "finalize",

@@ -99,8 +99,7 @@ def compress(
             copy_weights(old, new)
     if user_class is not None:
         copy_state(original, student)
-    student.scheme = scheme
-    scheme.connect(student)
+    student.set_scheme(scheme)
     scheme.prepare(student)
     if distillation is not None:
         student.distillation = distillation

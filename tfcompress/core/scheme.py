@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from tfcompress.compat import keras_private
 from tfcompress.core.budget import excess
 from tfcompress.core.config import KeepFloat, QuantizeConfig, Treatment
 from tfcompress.core.student import Student
@@ -132,6 +133,16 @@ class Scheme:
                 inputs.
         """
         return []
+
+    def needs_callbacks(self, student: Student) -> bool:
+        """Whether a training of a student is wrong without its callbacks.
+
+        They are those of the scheme, and the recalibration of batch normalization.
+        """
+        return type(self).callbacks is not Scheme.callbacks or any(
+            isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            for layer in keras_private.flatten_layers(student)
+        )
 
     def measure(self, student: Student) -> dict[str, float]:
         """Returns the numbers that `student.fit` adds to the logs of each epoch.

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from tfcompress.core.callbacks import TrainingRun, scheme_callbacks
 from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
 from tfcompress.core.training.progress import restored_if_interrupted
 from tfcompress.core.training.progress_bar import verbosity
-from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalibration
 from tfcompress.core.training.user_callbacks import arranged, warn_if_unmet
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Student(DistilledModel):
             samples came to their end.
         user_class: `UserClass` of the model that was compressed, or None. The student
             is an instance of that class too.
+        training_run: `TrainingRun`: the training that goes on, if any.
     """
 
     scheme: "Scheme | None" = None
@@ -42,6 +43,46 @@ class Student(DistilledModel):
     restored: dict[str, np.ndarray] = {}
     counted_steps: int | None = None
     user_class: "UserClass | None" = None
+    training_run: TrainingRun
+
+    def set_scheme(self, scheme: "Scheme") -> None:
+        """Sets the scheme and connects the layers with it."""
+        self.scheme = scheme
+        scheme.connect(self)
+        self.training_run = TrainingRun(self)
+
+    def call(
+        self, inputs: Any, training: bool | None = None, mask: Any = None, **kwargs: Any
+    ) -> Any:
+        """Computes the graph, see `keras.Model`.
+
+        Raises:
+            ValueError: in training, if the student is a clone without a scheme, or
+                neither `fit` nor `tfcompress.callbacks` run.
+        """
+        if training:
+            self._check_scheme()
+        return super().call(inputs, training=training, mask=mask, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs `keras.Model.train_on_batch`, between calls of the scheme's callbacks.
+
+        Raises:
+            ValueError: if these do not run, see `tfcompress.callbacks`.
+        """
+        self._check_scheme()
+        self.check_has_teacher()
+        self.training_run.check()  # the compiled step does not
+        return super().train_on_batch(*args, **kwargs)
+
+    def _check_scheme(self) -> "Scheme":
+        if self.scheme is None:
+            raise ValueError(
+                "A student is expected to have its scheme, as `tfcompress.compress` or "
+                f"`keras.models.load_model` give it. Received: '{self.name}' without "
+                "one. Compress the model again in place of cloning a student."
+            )
+        return self.scheme
 
     def fit(
         self,
@@ -85,12 +126,7 @@ class Student(DistilledModel):
             UserWarning: if the student does not meet in the end what its scheme was
                 asked for.
         """
-        if self.scheme is None:
-            raise ValueError(
-                "A student is expected to have its scheme, as `tfcompress.compress` or "
-                f"`keras.models.load_model` give it. Received: '{self.name}' without "
-                "one. Compress the model again in place of cloning a student."
-            )
+        scheme = self._check_scheme()
         self.check_has_teacher()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
@@ -103,11 +139,9 @@ class Student(DistilledModel):
                 steps_per_epoch=steps_per_epoch,
                 shuffle=shuffle,
             )
-            recalibrate = Recalibration(self, batches)
-            own = self.scheme.callbacks(self, recalibrate)
-            own = [*own, RecalibrateBatchNorm(recalibrate), *self.teaching_callbacks()]
+            own, recalibrate = scheme_callbacks(self, scheme, batches)
             user = keras.tree.flatten(callbacks or [])
-            with restored_if_interrupted(own):
+            with self.training_run.by_own_fit(), restored_if_interrupted(own):
                 history = super().fit(
                     x,
                     y,
@@ -169,10 +203,10 @@ class Student(DistilledModel):
             student = load_user_class(user_class, custom_objects).make_student(
                 plain.input, plain.output, plain.name
             )
-        student.scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
+        scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
         if distillation is not None:
             settings = keras.saving.deserialize_keras_object(distillation)
             student.distillation = settings
-        if student.scheme is not None:
-            student.scheme.connect(student)
+        if scheme is not None:
+            student.set_scheme(scheme)
         return student

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress.compat import keras_private
+
 
 class TrainingForm:
     """Mixin of a training layer that has an inference form.
@@ -13,10 +15,18 @@ class TrainingForm:
         folds_batch_norm: bool. Whether the BatchNormalization after the layer is folded
             into the inference form.
         passes_channels: bool. Whether output channel i depends on input channel i only.
+        training_run: object with a method `check()`, or None. Calls in training call
+            it before anything else; it raises an error if they are not expected.
     """
 
     folds_batch_norm = False
     passes_channels = False
+    training_run: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training_run is not None and keras_private.is_training(kwargs):
+            self.training_run.check()
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def check_inference_form(self) -> None:
         """Raises ValueError if the layer has no inference form."""

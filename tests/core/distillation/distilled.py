@@ -26,6 +26,7 @@ def crossentropies(labels, logits):
 
 def losses_of(student, x, y, **kwargs):
     """Total loss of a training step, the outputs that it sees, and other losses."""
-    outputs = student(x, training=True)
+    with student.training_run.own_pass():
+        outputs = student(x, training=True)
     total = student.compute_loss(x, y, outputs, training=True, **kwargs)
     return float(total), outputs, [float(loss) for loss in student.losses]

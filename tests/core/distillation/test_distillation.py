@@ -167,7 +167,7 @@ def test_other_losses_keep_their_gradients_in_full(trained, batch, scheme):
     x, y = batch
     teacher = trained.predict(x, verbose=0)
     soft_loss = SoftLoss("categorical", (None, None), 4.0)
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape(persistent=True) as tape, student.training_run.own_pass():
         outputs = student(x, training=True)
         total = student.compute_loss(x, y, outputs, training=True)
         others = sum(ops.sum(loss) for loss in student.losses)
@@ -213,7 +213,8 @@ def test_distillation_loss_in_the_logs_is_a_mean_over_samples(trained, batch):
     student = tfc.compress(trained, tfc.PrunedTernary(), distill=True)
     student.compile(keras.optimizers.SGD(0.0), CROSSENTROPY)
     teacher = trained.predict(batch[0], verbose=0)
-    outputs = [student(x, training=True) for x in np.split(batch[0], [20])]
+    with student.training_run.own_pass():
+        outputs = [student(x, training=True) for x in np.split(batch[0], [20])]
     expected = soft_losses(teacher, np.concatenate(outputs)).mean()
     history = student.fit(*batch, batch_size=20, shuffle=False, verbose=0).history
     # The two batches have 20 and 12 samples; batch normalization sees each alone.

@@ -22,6 +22,7 @@ def trained_for_two_steps(connections):
         run_eagerly=True,
     )
     images, labels = digits()
+    student.training_run.trainer = student  # as in a loop with its callbacks
     for _ in range(2):
         student.train_on_batch(images[:32], labels[:32])
     return student

@@ -8,9 +8,19 @@ from tfcompress.compat import keras_private
 from tfcompress.types import Tensor
 
 
+def training_model(model: keras.Model) -> keras.Model:
+    """Returns the model whose `fit` trains a model: another one may contain it.
+
+    It has the optimizer and the compiled training step.
+    """
+    run = getattr(model, "training_run", None)
+    return model if run is None or run.trainer is None else run.trainer
+
+
 def inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Returns a compiled model's optimizer, without the wrapper that scales losses."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    """Returns the optimizer that trains a model, without one that scales losses."""
+    optimizer = training_model(model).optimizer
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def rate_of_step(optimizer: keras.optimizers.Optimizer) -> Tensor:

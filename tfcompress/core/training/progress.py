@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tfcompress.compat import keras_private
+from tfcompress.core.training.learning_rate import training_model
 
 
 class ProgressCallback(keras.callbacks.Callback):
@@ -57,7 +58,8 @@ class ProgressCallback(keras.callbacks.Callback):
         self._batches = batch + 1
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self._epoch + 1 >= self.params["epochs"] and not self.model.stop_training:
+        stopped = getattr(training_model(self.model), "stop_training", False)
+        if self._epoch + 1 >= self.params["epochs"] and not stopped:
             self.sync()
             self.on_progress(1.0)
 
@@ -72,7 +74,7 @@ class ProgressCallback(keras.callbacks.Callback):
 
     def sync(self) -> None:
         """Brings the variables up to date, so that callbacks may read and set them."""
-        keras_private.sync_variables(self.model)
+        keras_private.sync_variables(training_model(self.model))
 
     def warn_untrained(self, event: str) -> None:
         """Warns of an event at the end of the training that training should follow.
@@ -107,7 +109,12 @@ def restored_if_interrupted(
     try:
         yield
     except BaseException:  # interruptions from the keyboard count
-        for callback in callbacks:
-            if isinstance(callback, ProgressCallback):
-                callback.on_interrupt()
+        interrupt(callbacks)
         raise
+
+
+def interrupt(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Calls `on_interrupt` of those callbacks that have it."""
+    for callback in callbacks:
+        if isinstance(callback, ProgressCallback):
+            callback.on_interrupt()

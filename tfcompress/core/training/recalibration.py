@@ -1,5 +1,6 @@
 """Batch normalization statistics of the present weights."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -82,6 +83,8 @@ class Recalibration:
             for norm in self.norms
             for variable in (norm.moving_mean, norm.moving_variance)
         ]
+        run = getattr(model, "training_run", None)
+        self._own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
         weights = {id(variable) for variable in model.non_trainable_weights}
         self._seeds = [x for x in self._state if id(x) not in weights]
@@ -97,6 +100,10 @@ class Recalibration:
         self.stale = False
         if not self.norms or len(self.batches) == 0:
             return
+        with self._own_pass():
+            self._set_statistics()
+
+    def _set_statistics(self):
         momenta = [norm.momentum for norm in self.norms]
         seen = []
         try:

@@ -12,7 +12,7 @@ from tfcompress.core.training.calibration import (
     calibrate_activations,
     calibrate_weights,
 )
-from tfcompress.core.training.learning_rate import inner_optimizer
+from tfcompress.core.training.learning_rate import inner_optimizer, training_model
 from tfcompress.core.training.penalty import DESCENT, PenaltyMultiplier
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
@@ -87,7 +87,7 @@ class BitSearch(Search):
             )
         for threshold in self.space.thresholds():
             threshold.follow_pace()
-        keras_private.rebuild_train_function(self.model)
+        keras_private.rebuild_train_function(training_model(self.model))
 
     def _set_pace(self):
         # With momentum a gradient moves the thresholds 1 / (1 - momentum) times as far.
@@ -95,7 +95,7 @@ class BitSearch(Search):
         pace = TRAVEL * (1.0 - momentum) / self.sum_of_learning_rates()
         for threshold in self.space.thresholds():
             threshold.set_pace(pace)
-        keras_private.rebuild_train_function(self.model)
+        keras_private.rebuild_train_function(training_model(self.model))
 
     def on_rate_change(self, factor: float) -> None:
         self._set_pace()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress.compat import keras_private
+from tfcompress.core.training.learning_rate import training_model
 from tfcompress.core.training.penalty import DESCENT
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
@@ -76,8 +77,8 @@ class RankSearch(Search):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self.measure = MeasureActivations(self.model, self.space.layers)
-        self.space.lasso.attach(self.model.optimizer)
-        keras_private.rebuild_train_function(self.model)
+        self.space.lasso.attach(training_model(self.model).optimizer)
+        keras_private.rebuild_train_function(training_model(self.model))
 
     def begin(self, share: float) -> None:
         if share == 0:

@@ -9,6 +9,7 @@ from tfcompress.core.training.averages import uses_averages
 from tfcompress.core.training.learning_rate import (
     inner_optimizer,
     sum_of_learning_rates,
+    training_model,
 )
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import STEPS_PER_EPOCH, Search
@@ -72,8 +73,8 @@ class SizeSearch(Search):
         self.descent = DescentPhase(self.space, self.schedule, self.artifact)
         self.fine_tuning = FineTuning(self.space, self.artifact, self.recalibrate)
         self.phase = Phase()
-        self.space.admm.step.attach(self.model.optimizer)
-        keras_private.rebuild_train_function(self.model)
+        self.space.admm.step.attach(training_model(self.model).optimizer)
+        keras_private.rebuild_train_function(training_model(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._fits = 0  # in this epoch
