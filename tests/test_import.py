@@ -16,10 +16,11 @@ import sys
 sys.modules["ai_edge_litert"] = None  # as if it were not installed
 import tfcompress as tfc
 tfc.layers, tfc.PrunedTernary, tfc.compress, tfc.finalize
-try:
-    tfc.export
-except ModuleNotFoundError as error:
-    print(error)
+for name in ("export", "litert"):
+    try:
+        getattr(tfc, name)
+    except ModuleNotFoundError as error:
+        print(error)
 """
 
 
@@ -28,7 +29,17 @@ def test_import_for_training_needs_no_litert():
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "ai_edge_litert" in result.stdout
+    export, litert = result.stdout.splitlines()
+    assert "`tfcompress.export` needs" in export and "ai_edge_litert" in export
+    assert "`tfcompress.litert` needs" in litert and "ai_edge_litert" in litert
+
+
+def test_litert_is_found_where_nothing_has_imported_it():
+    script = "import tfcompress as tfc; print(tfc.litert.predict.__name__)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["predict"], result.stderr
 
 
 def test_tfmot_module_names_the_extra_that_it_needs():
@@ -61,9 +72,9 @@ def test_public_names_exist_and_unknown_names_raise():
         _ = tfc.exports
 
 
-def test_dir_lists_all_public_names_and_so_the_lazy_export():
+def test_dir_lists_all_public_names_and_so_the_lazy_ones():
     assert set(tfc.__all__) <= set(dir(tfc))
-    assert "export" in dir(tfc)
+    assert {"export", "litert"} <= set(dir(tfc))
 
 
 def test_version_has_one_source_from_which_the_package_is_built():

@@ -1,5 +1,6 @@
 """Compression of trained Keras 3 models, to a `.tflite` file with proven contents."""
 
+import importlib
 from typing import Any
 
 from tfcompress import layers, quantizers
@@ -47,6 +48,7 @@ __all__ = [
     "export",
     "finalize",
     "layers",
+    "litert",
     "plan",
     "quantizers",
     "summary",
@@ -55,19 +57,19 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Not imported at the top: a machine that only trains may lack LiteRT.
-    if name == "export":
+    if name in ("export", "litert"):
         try:
-            from tfcompress.litert import export
+            litert = importlib.import_module("tfcompress.litert")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "`tfcompress.export` needs TensorFlow and LiteRT. Save the finalized "
+                f"`tfcompress.{name}` needs TensorFlow and LiteRT. Save the finalized "
                 "model as `.keras` and export it where `pip install tfcompress` has "
                 f"installed them. Missing here: {error.name}.",
                 name=error.name,
             ) from error
-        return export
+        return litert if name == "litert" else litert.export
     raise AttributeError(f"module 'tfcompress' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "export"})
+    return sorted({*globals(), "export", "litert"})

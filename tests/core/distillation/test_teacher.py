@@ -6,6 +6,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
@@ -237,3 +238,38 @@ def test_class_of_the_user_that_leaves_out_the_teacher_is_refused(
     student.compile("sgd", CROSSENTROPY, steps_per_execution=steps_per_execution)
     with pytest.raises(ValueError, match=r"loss of `super\(\)\.compute_loss`"):
         student.fit(*batch, batch_size=16, verbose=0)
+
+
+class OwnStep(keras.Model):
+    """Model that trains by a loop over its metrics, as in Keras's guides."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x, y, y_pred)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(y, y_pred)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+def test_class_of_the_user_that_updates_all_metrics_logs_what_keras_logs(
+    trained, batch
+):
+    def history(model):
+        student = tfc.compress(model, TERNARY, distill=True)
+        student.compile("sgd", CROSSENTROPY, metrics=["accuracy"])
+        return student.fit(
+            *batch, batch_size=16, epochs=2, shuffle=False, verbose=0
+        ).history
+
+    expected = history(trained)
+    received = history(OwnStep(trained.input, trained.output))
+    assert expected.keys() == received.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(received[name], values, rtol=1e-4, err_msg=name)

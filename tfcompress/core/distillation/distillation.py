@@ -196,7 +196,7 @@ class _Teaching:
 
     Attributes:
         settings: `Distillation`. Settings that hold while it teaches.
-        tracker: `keras.metrics.Mean` of the distance from the teacher.
+        tracker: `_Distance` from the teacher.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class _Teaching:
         self.activations = list(
             zip(output_activations(teacher), output_activations(model), strict=True)
         )
-        self.tracker = keras.metrics.Mean(name="distillation_loss")
+        self.tracker = _Distance(name="distillation_loss")
 
     def loss(
         self, model: DistilledModel, x: Any, y_pred: Any, sample_weight: Any
@@ -247,8 +247,23 @@ class _Teaching:
             # Keras divides means, and no sums, by the number of replicas.
             is_mean = reduction not in ("sum", "none", None)
             unscaled += value * (_replicas(model) if is_mean else 1)
-        self.tracker.update_state(unscaled, sample_weight=ops.shape(outputs[0])[0])
+        self.tracker.track(unscaled, ops.shape(outputs[0])[0])
         return total
+
+
+class _Distance(keras.metrics.Mean):
+    """Metric that averages the distance from the teacher over samples.
+
+    A `train_step` of the user may pass labels and outputs to all `metrics` of a model,
+    as in Keras's guides. `update_state` therefore ignores them.
+    """
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def track(self, distance: Tensor, samples: Tensor) -> None:
+        """Adds the mean distance of a batch, and its number of samples."""
+        super().update_state(distance, sample_weight=samples)
 
 
 class _CheckTaught(keras.callbacks.Callback):
