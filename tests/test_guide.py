@@ -1,0 +1,95 @@
+"""The code of the documentation, run as a reader would run it."""
+
+import ast
+import contextlib
+import io
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tests.small_net import small_net
+
+ROOT = pathlib.Path(tfc.__file__).parent.parent
+# A block of code, and the block of its output where one follows.
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```$(?:\n\n^```text\n(?P<output>.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def run_blocks(path, text, namespace):
+    """Runs the blocks of a page in order, in one namespace.
+
+    Args:
+        path: path of the page, for tracebacks.
+        text: str. The page.
+        namespace: dict. Names that the code may read.
+
+    Raises:
+        AssertionError: if a block prints other text than its block of output.
+        Exception: any that a block raises, with a note of the block's line.
+    """
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start("code"))
+        printed = io.StringIO()
+        try:
+            code = compile("\n" * line + block["code"], str(path), "exec")
+            with contextlib.redirect_stdout(printed):
+                exec(code, namespace)
+            if block["output"] is not None:
+                assert printed.getvalue().split() == block["output"].split()
+        except Exception as error:
+            error.add_note(f"In the block of code at {path}:{line + 1}.")
+            raise
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_code_of_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "docs" / "guide.md"
+    run_blocks(path, path.read_text(), {"__name__": "guide"})
+
+
+def library_texts():
+    """The texts in the library's code; a value in them is "..."."""
+    texts = []
+    for path in pathlib.Path(tfc.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(part, "value", "") for part in node.values]
+                texts.append("...".join(x if isinstance(x, str) else "" for x in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def test_messages_of_the_guide_are_those_of_the_library():
+    table = (ROOT / "docs" / "guide.md").read_text().split("## Errors and warnings")[1]
+    messages = re.findall(r'^\| "(.*?)" \|', table, re.MULTILINE)
+    assert len(messages) >= 10
+    texts = library_texts()
+    for message in messages:
+        pattern = re.compile(".*".join(map(re.escape, message.split("..."))), re.DOTALL)
+        assert any(map(pattern.search, texts)), message
+
+
+# Values that the code of the README has from its reader.
+READER = """
+images = np.random.default_rng(0).normal(size=(64, 28, 28, 1)).astype("float32")
+labels, test_images = np.arange(64) % 10, images
+small_net().save("trained.keras")
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text()
+    text, _ = text.split("## With tensorflow-model-optimization")  # Keras 2
+    text = re.sub(r"epochs=\d+", "epochs=4", text)
+    namespace = {"np": np, "small_net": small_net}
+    exec(READER, namespace)
+    run_blocks(ROOT / "README.md", text, namespace)
