@@ -6,11 +6,11 @@ import io
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
 
 import tfcompress as tfc
-from tests.small_net import small_net
 
 ROOT = pathlib.Path(tfc.__file__).parent.parent
 # A block of code, and the block of its output where one follows.
@@ -80,7 +80,9 @@ def test_messages_of_the_guide_are_those_of_the_library():
 READER = """
 images = np.random.default_rng(0).normal(size=(64, 28, 28, 1)).astype("float32")
 labels, test_images = np.arange(64) % 10, images
-small_net().save("trained.keras")
+layers = [keras.layers.Conv2D(8, 3, strides=2, activation="relu") for _ in range(2)]
+layers += [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+keras.Sequential([keras.Input((28, 28, 1)), *layers]).save("trained.keras")
 """
 
 
@@ -89,7 +91,7 @@ def test_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     text, _ = text.split("## With tensorflow-model-optimization")  # Keras 2
-    text = re.sub(r"epochs=\d+", "epochs=4", text)
-    namespace = {"np": np, "small_net": small_net}
+    text = re.sub(r"epochs=\d+", "epochs=2", text)
+    namespace = {"np": np, "keras": keras}
     exec(READER, namespace)
     run_blocks(ROOT / "README.md", text, namespace)
