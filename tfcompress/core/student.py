@@ -9,8 +9,8 @@ from tfcompress.core.callbacks import TrainingRun, scheme_callbacks
 from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
 from tfcompress.core.training.progress import restored_if_interrupted
-from tfcompress.core.training.progress_bar import verbosity
 from tfcompress.core.training.user_callbacks import arranged, warn_if_unmet
+from tfcompress.progress_bar import verbosity
 
 if TYPE_CHECKING:
     from tfcompress.core.scheme import Scheme

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.core.training.progress_bar import progress_bar
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
+from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers import BitSharing, BitSharingActivation
 
 

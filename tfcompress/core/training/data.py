@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfcompress.compat import keras_private
-from tfcompress.core.training.progress_bar import progress_bar
+from tfcompress.progress_bar import progress_bar
 
 # Statistics of 2048 images, averaged over samples and positions, vary less than one
 # optimizer step changes them.

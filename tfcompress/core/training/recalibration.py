@@ -10,7 +10,7 @@ from keras import ops
 from tfcompress.compat import keras_private
 from tfcompress.core.training.averages import uses_averages
 from tfcompress.core.training.compiled import compiled
-from tfcompress.core.training.progress_bar import progress_bar
+from tfcompress.progress_bar import progress_bar
 
 
 class RecalibrateBatchNorm(keras.callbacks.Callback):

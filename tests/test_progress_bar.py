@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tfcompress.core.training import progress_bar as module
-from tfcompress.core.training.progress_bar import progress_bar, verbosity
+from tfcompress import progress_bar as module
+from tfcompress.progress_bar import progress_bar, verbosity
 
 
 @pytest.fixture
