@@ -1,23 +1,31 @@
 """Progress bars of the library's own work."""
 
 import json
+import threading
 
+import keras
 import pytest
 
 from tfcompress import progress_bar as module
-from tfcompress.progress_bar import progress_bar, verbosity
+from tfcompress.progress_bar import announced, progress_bar, verbosity
 
 
 @pytest.fixture
-def output(monkeypatch, capsys):
-    """Function that returns the output of three steps, as if each took a second."""
-    clock = iter(range(100))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+def clock(monkeypatch):
+    """List of the seconds that have passed, which a test sets."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
 
-    def run(steps=3, **kwargs):
+
+@pytest.fixture
+def output(clock, capsys):
+    """Function that returns the output of steps, as if each took a second."""
+
+    def run(steps=3):
         with progress_bar("Reading samples", steps) as bar:
-            for _ in range(steps):
-                bar.add(1)
+            for _ in bar.over(range(steps)):
+                clock[0] += 1.0
         return capsys.readouterr().out
 
     return run
@@ -39,6 +47,14 @@ def test_bar_is_silent_if_fit_is(output):
     assert "9/9" in output(steps=9)
 
 
+def test_bar_is_silent_without_interactive_logging(output):
+    keras.config.disable_interactive_logging()
+    try:
+        assert output(steps=9) == ""
+    finally:
+        keras.config.enable_interactive_logging()
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_bar_is_silent_but_in_the_first_process(index, output, monkeypatch):
     cluster = {"worker": ["host0:1", "host1:1"]}
@@ -53,3 +69,61 @@ def test_bar_ends_its_line_if_the_work_ends_early(capsys, monkeypatch):
     with progress_bar("Reading samples", 10) as bar:
         bar.add(1)
     assert "1/10" in (text := capsys.readouterr().out) and text.endswith("\n")
+
+
+@pytest.mark.parametrize("seconds", [2.0, 60.0])
+def test_work_without_steps_shows_its_title_and_its_time_if_it_is_long(
+    seconds, clock, capsys
+):
+    with announced("Conversion"):
+        clock[0] = seconds
+    text = capsys.readouterr().out
+    assert (text.startswith("\nConversion\n") and "1/1" in text) is (seconds > 3)
+    assert bool(text) is (seconds > 3)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Event that is set once a title is shown."""
+    event = threading.Event()
+    show = module.keras_private.print_message
+
+    def show_and_tell(message):
+        show(message)
+        event.set()
+
+    monkeypatch.setattr(module.keras_private, "print_message", show_and_tell)
+    return event
+
+
+def test_title_appears_while_a_single_step_lasts(shown, capsys, monkeypatch):
+    monkeypatch.setattr(module, "DELAY", 0.01)
+    with announced("Conversion"):
+        assert shown.wait(60)
+        assert capsys.readouterr().out == "\nConversion\n"
+    assert "1/1" in capsys.readouterr().out
+
+
+def test_failed_work_ends_the_line_of_its_title_and_counts_no_step(
+    shown, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "DELAY", 0.01)
+    with pytest.raises(KeyError), announced("Conversion"):
+        shown.wait(60)
+        raise KeyError
+    text = capsys.readouterr().out
+    assert "0/1" in text and text.endswith("\n")
+
+
+def test_no_timer_is_left_after_short_work():
+    with announced("Conversion"):
+        (timer,) = (x for x in threading.enumerate() if isinstance(x, threading.Timer))
+    timer.join(60)
+    assert not timer.is_alive()
+
+
+def test_work_within_work_of_the_same_title_is_announced_once(clock, capsys):
+    with announced("Compression"), announced("Plan"), announced("Compression"):
+        clock[0] = 60.0
+    text = capsys.readouterr().out
+    assert text.count("Compression") == text.count("Plan") == 1

@@ -15,6 +15,7 @@ from rich.table import Table
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.litert.contents import constants
 from tfcompress.litert.runtime import read_file
+from tfcompress.progress_bar import announced, verbosity
 from tfcompress.reporting.tables import render
 
 # Other constants with a smaller share of the file are summed up.
@@ -36,6 +37,11 @@ def inspect(path: str | os.PathLike, against: str | os.PathLike | None = None) -
         OSError: if a file cannot be read.
         ValueError: if LiteRT refuses one.
     """
+    with announced(f"Contents of '{os.fspath(path)}'"):
+        return _described(path, against)
+
+
+def _described(path, against):
     size = os.path.getsize(path)
     rows = [
         row
@@ -117,8 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--against", metavar="FILE", help="a .tflite of the same graph to compare with"
     )
     options = parser.parse_args(arguments)
+    # Another program may read the output.
+    verbose = "auto" if sys.stdout.isatty() else 0
     try:
-        print(inspect(options.file, options.against))
+        with verbosity(verbose):
+            print(inspect(options.file, options.against))
     except (OSError, ValueError) as error:
         sys.exit(f"inspect: {error}")
 

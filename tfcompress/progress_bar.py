@@ -1,11 +1,17 @@
-"""Progress bars of the library's own work, next to those of `fit`."""
+"""Progress bars of the library's own work, next to those of `fit`.
+
+They are written as Keras writes its own. `keras.config.disable_interactive_logging`
+therefore sends both to the log.
+"""
 
 import contextlib
 import contextvars
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import keras
 
@@ -14,8 +20,13 @@ from tfcompress.compat import keras_private
 # Seconds of work before a bar appears.
 DELAY = 3.0
 
+_Item = TypeVar("_Item")
 _verbosity: contextvars.ContextVar[str | int] = contextvars.ContextVar(
     "tfcompress_verbosity", default="auto"
+)
+# Of the work that goes on, from the outside in.
+_titles: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "tfcompress_titles", default=()
 )
 
 
@@ -39,7 +50,11 @@ def progress_bar(title: str, total: int | None) -> Iterator["ProgressBar"]:
     """Shows a Keras progress bar if the work in a `with` statement takes long.
 
     Work of less than `DELAY` seconds shows nothing. Neither do `verbose=0` and
-    processes other than the first of several.
+    processes other than the first of several. Longer work shows its title as soon as
+    `DELAY` seconds have passed, and the bar after each step.
+
+    A bar within the work of another one appears below its title, unless both have the
+    same.
 
     Args:
         title: str. A few words that name the work, on a line of their own.
@@ -48,16 +63,33 @@ def progress_bar(title: str, total: int | None) -> Iterator["ProgressBar"]:
     Example:
 
     >>> with progress_bar("Reading samples", len(batches)) as bar:
-    ...     for batch in batches:
-    ...         bar.add(1)
+    ...     for batch in bar.over(batches):
+    ...         read(batch)
     """
     verbose = _verbosity.get()
     verbose = 1 if verbose == "auto" else int(verbose)
-    bar = ProgressBar(title, total, verbose if verbose and _is_chief() else 0)
+    is_repeated = title in _titles.get()
+    if is_repeated or not _is_chief():
+        verbose = 0
+    bar = ProgressBar(title, total, verbose)
+    token = _titles.set((*_titles.get(), title))
     try:
         yield bar
     finally:
+        _titles.reset(token)
         bar.close()
+
+
+@contextlib.contextmanager
+def announced(title: str) -> Iterator[None]:
+    """Shows the title of work without steps if it takes long, and its time at the end.
+
+    Args:
+        title: str. A few words that name the work in a `with` statement.
+    """
+    with progress_bar(title, 1) as bar:
+        yield
+        bar.add(1)
 
 
 class ProgressBar:
@@ -73,25 +105,44 @@ class ProgressBar:
         self.title = title
         self.done = 0
         self._began = time.monotonic()
-        self._is_shown = False
+        self._is_shown = self._is_closed = False
         self._is_silent = not verbose
         self._bar = keras.utils.Progbar(total, verbose=verbose or 1, interval=0.2)
+        # A single step may take minutes, so that only a timer can show the title.
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(DELAY, self._show)
+        self._timer.daemon = True
+        if verbose:
+            self._timer.start()
 
     def add(self, steps: int) -> None:
         """Counts steps that are done."""
         self.done += steps
         if self._is_silent or time.monotonic() - self._began < DELAY:
             return
-        if not self._is_shown:
-            # `fit` may have left its own bar without an end of line.
-            print(f"\n{self.title}", flush=True)
-            self._is_shown = True
+        self._show()
         self._bar.update(self.done, finalize=False)
+
+    def over(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yields items, and counts a step after each."""
+        for item in items:
+            yield item
+            self.add(1)
 
     def close(self) -> None:
         """Ends the line of the bar."""
+        self._timer.cancel()
+        with self._lock:
+            self._is_closed = True
         if self._is_shown:
             self._bar.update(self.done, finalize=True)
+
+    def _show(self):
+        with self._lock:
+            if not self._is_shown and not self._is_closed:
+                self._is_shown = True
+                # `fit` may have left its own bar without an end of line.
+                keras_private.print_message(f"\n{self.title}")
 
 
 def _is_chief() -> bool:

@@ -343,3 +343,16 @@ def test_reading_the_losses_of_a_model_reads_those_of_its_layers(reads):
     if keras.backend.backend() == "tensorflow":  # on JAX, Keras always reads them
         assert bool(calls) is reads
     assert len(outer.losses) == 1 and calls
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+def test_messages_go_where_progress_bars_of_keras_go(interactive, capsys):
+    if not interactive:
+        keras.config.disable_interactive_logging()
+    try:
+        keras_private.print_message("Reading")
+        keras.utils.Progbar(2).update(1)
+    finally:
+        keras.config.enable_interactive_logging()
+    text = capsys.readouterr().out
+    assert text.startswith("Reading\n") is ("1/2" in text) is interactive

@@ -13,6 +13,7 @@ import numpy as np
 from keras.src.backend import distribution_lib
 from keras.src.backend.common import global_state
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
+from keras.src.utils import io_utils
 
 # Name under which Keras's layers create their kernel; it is not documented.
 KERNEL_NAME = "kernel"
@@ -259,3 +260,12 @@ def process_index() -> int:
     `keras.distribution` sets the index, but has no function that returns it.
     """
     return distribution_lib.process_id()
+
+
+def print_message(message: str) -> None:
+    """Writes a line to where Keras writes its progress bars.
+
+    `keras.utils.Progbar` is public and writes bars alone, without a title. Keras writes
+    to the log in place of stdout where interactive logging is disabled.
+    """
+    io_utils.print_msg(message)

@@ -14,6 +14,7 @@ from tfcompress.core.training.progress import interrupt
 from tfcompress.core.training.recalibration import RecalibrateBatchNorm, Recalibration
 from tfcompress.core.training.user_callbacks import arranged, warn_if_unmet
 from tfcompress.layers import TrainingForm
+from tfcompress.progress_bar import verbosity
 
 if TYPE_CHECKING:
     from tfcompress.core.scheme import Scheme
@@ -308,8 +309,9 @@ class SchemeCallbacks(keras.callbacks.Callback):
             )
 
     def _forward(self, hook, *args, **kwargs):
-        for callback in self.callbacks:
-            getattr(callback, hook)(*args, **kwargs)
+        with verbosity((self.params or {}).get("verbose", "auto")):
+            for callback in self.callbacks:
+                getattr(callback, hook)(*args, **kwargs)
 
 
 def _forwarding(hook: str) -> Callable[..., None]:

@@ -10,6 +10,7 @@ from tfcompress.core.student import Student
 from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.progress_bar import announced, progress_bar
 
 
 def compress(
@@ -55,10 +56,19 @@ def compress(
             frozen.
     """
     distillation, teacher = Distillation.of(distill), model
+    check_compressible(model)
     if distillation is not None:
         teacher = distillation.teacher or model
-        check_compressible(model)
         check_teacher(model, teacher)
+    with announced(f"Compression of '{model.name}'"):
+        student = _student_of(model, scheme, unfreeze)
+        if distillation is not None:
+            student.distillation = distillation
+            student.set_teacher(teacher)
+    return student
+
+
+def _student_of(model, scheme, unfreeze):
     planned = plan(model, scheme, unfreeze)
     original, user_class = model, user_class_of(model)
     model = planned.model
@@ -92,16 +102,14 @@ def compress(
 
     make = Student if user_class is None else user_class.make_student
     student, pairs = rebuild(model, replace, model_class=make)
-    for old, new in pairs:
-        if id(old) in configs:
-            configs[id(old)].copy_weights(old, new, norms[id(old)])
-        else:
-            copy_weights(old, new)
+    with progress_bar("Weights of the student", len(pairs)) as bar:
+        for old, new in bar.over(pairs):
+            if id(old) in configs:
+                configs[id(old)].copy_weights(old, new, norms[id(old)])
+            else:
+                copy_weights(old, new)
     if user_class is not None:
         copy_state(original, student)
     student.set_scheme(scheme)
     scheme.prepare(student)
-    if distillation is not None:
-        student.distillation = distillation
-        student.set_teacher(teacher)
     return student

@@ -9,6 +9,7 @@ from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.packed import inference_config
+from tfcompress.progress_bar import progress_bar
 
 
 def dequantize(student: keras.Model) -> keras.Model:
@@ -56,13 +57,14 @@ def dequantize(student: keras.Model) -> keras.Model:
         return layer.forms.plain.from_config(config)
 
     plain, pairs = rebuild(student, replace)
-    for old, new in pairs:
-        if isinstance(old, layers.QuantizedKernel):
-            new.kernel.assign(_quantized_kernel(old))
-            if old.use_bias:
-                new.bias.assign(value_of(old.bias))
-        else:
-            copy_weights(old, new)
+    with progress_bar(f"Plain layers of '{student.name}'", len(pairs)) as bar:
+        for old, new in bar.over(pairs):
+            if isinstance(old, layers.QuantizedKernel):
+                new.kernel.assign(_quantized_kernel(old))
+                if old.use_bias:
+                    new.bias.assign(value_of(old.bias))
+            else:
+                copy_weights(old, new)
     return plain
 
 

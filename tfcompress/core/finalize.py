@@ -13,6 +13,7 @@ from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
 from tfcompress.layers import PackedKernel, TrainingForm
+from tfcompress.progress_bar import announced, progress_bar
 
 DIVERGED = "Its training diverged: lower the learning rate."
 
@@ -50,8 +51,9 @@ def finalize(student: keras.Model) -> keras.Model:
         UserWarning: if the training of a layer did not reach its end, or the student
             exceeds its scheme's budget.
     """
-    _check(student, _training_layers(Graph(student)))
-    return inference_model(student)
+    with announced(f"Finalization of '{student.name}'"):
+        _check(student, _training_layers(Graph(student)))
+        return inference_model(student)
 
 
 def inference_model(student: keras.Model) -> keras.Model:
@@ -80,11 +82,12 @@ def inference_model(student: keras.Model) -> keras.Model:
         return clone_layer(layer)
 
     model, pairs = rebuild(student, replace)
-    for old, new in pairs:
-        if id(old) in new_layers:
-            old.copy_to_inference(new_layers[id(old)], norms.get(id(old)))
-        else:
-            copy_weights(old, new)
+    with progress_bar("Layers of the finalized model", len(pairs)) as bar:
+        for old, new in bar.over(pairs):
+            if id(old) in new_layers:
+                old.copy_to_inference(new_layers[id(old)], norms.get(id(old)))
+            else:
+                copy_weights(old, new)
     model = _without_closed_channels(model, trained, new_layers)
     if any(isinstance(x, PackedKernel) for x in Graph(model).layers().values()):
         return model

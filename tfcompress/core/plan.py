@@ -17,6 +17,7 @@ from tfcompress.graph.frozen import frozen_layers, unfreeze_layers
 from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.separable import separable_layers, split_separable
 from tfcompress.graph.signs import may_be_negative
+from tfcompress.progress_bar import announced
 from tfcompress.reporting.tables import render
 
 FROZEN = "is frozen (trainable=False)"
@@ -105,6 +106,11 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     """
     check_compressible(model)
     user_class_of(model)
+    with announced(f"Plan of '{model.name}'"):
+        return _planned(model, scheme, unfreeze)
+
+
+def _planned(model, scheme, unfreeze):
     separable_of = separable_layers(model)
     is_frozen = frozen_layers(model)
     model = split_separable(model)
@@ -189,7 +195,7 @@ def warn_if_frozen(plan: Plan) -> None:
         warnings.warn(
             f"{len(frozen)} layers with {share:.0%} of the weights are frozen and left "
             "alone. unfreeze=True compresses and trains them.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

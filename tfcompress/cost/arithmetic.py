@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress.progress_bar import announced
 from tfcompress.types import ArrayLike
 
 FLOAT_BITS = 32
@@ -80,4 +81,5 @@ def entropy_bits_of_counts(counts: ArrayLike) -> float:
 
 def xz_bytes(content: bytes) -> int:
     """Returns the bytes of a file after xz, as in a download or an app bundle."""
-    return len(lzma.compress(content, preset=9))
+    with announced("Size after xz"):
+        return len(lzma.compress(content, preset=9))

@@ -1,5 +1,6 @@
 """Check that a `.tflite` holds the planned kernels and predicts like Keras."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from tfcompress.litert.levels import SameLevels, has_quantized_activations
 from tfcompress.litert.runtime import Runner, read_file, split, try_out
 from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import kernel_tensors, recognise
+from tfcompress.progress_bar import announced, progress_bar
 
 BATCH_SIZE = 128
 # Largest difference allowed: relative to the output's largest magnitude, and
@@ -57,15 +59,16 @@ def check(
         ValueError: if the file is damaged, of another model, or disagrees with
             `model`; or if `verify` does not fit the model.
     """
-    kernels = packed_kernels(model)
-    model = functional(model)
-    samples = Samples(model, verify)
-    try_out(path, samples.smallest_shapes())
-    content = read_file(path)
-    stored = kernel_tensors(content)
-    tensors = recognise(stored, kernels)
-    exact = not any(tensor.native for tensor in stored)
-    return {**compare(content, model, samples, exact), "tensors": tensors}
+    with announced(f"Check of '{os.fspath(path)}'"):
+        kernels = packed_kernels(model)
+        model = functional(model)
+        samples = Samples(model, verify)
+        try_out(path, samples.smallest_shapes())
+        content = read_file(path)
+        stored = kernel_tensors(content)
+        tensors = recognise(stored, kernels)
+        exact = not any(tensor.native for tensor in stored)
+        return {**compare(content, model, samples, exact), "tensors": tensors}
 
 
 class Samples:
@@ -100,6 +103,16 @@ class Samples:
                     f"(None for any size), one per input. Received: {received}."
                 )
             yield batch
+
+    def batches(self) -> int | None:
+        """Returns the number of batches, or None if a dataset does not tell it."""
+        data = self._data
+        if hasattr(data, "cardinality"):
+            return max(0, int(data.cardinality())) or None
+        if isinstance(data, dict):
+            data = list(data.values())
+        first = data[0] if isinstance(data, (list, tuple)) else data
+        return math.ceil(len(first) / self._batch_size)
 
     def smallest_shapes(self) -> list[tuple[int, ...]]:
         """Returns the shape of each input for the smallest batch the model takes."""
@@ -163,12 +176,13 @@ def compare(
     quantized = exact and has_quantized_activations(model)
     on_same_levels = SameLevels(content, model, TOLERANCE) if quantized else None
     comparison = _Comparison(output_names(model))
-    for batch in samples:
-        outputs = _keras_outputs(model, batch), runner(batch)
-        comparison.add(*outputs)
-        if on_same_levels is not None:
-            outputs = on_same_levels(batch)
-        comparison.add_on_same_levels(*outputs)
+    with progress_bar("Comparison with Keras", samples.batches()) as bar:
+        for batch in bar.over(samples):
+            outputs = _keras_outputs(model, batch), runner(batch)
+            comparison.add(*outputs)
+            if on_same_levels is not None:
+                outputs = on_same_levels(batch)
+            comparison.add_on_same_levels(*outputs)
     if exact:
         comparison.check_equal()
     else:

@@ -15,6 +15,7 @@ from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers.cloning import config_of
 from tfcompress.litert.batch import with_free_batch
 from tfcompress.litert.signature import functional
+from tfcompress.progress_bar import announced
 
 # Longest message of the converter in an error.
 MESSAGE_LENGTH = 300
@@ -46,7 +47,8 @@ def float_tflite(model: keras.Model) -> bytes:
             "in a process with KERAS_BACKEND=tensorflow."
         )
     check_has_graph(model)
-    return _convert(_decode(functional(model)))
+    with announced("Conversion to .tflite"):
+        return _convert(_decode(functional(model)))
 
 
 def _decode(model):

@@ -16,6 +16,7 @@ from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.runtime import Runner
 from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
+from tfcompress.progress_bar import announced
 
 OPTIMIZE = ("size", "latency")
 DTYPES = ("float", "int8")
@@ -84,44 +85,46 @@ def export(
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
         next(iter(given))  # wrong samples raise an error before the work starts
-    ranges = None
-    with _replaced_when_done(path) as temporary:
-        if activations == "int8":
-            float_content, content, matches, ranges = _integer(
-                model, kernels, representative, io == "float"
+    with announced(f"Export of '{os.fspath(path)}'"):
+        ranges = None
+        with _replaced_when_done(path) as temporary:
+            if activations == "int8":
+                float_content, content, matches, ranges = _integer(
+                    model, kernels, representative, io == "float"
+                )
+            else:
+                float_content, content, matches = _packed(model, kernels, optimize)
+            with open(temporary, "wb") as stream:
+                stream.write(content)
+            with open(temporary, "rb") as stream:
+                content = stream.read()
+            comparison = compare(content, model, samples, exact=optimize == "size")
+            tensors = kernel_tensors(content)
+            if activations == "int8":  # layers kept in float have integer kernels too
+                planned = {found.kernel.layer for found in matches}
+                tensors = [tensor for tensor in tensors if tensor.name in planned]
+            check_written(tensors, matches)
+        batch_size = Runner(content).batch_size
+        is_narrow = batch_size is not None and model.inputs[0].shape[0] is None
+        if is_narrow:
+            warnings.warn(
+                f"The file takes {batch_size} sample at a time: the converter cannot "
+                f"convert operations of '{model.name}', such as loops over steps, for "
+                "any number of them. `tfcompress.litert.predict` runs one after the "
+                "other.",
+                stacklevel=2,
             )
-        else:
-            float_content, content, matches = _packed(model, kernels, optimize)
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-        with open(temporary, "rb") as stream:
-            content = stream.read()
-        comparison = compare(content, model, samples, exact=optimize == "size")
-        tensors = kernel_tensors(content)
-        if activations == "int8":  # layers kept in float have integer kernels too
-            planned = {found.kernel.layer for found in matches}
-            tensors = [tensor for tensor in tensors if tensor.name in planned]
-        check_written(tensors, matches)
-    batch_size = Runner(content).batch_size
-    is_narrow = batch_size is not None and model.inputs[0].shape[0] is None
-    if is_narrow:
-        warnings.warn(
-            f"The file takes {batch_size} sample at a time: the converter cannot "
-            f"convert operations of '{model.name}', such as loops over steps, for any "
-            "number of them. `tfcompress.litert.predict` runs one after the other.",
-            stacklevel=2,
-        )
-    return {
-        "size": {
-            "float_tflite_bytes": len(float_content),
-            "tflite_bytes": len(content),
-            "tflite_xz_bytes": xz_bytes(content),
-        },
-        **({"batch_size": batch_size} if is_narrow else {}),
-        **comparison,
-        **({} if ranges is None else {"ranges": ranges}),
-        "tensors": recognise(tensors, kernels),
-    }
+        return {
+            "size": {
+                "float_tflite_bytes": len(float_content),
+                "tflite_bytes": len(content),
+                "tflite_xz_bytes": xz_bytes(content),
+            },
+            **({"batch_size": batch_size} if is_narrow else {}),
+            **comparison,
+            **({} if ranges is None else {"ranges": ranges}),
+            "tensors": recognise(tensors, kernels),
+        }
 
 
 def packed_size(model: keras.Model, compressed: bool) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from tfcompress.compat.litert_private import schema, sort_arguments
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, match
+from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.packing import pack
 
 # The version of DEQUANTIZE with per-channel scales and types of less than a byte.
@@ -105,10 +106,11 @@ def _values(model, tensor):
 
 def _assign(constants, kernels):
     """Returns the `Match` to write each constant with, or None to leave it."""
-    options = [
-        [found for kernel in kernels if (found := match(values, kernel))]
-        for values in constants
-    ]
+    with progress_bar("Kernels in the file", len(constants)) as bar:
+        options = [
+            [found for kernel in kernels if (found := match(values, kernel))]
+            for values in bar.over(constants)
+        ]
     known = {found.kernel.layer for matches in options for found in matches}
     missing = [kernel.layer for kernel in kernels if kernel.layer not in known]
     if missing:

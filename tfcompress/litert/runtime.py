@@ -237,13 +237,21 @@ def predict(
     runner = Runner(file, num_threads)
     names = [name for name, _ in runner.inputs]
     batch_size = runner.batch_size or batch_size
-    batches = [runner(batch) for batch in split(x, names, batch_size)]
+    with _progress_bar("Predictions of LiteRT", None) as bar:
+        batches = [runner(batch) for batch in bar.over(split(x, names, batch_size))]
     outputs = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
     if len(outputs) == 1:
         return outputs[0]
     return {
         name: output for (name, _), output in zip(runner.outputs, outputs, strict=True)
     }
+
+
+def _progress_bar(title, total):
+    # Not at the top: the program of `try_out` starts without Keras.
+    from tfcompress.progress_bar import progress_bar
+
+    return progress_bar(title, total)
 
 
 def split(x: Any, names: Sequence[str], batch_size: int) -> Iterator[list[np.ndarray]]:
@@ -328,12 +336,13 @@ def latency(files: Sequence[File], runs: int = 50, num_threads: int = 1) -> list
         for runner in runners
     ]
     times: list[list[float]] = [[] for _ in runners]
-    for run in range(-3, runs):
-        for runner, sample, spent in zip(runners, samples, times, strict=True):
-            start = time.perf_counter()
-            runner(sample)
-            if run >= 0:
-                spent.append((time.perf_counter() - start) * 1000)
+    with _progress_bar("Latencies in LiteRT", runs + 3) as bar:
+        for run in bar.over(range(-3, runs)):
+            for runner, sample, spent in zip(runners, samples, times, strict=True):
+                start = time.perf_counter()
+                runner(sample)
+                if run >= 0:
+                    spent.append((time.perf_counter() - start) * 1000)
     return [statistics.median(spent) for spent in times]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, match
+from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 
 
@@ -145,7 +146,7 @@ def check_written(tensors: Iterable[KernelTensor], matches: Iterable[Match]) -> 
 
 
 def recognise(
-    tensors: Sequence[KernelTensor], kernels: Iterable[Kernel]
+    tensors: Sequence[KernelTensor], kernels: Sequence[Kernel]
 ) -> list[dict[str, Any]]:
     """Finds the kernels of a model among the tensors of a file.
 
@@ -162,30 +163,35 @@ def recognise(
     Raises:
         ValueError: if a kernel is not there.
     """
-    rows = []
-    for kernel in kernels:
-        holding = [tensor for tensor in tensors if _holds(tensor, kernel)]
-        named = [tensor for tensor in holding if tensor.name == kernel.layer]
-        if not holding:
-            raise ValueError(
-                f"The file should hold the kernel of layer '{kernel.layer}', "
-                f"{kernel.codes.size} codes of at most {kernel.bits} bits. Received: "
-                "the integer tensors "
-                f"{[f'{t.name} {t.type} {t.shape}' for t in tensors]}, none of which "
-                "has these codes. The file is damaged, or of another model."
-            )
-        rows += [
-            {
-                "layer": kernel.layer,
-                "tensor": tensor.name,
-                "type": tensor.type,
-                "container_bits": tensor.bits,
-                "shape": list(tensor.shape),
-                "bytes": len(tensor.packed),
-            }
-            for tensor in named or holding[:1]
-        ]
-    return rows
+    with progress_bar("Comparison of kernels", len(kernels)) as bar:
+        found = [_tensors_of(kernel, tensors) for kernel in bar.over(kernels)]
+    return [
+        {
+            "layer": kernel.layer,
+            "tensor": tensor.name,
+            "type": tensor.type,
+            "container_bits": tensor.bits,
+            "shape": list(tensor.shape),
+            "bytes": len(tensor.packed),
+        }
+        for kernel, holding in zip(kernels, found, strict=True)
+        for tensor in holding
+    ]
+
+
+def _tensors_of(kernel, tensors):
+    """The tensors with the codes of a kernel: those of its name, or one other."""
+    holding = [tensor for tensor in tensors if _holds(tensor, kernel)]
+    if not holding:
+        raise ValueError(
+            f"The file should hold the kernel of layer '{kernel.layer}', "
+            f"{kernel.codes.size} codes of at most {kernel.bits} bits. Received: "
+            "the integer tensors "
+            f"{[f'{t.name} {t.type} {t.shape}' for t in tensors]}, none of which "
+            "has these codes. The file is damaged, or of another model."
+        )
+    named = [tensor for tensor in holding if tensor.name == kernel.layer]
+    return named or holding[:1]
 
 
 def _holds(tensor: KernelTensor, kernel: Kernel) -> bool:

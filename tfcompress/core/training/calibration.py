@@ -23,9 +23,11 @@ def quantized_layers(model: keras.Model) -> dict[str, QuantizedKernel]:
 
 def calibrate_weights(model: keras.Model) -> None:
     """Sets the range of every `BitSharing` quantizer from its weights."""
-    for layer in quantized_layers(model).values():
-        if isinstance(layer.kernel_quantizer, BitSharing):
-            layer.kernel_quantizer.calibrate(layer.latent_kernel)
+    layers = quantized_layers(model).values()
+    with progress_bar("Ranges of weights", len(layers)) as bar:
+        for layer in bar.over(layers):
+            if isinstance(layer.kernel_quantizer, BitSharing):
+                layer.kernel_quantizer.calibrate(layer.latent_kernel)
 
 
 def calibrate_activations(model: keras.Model, batches: Iterable[Any]) -> None:
@@ -43,9 +45,8 @@ def calibrate_activations(model: keras.Model, batches: Iterable[Any]) -> None:
     try:
         batches = list(batches)
         with progress_bar("Ranges of activations", len(batches)) as bar:
-            for inputs in batches:
+            for inputs in bar.over(batches):
                 model(inputs, training=False)
-                bar.add(1)
     except BaseException:  # interruptions from the keyboard count
         for quantizer in quantizers:
             quantizer.discard()

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfcompress.compat import keras_private
-from tfcompress.progress_bar import progress_bar
+from tfcompress.progress_bar import announced, progress_bar
 
 # Statistics of 2048 images, averaged over samples and positions, vary less than one
 # optimizer step changes them.
@@ -88,7 +88,8 @@ def take_inputs(
         rows, parts = _choose_rows(
             data, count, size or batch_size, samples, size is not None
         )
-        return Inputs(_from_arrays(data, rows, parts, shuffle), data)
+        with announced("Reading training samples"):
+            return Inputs(_from_arrays(data, rows, parts, shuffle), data)
     reader = _Reader(model, samples, steps_per_epoch)
     if isinstance(data, Iterator):
         data = reader.read_and_put_back(data)
@@ -135,9 +136,8 @@ def _from_py_dataset(data, samples, steps_per_epoch):
     total = data.num_batches or steps_per_epoch or kept
     chosen = np.linspace(0, total - 1, min(total, kept)).astype(int)
     with progress_bar("Reading training samples", len(chosen) - 1) as bar:
-        for index in chosen[1:]:
+        for index in bar.over(chosen[1:]):
             batches.append(_host(_inputs_of(data[int(index)])))
-            bar.add(1)
     return batches
 
 

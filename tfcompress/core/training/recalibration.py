@@ -109,10 +109,10 @@ class Recalibration:
         try:
             for norm in self.norms:
                 norm.momentum = 0.0  # its statistics become those of the last batch
-            with progress_bar("Batch normalization statistics", len(self.batches)) as p:
-                for index, inputs in enumerate(self.batches):
+            title = "Batch normalization statistics"
+            with progress_bar(title, len(self.batches)) as bar:
+                for index, inputs in enumerate(bar.over(self.batches)):
                     seen.append(self._forward((np.array(index, "int32"), inputs)))
-                    p.add(1)
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -13,6 +13,7 @@ from tfcompress.core.training.learning_rate import (
 from tfcompress.core.training.progress import ProgressCallback
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.undo import undone_on_failure
+from tfcompress.progress_bar import announced
 
 if TYPE_CHECKING:
     from tfcompress.core.student import Student
@@ -117,7 +118,10 @@ class Search(ProgressCallback):
     def _start(self, share):
         restored, self.model.restored = self.model.restored, {}
         self._planned_rate = constant_rate(inner_optimizer(self.model))
-        with undone_on_failure(self.model.variables):
+        with (
+            announced("Preparation of the search"),
+            undone_on_failure(self.model.variables),
+        ):
             if share and restored:
                 self.resume(restored)
             else:
@@ -126,7 +130,10 @@ class Search(ProgressCallback):
 
     def _freeze(self):
         check_finite(self.model, "Its training diverged: lower the learning rate.")
-        with undone_on_failure(self.model.variables):
+        with (
+            announced("End of the search"),
+            undone_on_failure(self.model.variables),
+        ):
             self.freeze()
         self.searching, self.model.search = False, None
         restart_averages(self.model)

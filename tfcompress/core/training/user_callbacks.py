@@ -16,6 +16,7 @@ from keras.callbacks import Callback
 
 from tfcompress.core.checks import is_finite
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.progress_bar import announced
 
 if TYPE_CHECKING:
     from tfcompress.core.student import Student
@@ -76,7 +77,8 @@ def warn_if_unmet(student: "Student") -> None:
     # Costs of weights that are NaN mean nothing.
     reason: str | None = "its weights are NaN or infinite"
     if is_finite(student):
-        reason = student.scheme.unmet(student)
+        with announced("Measurements of the student"):
+            reason = student.scheme.unmet(student)
     if reason is not None:
         warnings.warn(
             f"The student does not meet what its scheme was asked for: {reason}. The "
@@ -108,7 +110,10 @@ class ReportCompression(Callback):
     def measure(self) -> dict[str, float]:
         """Returns the scheme's measurements, and updates `is_finished`."""
         student = self.model
-        with np.errstate(invalid="ignore"):  # of a training that diverged
+        with (
+            announced("Measurements of the student"),
+            np.errstate(invalid="ignore"),  # of a training that diverged
+        ):
             measured = student.scheme.measure(student) if student.scheme else {}
         self.is_finished = measured.get("phase", 1.0) == 1.0
         return measured

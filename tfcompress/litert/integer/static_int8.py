@@ -11,6 +11,7 @@ from tfcompress.compat.litert_private import calibrate, schema
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.integer.input_levels import Limits
 from tfcompress.litert.runtime import Runner
+from tfcompress.progress_bar import progress_bar
 
 # Number of representative samples that suffice.
 SAMPLES = 256
@@ -52,8 +53,10 @@ def quantized_tflite(
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
     with _quiet(), _explained():
         ranges: dict[str, dict[str, np.ndarray]] = {}
-        for batch in _batches(samples, Runner(content).batch_size or BATCH_SIZE):
-            _widen(ranges, calibrate(engine, batch))
+        batches = list(_batches(samples, Runner(content).batch_size or BATCH_SIZE))
+        with progress_bar("Ranges of tensors", len(batches)) as bar:
+            for batch in bar.over(batches):
+                _widen(ranges, calibrate(engine, batch))
         for name, limits in ranges.items():
             _adjust(name, limits, choose)
         quantized = bytes(engine.quantize(ranges).quantized_model)
@@ -140,9 +143,11 @@ def _explained() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses litert-quantizer's progress, statistics and warnings."""
+    """Suppresses litert-quantizer's progress, statistics and warnings.
+
+    It writes none of them to stdout, where progress bars appear.
+    """
     with (
-        contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
         warnings.catch_warnings(),
     ):

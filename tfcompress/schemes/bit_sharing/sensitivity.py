@@ -8,6 +8,7 @@ import numpy as np
 
 from tfcompress.core.student import Student
 from tfcompress.core.training.data import fixed_batch_size
+from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.gates import BitGates
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
@@ -62,14 +63,17 @@ def _measured(student, space, finest, inputs):
             for out, ref in zip(_outputs(student, inputs), reference, strict=True)
         )
 
-    damages = [
-        (gates, [finest.damage_at(gates, bits, damage) for bits in gates.candidates])
-        for gates in finest.gates
-    ]
-    filters = [
-        (gate, _marginal_damages(gate, finest, damage))
-        for gate in space.filter_gates.values()
-    ]
+    filter_gates = space.filter_gates.values()
+    steps = len(finest.gates) + len(filter_gates)
+    with progress_bar("Sensitivities to bits and filters", steps) as bar:
+        damages = [
+            (gates, [finest.damage_at(gates, x, damage) for x in gates.candidates])
+            for gates in bar.over(finest.gates)
+        ]
+        filters = [
+            (gate, _marginal_damages(gate, finest, damage))
+            for gate in bar.over(filter_gates)
+        ]
     return damages, filters
 
 

@@ -9,6 +9,7 @@ from keras import ops
 
 from tfcompress.core.training.compiled import compiled
 from tfcompress.layers import FactorizedKernel
+from tfcompress.progress_bar import progress_bar
 from tfcompress.types import ArrayLike
 
 
@@ -51,7 +52,8 @@ class MeasureActivations:
         Raises:
             ValueError: if activations are not finite.
         """
-        seen = [self._run(inputs) for inputs in batches]
+        with progress_bar("Statistics of activations", len(batches)) as bar:
+            seen = [self._run(inputs) for inputs in bar.over(batches)]
         return {n: _statistics(n, [sums[n] for sums in seen]) for n in self.layers}
 
     def _sums(self, model, inputs):

@@ -7,6 +7,7 @@ from tfcompress.layers.factorized import (
     plain_layer,
     width_argument,
 )
+from tfcompress.progress_bar import progress_bar
 from tfcompress.schemes.decomposition.search_space import RankSpace
 from tfcompress.schemes.decomposition.selection import Selection
 
@@ -29,11 +30,13 @@ def slower_when_decomposed(space: RankSpace, selection: Selection) -> list[str]:
     Raises:
         ImportError: if LiteRT is not installed.
     """
-    return [
-        name
-        for name, keep in selection.keep_ranks.items()
-        if not keep.all() and not _is_faster(space, selection, name, int(keep.sum()))
-    ]
+    ranks = {n: int(x.sum()) for n, x in selection.keep_ranks.items() if not x.all()}
+    with progress_bar("Latencies of decomposed layers", len(ranks)) as bar:
+        return [
+            name
+            for name, rank in bar.over(ranks.items())
+            if not _is_faster(space, selection, name, rank)
+        ]
 
 
 def _is_faster(space, selection, name, rank):

@@ -11,6 +11,7 @@ from tfcompress.core.training.learning_rate import training_model
 from tfcompress.core.training.penalty import DESCENT
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
+from tfcompress.progress_bar import announced
 from tfcompress.schemes.decomposition.activation_statistics import (
     ActivationStatistics,
     MeasureActivations,
@@ -105,8 +106,9 @@ class RankSearch(Search):
         full = self.space.width_model.full_cost()
         target = full * (self.budget / full) ** min(1.0, share / DESCENT)
         strength = min(1.0 / SHRINKAGE_SHARE, MAX_STEP * self.steps())
-        scores = compute_scores(self.space, self.measure(self._scoring_batches()))
-        selection = self._select(target, scores)
+        statistics = self.measure(self._scoring_batches())
+        with announced("Selection of channels and ranks"):
+            selection = self._select(target, compute_scores(self.space, statistics))
         self.space.shrink(
             selection.keep_groups, selection.keep_ranks, self.unit * strength
         )

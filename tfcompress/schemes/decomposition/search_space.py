@@ -10,6 +10,7 @@ from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels, GroupSet
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import FactorizedKernel
+from tfcompress.progress_bar import progress_bar
 from tfcompress.schemes.decomposition.activation_statistics import ActivationStatistics
 from tfcompress.schemes.decomposition.group_lasso import GroupLasso, SliceGroups
 from tfcompress.schemes.decomposition.principal_axes import (
@@ -146,8 +147,9 @@ class RankSpace:
             statistics: dict of str to `ActivationStatistics`. Present statistics by
                 layer.
         """
-        for name, layer in self.layers.items():
-            if layer.kernel_rank is None:
+        svd = {n: x for n, x in self.layers.items() if x.kernel_rank is None}
+        with progress_bar("Principal axes of outputs", len(svd)) as bar:
+            for name, layer in bar.over(svd.items()):
                 basis, coefficients = self.factors(name)
                 rows = basis.reshape(-1, len(coefficients))
                 scales = self.output_scales(name, coefficients, statistics[name])

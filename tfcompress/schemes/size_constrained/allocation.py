@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfcompress.core.knapsack import multiple_choice_knapsack
+from tfcompress.progress_bar import announced, progress_bar
 from tfcompress.quantizers.clustering import SortedNonZeros, counts_and_distortions
 from tfcompress.schemes.size_constrained.budget import SizeBudget
 from tfcompress.schemes.size_constrained.codebooks import Codebooks
 from tfcompress.schemes.size_constrained.rate_distortion import operating_points
 from tfcompress.types import ArrayLike
 
+# Of progress bars.
+TITLE = "Allocation of the size"
 # Nominal bits of a weight are at least this, also where all codes are the same.
 _MIN_BITS = 0.1
 # The size of an allocation is measured once it is made, so it is corrected this often.
@@ -48,7 +51,8 @@ class Allocation:
 
     def start(self) -> None:
         """Sets the masks and bits of a new student; its latent kernels stay."""
-        self._allocate(self.codebooks.kernels(), 1.0, 0.0)
+        with announced(TITLE):
+            self._allocate(self.codebooks.kernels(), 1.0, 0.0)
 
     def tighten(self, factor: float = 1.0, min_gain: float = 0.0) -> None:
         """Removes the weights and bits that a multiple of the budget does not pay for.
@@ -63,7 +67,8 @@ class Allocation:
         """
         masks = self.codebooks.masks()
         kernels = {n: x * masks[n] for n, x in self.codebooks.kernels().items()}
-        masks = self._allocate(kernels, factor, min_gain)
+        with announced(TITLE):
+            masks = self._allocate(kernels, factor, min_gain)
         self.codebooks.set_kernels({n: x * masks[n] for n, x in kernels.items()})
 
     def shrink(self, share: float) -> None:
@@ -186,10 +191,11 @@ class Allocation:
 
     def _operating_points(self, kernels):
         min_counts, bit_widths = self.codebooks.min_counts(), self.codebooks.bit_widths
-        return {
-            name: operating_points(kernel, min_counts[name], self.budget, bit_widths)
-            for name, kernel in kernels.items()
-        }
+        with progress_bar("Zeros and bits of each layer", len(kernels)) as bar:
+            return {
+                name: operating_points(x, min_counts[name], self.budget, bit_widths)
+                for name, x in bar.over(kernels.items())
+            }
 
     def _bits_per_weight(self, masks):
         """Nominal bits of a kept weight by layer name, with the present codes."""

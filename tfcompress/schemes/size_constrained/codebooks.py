@@ -8,6 +8,7 @@ from keras import ops
 
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
+from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers import Codebook
 from tfcompress.quantizers.clustering import (
     SortedNonZeros,
@@ -115,10 +116,11 @@ class Codebooks:
             masks: bool arrays by layer name.
             bits: bits of a code by layer name.
         """
-        for name, quantizer in self.quantizers.items():
-            values = SortedNonZeros(kernels[name] * masks[name])
-            fitted = self.fitted(values, bits[name])
-            quantizer.set_codebook(bits[name], *fitted, masks[name])
+        with progress_bar("Codebooks", len(self.quantizers)) as bar:
+            for name, quantizer in bar.over(self.quantizers.items()):
+                values = SortedNonZeros(kernels[name] * masks[name])
+                fitted = self.fitted(values, bits[name])
+                quantizer.set_codebook(bits[name], *fitted, masks[name])
 
     def refit(self) -> None:
         """Fits the codebooks to the present weights; masks and bits stay."""

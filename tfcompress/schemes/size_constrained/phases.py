@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.progress_bar import announced
 from tfcompress.schemes.size_constrained.search_space import SizeSpace
 
 # Multiple of the budget that ADMM's projections keep and the descent begins with.
@@ -138,7 +139,8 @@ class AdmmPhase(Phase):
             self.space.codebooks.set_quantizing(True)
 
     def _project(self):
-        self.space.admm.project(self.space.allocation, RELAXATION)
+        with announced("Projections of ADMM"):
+            self.space.admm.project(self.space.allocation, RELAXATION)
         self.schedule.wait(self._share)
         self._set_targets()
 
@@ -241,7 +243,8 @@ class FineTuning(Phase):
             # The whole excess has to come from the codes, which often shrink by less
             # than their nominal bits: each attempt removes more.
             share = max(0.0, 1.0 - attempt * (size - total) / coded)
-            self.space.allocation.shrink(SHRINK_MARGIN * share)
+            with announced("Removal of the smallest weights"):
+                self.space.allocation.shrink(SHRINK_MARGIN * share)
             self.recalibrate()
         raise RuntimeError(
             f"A file of at most {total:,.0f} is expected. Received: one of "
