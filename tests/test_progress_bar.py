@@ -47,12 +47,21 @@ def test_bar_is_silent_if_fit_is(output):
     assert "9/9" in output(steps=9)
 
 
-def test_bar_is_silent_without_interactive_logging(output):
+@pytest.fixture
+def quiet():
     keras.config.disable_interactive_logging()
-    try:
-        assert output(steps=9) == ""
-    finally:
-        keras.config.enable_interactive_logging()
+    yield
+    keras.config.enable_interactive_logging()
+
+
+def test_bar_is_silent_without_interactive_logging(output, quiet):
+    assert output(steps=9) == ""
+
+
+def test_timer_shows_nothing_without_interactive_logging(quiet):
+    # The setting is one of the thread.
+    with announced("Conversion"):
+        assert not any(isinstance(x, threading.Timer) for x in threading.enumerate())
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -1,7 +1,7 @@
 """Progress bars of the library's own work, next to those of `fit`.
 
-They are written as Keras writes its own. `keras.config.disable_interactive_logging`
-therefore sends both to the log.
+`fit` sets their verbosity. Everywhere else there are none if the user has called
+`keras.config.disable_interactive_logging`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 _verbosity: contextvars.ContextVar[str | int] = contextvars.ContextVar(
     "tfcompress_verbosity", default="auto"
 )
-# Of the work that goes on, from the outside in.
+# Titles of the work that goes on, from the outside in.
 _titles: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
     "tfcompress_titles", default=()
 )
@@ -49,9 +49,9 @@ def verbosity(verbose: str | int) -> Iterator[None]:
 def progress_bar(title: str, total: int | None) -> Iterator["ProgressBar"]:
     """Shows a Keras progress bar if the work in a `with` statement takes long.
 
-    Work of less than `DELAY` seconds shows nothing. Neither do `verbose=0` and
-    processes other than the first of several. Longer work shows its title as soon as
-    `DELAY` seconds have passed, and the bar after each step.
+    Work of less than `DELAY` seconds shows nothing. Neither do `verbose=0`, disabled
+    interactive logging, and processes other than the first of several. Longer work
+    shows its title as soon as `DELAY` seconds have passed, and the bar after each step.
 
     A bar within the work of another one appears below its title, unless both have the
     same.
@@ -68,8 +68,9 @@ def progress_bar(title: str, total: int | None) -> Iterator["ProgressBar"]:
     """
     verbose = _verbosity.get()
     verbose = 1 if verbose == "auto" else int(verbose)
-    is_repeated = title in _titles.get()
-    if is_repeated or not _is_chief():
+    # Not asked in the thread of the timer, which has a setting of its own.
+    is_interactive = keras.config.is_interactive_logging_enabled()
+    if title in _titles.get() or not is_interactive or not _is_chief():
         verbose = 0
     bar = ProgressBar(title, total, verbose)
     token = _titles.set((*_titles.get(), title))

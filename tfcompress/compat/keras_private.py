@@ -265,7 +265,7 @@ def process_index() -> int:
 def print_message(message: str) -> None:
     """Writes a line to where Keras writes its progress bars.
 
-    `keras.utils.Progbar` is public and writes bars alone, without a title. Keras writes
-    to the log in place of stdout where interactive logging is disabled.
+    `keras.utils.Progbar` is public and writes bars alone, without a title. `print`
+    fails where stdout lacks a character of the message.
     """
     io_utils.print_msg(message)

@@ -272,7 +272,8 @@ class SchemeCallbacks(keras.callbacks.Callback):
         self._is_running = False
         if self.model is not self.student:
             self.model.train_function = None  # a next `fit` calls the student anew
-        warn_if_unmet(self.student)
+        with self._verbosity():
+            warn_if_unmet(self.student)
 
     def _check(self, trainer):
         if self.student.training_run.is_own_fit:
@@ -308,8 +309,11 @@ class SchemeCallbacks(keras.callbacks.Callback):
                 "Set `student.distillation = None`, or train the student by its `fit`."
             )
 
+    def _verbosity(self):
+        return verbosity((self.params or {}).get("verbose", "auto"))
+
     def _forward(self, hook, *args, **kwargs):
-        with verbosity((self.params or {}).get("verbose", "auto")):
+        with self._verbosity():
             for callback in self.callbacks:
                 getattr(callback, hook)(*args, **kwargs)
 

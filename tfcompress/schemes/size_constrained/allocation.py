@@ -14,7 +14,7 @@ from tfcompress.schemes.size_constrained.codebooks import Codebooks
 from tfcompress.schemes.size_constrained.rate_distortion import operating_points
 from tfcompress.types import ArrayLike
 
-# Of progress bars.
+# Title of progress bars.
 TITLE = "Allocation of the size"
 # Nominal bits of a weight are at least this, also where all codes are the same.
 _MIN_BITS = 0.1

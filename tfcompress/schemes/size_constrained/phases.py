@@ -17,6 +17,8 @@ MIN_UPDATES = 20
 # Share of the nominal bits that a removal aims at, as only the file tells its size.
 SHRINK_MARGIN = 0.996
 MAX_SHRINKS = 10
+# Title of progress bars.
+MEETING = "Size of the file"
 
 
 class UpdateSchedule:
@@ -64,8 +66,9 @@ class Artifact:
             `(size, coded)`: size of all and of the codes, in the budget's unit.
         """
         budget = self.space.allocation.budget
-        coded = budget.size_of(self.space.codebooks.codes()) - budget.overhead
-        size = self._size_of()
+        with announced(MEETING):
+            coded = budget.size_of(self.space.codebooks.codes()) - budget.overhead
+            size = self._size_of()
         budget.overhead = size - coded
         return size, coded
 
@@ -235,6 +238,10 @@ class FineTuning(Phase):
         Raises:
             RuntimeError: if it still is too large after `MAX_SHRINKS` attempts.
         """
+        with announced(MEETING):
+            self._shrink_to_budget()
+
+    def _shrink_to_budget(self):
         total = self.space.allocation.budget.total
         for attempt in range(1, MAX_SHRINKS + 1):
             size, coded = self.artifact.measure()
@@ -243,8 +250,7 @@ class FineTuning(Phase):
             # The whole excess has to come from the codes, which often shrink by less
             # than their nominal bits: each attempt removes more.
             share = max(0.0, 1.0 - attempt * (size - total) / coded)
-            with announced("Removal of the smallest weights"):
-                self.space.allocation.shrink(SHRINK_MARGIN * share)
+            self.space.allocation.shrink(SHRINK_MARGIN * share)
             self.recalibrate()
         raise RuntimeError(
             f"A file of at most {total:,.0f} is expected. Received: one of "
