@@ -58,10 +58,16 @@ def test_bar_is_silent_without_interactive_logging(output, quiet):
     assert output(steps=9) == ""
 
 
+def waiting_timers():
+    """The timers that are not cancelled; the threads of others may still end."""
+    timers = (x for x in threading.enumerate() if isinstance(x, threading.Timer))
+    return [timer for timer in timers if not timer.finished.is_set()]
+
+
 def test_timer_shows_nothing_without_interactive_logging(quiet):
     # The setting is one of the thread.
     with announced("Conversion"):
-        assert not any(isinstance(x, threading.Timer) for x in threading.enumerate())
+        assert not waiting_timers()
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -126,7 +132,7 @@ def test_failed_work_ends_the_line_of_its_title_and_counts_no_step(
 
 def test_no_timer_is_left_after_short_work():
     with announced("Conversion"):
-        (timer,) = (x for x in threading.enumerate() if isinstance(x, threading.Timer))
+        (timer,) = waiting_timers()
     timer.join(60)
     assert not timer.is_alive()
 
