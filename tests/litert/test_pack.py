@@ -6,11 +6,11 @@ import pytest
 from keras import layers as kl
 
 from tests.litert.packed_models import make_packed
+from tfcompress.graph.signature import input_names, output_names
 from tfcompress.litert import float_tflite, predict
 from tfcompress.litert.flatbuffer import operator_name, read
 from tfcompress.litert.kernels import Kernel, packed_kernels
 from tfcompress.litert.pack import pack_kernels
-from tfcompress.litert.signature import input_names, output_names
 
 
 def packed_content(model, kernels=None):

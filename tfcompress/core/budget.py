@@ -3,8 +3,15 @@
 import contextlib
 import numbers
 
+import keras
+
+from tfcompress.cost.input_shape import InputShape, example_input_shape
+from tfcompress.cost.layer_costs import layer_costs
+
 # Share of a budget that a compressed model may leave unused.
 SLACK = 0.02
+# Layers that an error names.
+_NAMED = 5
 
 
 def excess(received: float, budget: float, unit: str) -> str | None:
@@ -49,3 +56,35 @@ def parse_budget(budget: float | str, reference: float, name: str) -> float:
             f"such as '1/60'. Received: {name}={budget!r}."
         )
     return value
+
+
+def check_sizes_known(
+    model: keras.Model, input_shape: InputShape | None, needs: str
+) -> None:
+    """Checks that the multiply-accumulates of all layers can be counted.
+
+    Args:
+        model: the user's model.
+        input_shape: argument of the scheme, see `tfcompress.cost.layer_costs`.
+        needs: str. Subject of the error, which needs the sizes: "A budget in MACs".
+
+    Raises:
+        ValueError: if the size of a layer's output is open, or the model takes no
+            inputs of `input_shape`.
+    """
+    is_open = [cost.name for cost in layer_costs(model, input_shape) if cost.open_size]
+    if not is_open:
+        return
+    names = ", ".join(f"'{name}'" for name in is_open[:_NAMED])
+    others = f" and {len(is_open) - _NAMED} more" if len(is_open) > _NAMED else ""
+    hint = (
+        f"Give the scheme the size to count at, such as input_shape="
+        f"{example_input_shape(model)}. The model still takes inputs of any size."
+        if input_shape is None
+        else "It depends on more than the shape of the inputs. Give `Decomposition` a "
+        "budget of parameters, or `SizeConstrained` one of bytes."
+    )
+    raise ValueError(
+        f"{needs} needs the output size of every layer. Received: input_shape="
+        f"{input_shape}, with which it is open for {names}{others}. {hint}"
+    )

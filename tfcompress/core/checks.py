@@ -46,8 +46,8 @@ def check_compressible(model: keras.Model) -> None:
     Raises:
         TypeError: if it is no Keras 3 model.
         ValueError: if it has no graph, a `call` of its own, a layer that cannot be
-            copied, weights that are not finite, or trainable weights in another float
-            type than float32.
+            copied or is called on an open number of channels, weights that are not
+            finite, or trainable weights in another float type than float32.
     """
     if not isinstance(model, keras.Model):
         origin = type(model).__module__.split(".")[0]
@@ -62,7 +62,9 @@ def check_compressible(model: keras.Model) -> None:
         )
     check_has_graph(model)
     check_call(model)
-    operations = {id(call.operation): call.operation for call in Graph(model).calls}
+    calls = Graph(model).calls
+    _check_channels(calls)
+    operations = {id(call.operation): call.operation for call in calls}
     for operation in operations.values():
         clone_layer(operation)  # raises before anything is done
     low = {
@@ -79,6 +81,27 @@ def check_compressible(model: keras.Model) -> None:
             "compute in 16 bits but keep float32 weights."
         )
     check_finite(model, "Load or train a healthy model first.")
+
+
+def _check_channels(calls):
+    """Checks that layers know the sizes that their weights depend on.
+
+    A layer that was built before takes inputs of open size there, and no new layer can
+    be made for them.
+    """
+    for call in calls:
+        specs = keras.tree.flatten(getattr(call.operation, "input_spec", None))
+        for spec, tensor in zip(specs, call.inputs, strict=False):
+            for axis, size in (getattr(spec, "axes", None) or {}).items():
+                if size is not None and tensor.shape[axis] is None:
+                    raise ValueError(
+                        f"Layers with weights must be called on a known number of "
+                        f"channels. Received: '{call.name}' of "
+                        f"{type(call.operation).__name__} called on shape "
+                        f"{tuple(tensor.shape)}, with {size} channels in its weights. "
+                        "Give `keras.Input` the number of channels; other sizes may "
+                        "stay None."
+                    )
 
 
 def check_call(model: keras.Model) -> None:

@@ -1,6 +1,7 @@
 """MACs, BOPs, parameters and bytes, with one definition each."""
 
 from tfcompress.cost.arithmetic import bops, entropy_bits, kernel_macs, value_bits
+from tfcompress.cost.input_shape import InputShape
 from tfcompress.cost.layer_costs import (
     LayerCost,
     ModelCost,
@@ -10,6 +11,7 @@ from tfcompress.cost.layer_costs import (
 )
 
 __all__ = [
+    "InputShape",
     "LayerCost",
     "ModelCost",
     "bops",

@@ -14,7 +14,8 @@ from tfcompress.cost.formulas import (
     leaves_products_out,
     output_positions,
 )
-from tfcompress.graph.graph import Call, Graph
+from tfcompress.cost.input_shape import InputShape, sized_graph
+from tfcompress.graph.graph import Call
 from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
 from tfcompress.layers.kernel import channel_axis
 from tfcompress.quantizers import ActivationQuantizer
@@ -49,6 +50,8 @@ class LayerCost:
         entropy_bytes: int. `bytes` with codes at their entropy bound.
         value_bits: int. Bits of the kernel's non-zero values.
         not_counted: str. Reason why `macs` is None, or "".
+        open_size: bool. Whether that is because the model leaves the size of an output
+            open.
     """
 
     name: str
@@ -68,6 +71,7 @@ class LayerCost:
     entropy_bytes: int
     value_bits: int
     not_counted: str = ""
+    open_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,23 @@ class ModelCost:
     """Sums over the layers of a model, see `LayerCost`.
 
     Attributes:
+        macs, bops: int; None if the size of a layer's output is open.
         not_counted: tuple of `LayerCost`. Layers that `macs` and `bops` leave out.
     """
 
     weights: int
     params: int
-    macs: int
-    bops: int
+    macs: int | None
+    bops: int | None
     bytes: int
     entropy_bytes: int
     value_bits: int
     not_counted: tuple[LayerCost, ...]
 
 
-def layer_costs(model: keras.Model) -> list[LayerCost]:
+def layer_costs(
+    model: keras.Model, input_shape: InputShape | None = None
+) -> list[LayerCost]:
     """Returns the cost of every layer that has weights or multiplies.
 
     Convolutions (also transposed, depthwise and separable ones), Dense and EinsumDense
@@ -100,16 +107,20 @@ def layer_costs(model: keras.Model) -> list[LayerCost]:
     Args:
         model: built Functional or Sequential model: plain, a student with `Quant*`
             layers, or finalized with `Packed*` layers.
+        input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
+            at which a model of free input sizes is counted. For several inputs a list
+            of these in the order of the inputs, or a dict by their names.
 
     Returns:
         `LayerCost`s in the order of the layers' first calls. A shared layer appears
         once, with the operations of all its calls.
 
     Raises:
-        ValueError: if the model is subclassed or not built.
+        ValueError: if the model is subclassed or not built, or does not take inputs of
+            `input_shape`.
     """
     calls_of: dict[int, list[Call]] = {}
-    for call in Graph(model).calls:
+    for call in sized_graph(model, input_shape).calls:
         calls_of.setdefault(id(call.operation), []).append(call)
     # The QuantizeActivation of each quantized tensor, by the tensor's id.
     quantized_by = {
@@ -124,11 +135,12 @@ def layer_costs(model: keras.Model) -> list[LayerCost]:
 
 def total_cost(costs: Sequence[LayerCost]) -> ModelCost:
     """Returns the sums over `layer_costs(model)`."""
+    is_open = any(cost.open_size for cost in costs)
     return ModelCost(
         weights=sum(cost.weights for cost in costs),
         params=sum(cost.params for cost in costs),
-        macs=sum(cost.macs or 0 for cost in costs),
-        bops=sum(cost.bops or 0 for cost in costs),
+        macs=None if is_open else sum(cost.macs or 0 for cost in costs),
+        bops=None if is_open else sum(cost.bops or 0 for cost in costs),
         bytes=sum(cost.bytes for cost in costs),
         entropy_bytes=sum(cost.entropy_bytes for cost in costs),
         value_bits=sum(cost.value_bits for cost in costs),
@@ -140,7 +152,7 @@ def float32_cost(cost: ModelCost) -> ModelCost:
     """Returns the cost of the same layers in float32, without zeros."""
     return replace(
         cost,
-        bops=arithmetic.bops(cost.macs),
+        bops=None if cost.macs is None else arithmetic.bops(cost.macs),
         bytes=4 * cost.params,
         entropy_bytes=4 * cost.params,
         value_bits=arithmetic.value_bits(cost.weights, arithmetic.FLOAT_BITS),
@@ -211,6 +223,7 @@ def _counted(calls, names, quantized_by):
         entropy_bytes=math.ceil(stored.entropy_bits / 8) + other_bytes,
         value_bits=arithmetic.value_bits(stored.nonzeros, stored.index_bits),
         not_counted=why,
+        open_size=bool(why),
     )
 
 

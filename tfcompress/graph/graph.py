@@ -43,18 +43,23 @@ class Graph:
 
     Args:
         model: built Functional or Sequential `keras.Model`.
+        inputs: list of `KerasTensor` to trace instead of the model's inputs, or None.
 
     Raises:
         ValueError: if the model is subclassed or not built.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(
+        self, model: keras.Model, inputs: list[keras.KerasTensor] | None = None
+    ) -> None:
         check_has_graph(model)
         self.calls: list[Call] = []
         self.model_calls: list[Call] = []
-        self.inputs: list[keras.KerasTensor] = model.inputs
+        self.inputs: list[keras.KerasTensor] = (
+            model.inputs if inputs is None else inputs
+        )
         self.outputs: list[keras.KerasTensor] = keras.tree.flatten(
-            self._walk(model, model.inputs, "")
+            self._walk(model, self.inputs, "")
         )
 
     def _walk(self, model, inputs, prefix):

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert.kernels import packed_kernels
 from tfcompress.litert.levels import SameLevels, has_quantized_activations
 from tfcompress.litert.runtime import Runner, read_file, split, try_out
-from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import kernel_tensors, recognise
 from tfcompress.progress_bar import announced, progress_bar
 

@@ -12,9 +12,9 @@ from keras import ops
 from tfcompress import layers
 from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.graph.signature import functional
 from tfcompress.layers.cloning import config_of
 from tfcompress.litert.batch import with_free_batch
-from tfcompress.litert.signature import functional
 from tfcompress.progress_bar import announced
 
 # Longest message of the converter in an error.

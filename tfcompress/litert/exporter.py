@@ -9,12 +9,12 @@ from typing import Any
 import keras
 
 from tfcompress.cost.arithmetic import xz_bytes
+from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert.check import Samples, compare
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import Kernel, Match, packed_kernels
 from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.runtime import Runner
-from tfcompress.litert.signature import functional, input_names, output_names
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 from tfcompress.progress_bar import announced
 

@@ -70,9 +70,11 @@ _REPORT = {
         ),
         _COUNT,
     ),
-    "cost": dict.fromkeys(
-        ("params", "macs", "bops", "float_params", "float_macs", "float_bops"), _COUNT
-    ),
+    "cost": {
+        **dict.fromkeys(("params", "float_params"), _COUNT),
+        # None where the model leaves sizes open.
+        **dict.fromkeys(("macs", "bops", "float_macs", "float_bops"), _OrNone(_COUNT)),
+    },
     "budget": _OrNone({"kind": _TEXT, "requested": _NUMBER, "achieved": _NUMBER}),
     "agreement": {"samples": _COUNT, "top1": _FRACTION, "max_abs_diff": _NUMBER},
     "latency_ms": _OrNone(
@@ -144,7 +146,7 @@ def build_report(
     }
 
 
-def _costs(total: ModelCost, before: ModelCost) -> dict[str, int]:
+def _costs(total: ModelCost, before: ModelCost) -> dict[str, int | None]:
     return {
         "params": total.params,
         "macs": total.macs,

@@ -3,33 +3,46 @@
 import keras
 from rich.table import Table
 
-from tfcompress.cost import float32_cost, layer_costs, total_cost
+from tfcompress.cost import InputShape, float32_cost, layer_costs, total_cost
+from tfcompress.cost.input_shape import example_input_shape
 from tfcompress.reporting.tables import render
 
 
-def summary(model: keras.Model) -> str:
+def summary(model: keras.Model, input_shape: InputShape | None = None) -> str:
     """Returns a table of the costs of each layer and of the model, as text.
 
     "bits" are bits of a weight, with those of its container in a file if that is
     larger. "act" are bits of the layer's input. Ratios compare with the same layers
     in float32. Bytes are those of weights, scales and biases; the file adds its graph.
+    MACs and BOPs that are unknown are "-".
 
     Args:
         model: built Functional or Sequential model: plain, a student, or finalized.
+        input_shape: tuple of ints without the batch axis. Size at which a model of
+            free input sizes is counted, see `tfcompress.cost.layer_costs`.
 
     Returns:
         A string of lines no wider than 120 characters.
 
     Raises:
-        ValueError: if the model is subclassed or not built.
+        ValueError: if the model is subclassed or not built, or does not take inputs of
+            `input_shape`.
     """
-    costs = layer_costs(model)
+    costs = layer_costs(model, input_shape)
     total = total_cost(costs)
     parts = [render(_layer_table(costs, total)), render(_total_table(total))]
     parts += [
         f" {cost.name} ({cost.type}) is not in the MACs and BOPs: {cost.not_counted}."
         for cost in total.not_counted
+        if not cost.open_size
     ]
+    open_sizes = sum(cost.open_size for cost in costs)
+    if open_sizes:
+        parts.append(
+            f" MACs and BOPs are unknown: the model leaves the output sizes of "
+            f"{open_sizes} layers open. summary(model, input_shape="
+            f"{example_input_shape(model)}) counts them at a size."
+        )
     return "\n".join(parts)
 
 
@@ -43,7 +56,7 @@ def _layer_table(costs, total):
         ("act", ""),
         ("zeros", ""),
         ("params", _integer(total.params)),
-        ("MACs", _integer(total.macs)),
+        ("MACs", _integer(total.macs, "-")),
         ("bytes", _integer(total.bytes)),
     ):
         table.add_column(title, footer, justify="right", no_wrap=True)
@@ -56,7 +69,7 @@ def _layer_table(costs, total):
             _integer(cost.activation_bits),
             "" if cost.sparsity is None else f"{cost.sparsity:.1%}",
             _integer(cost.params),
-            "?" if cost.not_counted else _integer(cost.macs),
+            _integer(cost.macs, "-"),
             _integer(cost.bytes),
         )
     return table
@@ -75,7 +88,7 @@ def _total_table(total):
     ):
         value, before = getattr(total, name), getattr(reference, name)
         ratio = f"{before / value:.2f}x" if value else ""
-        table.add_row(title, _integer(value), _integer(before), ratio)
+        table.add_row(title, _integer(value, "-"), _integer(before, "-"), ratio)
     return table
 
 
@@ -85,5 +98,5 @@ def _bits(cost):
     return f"{cost.weight_bits} in {cost.container_bits}"
 
 
-def _integer(value):
-    return "" if value is None else f"{value:,}"
+def _integer(value, unknown=""):
+    return unknown if value is None else f"{value:,}"

@@ -11,11 +11,11 @@ import tfcompress as tfc
 from tests.litert.models import MODELS, check_native_types, operators
 from tests.litert.packed_models import make_packed, quantize_activation
 from tfcompress.compat.litert_private import schema
+from tfcompress.graph.signature import functional
 from tfcompress.litert import export, predict
 from tfcompress.litert.check import Samples
 from tfcompress.litert.flatbuffer import constant, operator_name, read
 from tfcompress.litert.runtime import Runner
-from tfcompress.litert.signature import functional
 
 pytest.importorskip("litert_quantizer")
 pytestmark = pytest.mark.filterwarnings(

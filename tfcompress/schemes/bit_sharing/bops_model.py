@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops
+from tfcompress.cost.input_shape import InputShape
 from tfcompress.cost.layer_costs import layer_costs
 from tfcompress.graph.graph import Graph
 from tfcompress.schemes.bit_sharing.filters import Filters
@@ -42,15 +43,18 @@ class BopsModel:
     Args:
         graph: `tfcompress.graph.Graph` of the model.
         model: Functional or Sequential model.
+        input_shape: see `layer_costs`.
     """
 
-    def __init__(self, graph: Graph, model: keras.Model) -> None:
+    def __init__(
+        self, graph: Graph, model: keras.Model, input_shape: InputShape | None = None
+    ) -> None:
         filters = Filters(graph)
         removable = {
             name for name, found in filters.by_layer.items() if not found.why_kept
         }
         self.terms: list[BopsTerm] = []
-        for cost in layer_costs(model):
+        for cost in layer_costs(model, input_shape):
             if cost.macs:
                 reads = filters.source.get(cost.name)
                 self.terms.append(

@@ -5,13 +5,14 @@ from typing import Any
 
 import keras
 
-from tfcompress.core.budget import parse_budget
+from tfcompress.core.budget import check_sizes_known, parse_budget
 from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_config
 from tfcompress.core.plan import Plan
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.cost.input_shape import InputShape, parse_input_shape
 from tfcompress.graph.graph import Graph
 from tfcompress.quantizers import nested
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
@@ -51,6 +52,10 @@ class BitSharing(SearchingScheme):
         max_pruned: float in [0, 1). Share of a layer's groups that may be removed.
         search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         grid: str. Grid of the weights; see `quantizers.BitSharing`.
+        input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
+            at which a model of free input sizes is counted; it still takes inputs of
+            any size. For several inputs a list of these in their order, or a dict by
+            their names.
         weight_decay, overrides: see `Scheme`.
 
     Raises:
@@ -74,6 +79,7 @@ class BitSharing(SearchingScheme):
         grid: str = "symmetric",
         weight_decay: float = 1e-4,
         overrides: Mapping[str, KeepFloat | QuantizeConfig] | None = None,
+        input_shape: InputShape | None = None,
     ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         if (bops is None) == (penalty is None):
@@ -94,6 +100,7 @@ class BitSharing(SearchingScheme):
         self.group_size = group_size
         self.max_pruned = max_pruned
         self.grid = grid
+        self.input_shape = parse_input_shape(input_shape)
         # Checks the candidates and the grid.
         learned_range_config(self.weight_bits, self.activation_bits, False, grid)
         if group_size is not None:
@@ -107,9 +114,10 @@ class BitSharing(SearchingScheme):
         )
 
     def check(self, model: keras.Model, plan: Plan) -> None:
+        check_sizes_known(model, self.input_shape, "A cost in BOPs")
         if self.bops is None:
             return
-        bops_model = BopsModel(Graph(model), model)
+        bops_model = BopsModel(Graph(model), model, self.input_shape)
         budget = parse_budget(self.bops, bops_model.float_bops, "bops")
         bits = {
             row.name: (
@@ -190,7 +198,7 @@ class BitSharing(SearchingScheme):
         }
 
     def connect(self, student: Student) -> None:
-        student.bit_space = SearchSpace(student)
+        student.bit_space = SearchSpace(student, self.input_shape)
         student.bit_space.connect()
 
     def prepare(self, student: Student) -> None:
@@ -238,4 +246,5 @@ class BitSharing(SearchingScheme):
             "group_size": self.group_size,
             "max_pruned": self.max_pruned,
             "grid": self.grid,
+            "input_shape": self.input_shape,
         }

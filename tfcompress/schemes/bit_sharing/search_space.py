@@ -9,6 +9,7 @@ from keras import ops
 from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import quantized_layers
 from tfcompress.cost.arithmetic import FLOAT_BITS
+from tfcompress.cost.input_shape import InputShape
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Quantizer
@@ -44,9 +45,10 @@ class SearchSpace:
 
     Args:
         student: bit-sharing student.
+        input_shape: see `BitSharing`.
     """
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Student, input_shape: InputShape | None = None) -> None:
         graph = Graph(student)
         self._named = graph.layers()
         self.layers: dict[str, QuantizedKernel] = quantized_layers(student)
@@ -55,7 +57,7 @@ class SearchSpace:
         self.filter_gates: dict[str, FilterGate] = {
             x.source: x for x in self._named.values() if isinstance(x, FilterGate)
         }
-        self.bops_model = BopsModel(graph, student)
+        self.bops_model = BopsModel(graph, student, input_shape)
 
     def connect(self) -> None:
         """Connects the filter gates to their layers, and the budget to all gates."""

@@ -5,12 +5,13 @@ from typing import Any
 
 import keras
 
-from tfcompress.core.budget import parse_budget
+from tfcompress.core.budget import check_sizes_known, parse_budget
 from tfcompress.core.config import KeepFloat
 from tfcompress.core.plan import Plan
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.cost.input_shape import InputShape, parse_input_shape
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.schemes.decomposition.factorize import Factorize
@@ -63,6 +64,10 @@ class Decomposition(SearchingScheme):
             faster.
         round_to: int. Layers keep a multiple of so many channels.
         search_fraction: float. Share of the first `fit` that searches, in (0, 1].
+        input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
+            at which a model of free input sizes is counted; it still takes inputs of
+            any size. For several inputs a list of these in their order, or a dict by
+            their names.
         weight_decay: float. See `Scheme`. The decay is on the basis: without it the
             basis would grow while the coefficients shrink.
         overrides: dict. See `Scheme`.
@@ -91,6 +96,7 @@ class Decomposition(SearchingScheme):
         search_fraction: float = 0.5,
         weight_decay: float = 1e-4,
         overrides: Mapping[str, KeepFloat | Factorize] | None = None,
+        input_shape: InputShape | None = None,
     ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         if sum(x is not None for x in (macs, params, penalty)) != 1:
@@ -122,17 +128,24 @@ class Decomposition(SearchingScheme):
         self.batch_norm = batch_norm
         self.margin = margin
         self.round_to = round_to
+        self.input_shape = parse_input_shape(input_shape)
         self.config = Factorize(start, batch_norm)
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> Factorize:
         return self.config
 
     def check(self, model: keras.Model, plan: Plan) -> None:
+        if self.unit == "macs":
+            check_sizes_known(model, self.input_shape, "A cost in MACs")
+        elif self.margin == MEASURED:
+            check_sizes_known(model, self.input_shape, "A measured margin")
         if self.budget is None:
             return
         channels = Channels(Graph(model))
         factorized = [row.name for row in plan.treated()]
-        width_model = WidthModel(model, channels, self.unit, factorized, self._margin())
+        width_model = WidthModel(
+            model, channels, self.unit, factorized, self._margin(), self.input_shape
+        )
         scores = equal_scores(width_model, channels)
         full = width_model.full_cost()
         lowest = lowest_cost(width_model, scores, self.round_to)
@@ -158,7 +171,9 @@ class Decomposition(SearchingScheme):
         return notes
 
     def connect(self, student: Student) -> None:
-        student.rank_space = RankSpace(student, self.unit, self._margin())
+        student.rank_space = RankSpace(
+            student, self.unit, self._margin(), self.input_shape
+        )
         student.rank_space.connect()
 
     def callbacks(
@@ -208,4 +223,5 @@ class Decomposition(SearchingScheme):
             "batch_norm": self.batch_norm,
             "margin": self.margin,
             "round_to": self.round_to,
+            "input_shape": self.input_shape,
         }

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels, GroupSet
 from tfcompress.graph.graph import Graph
@@ -37,22 +38,33 @@ class RankSpace:
         student: Functional model with `FactorizedKernel` layers.
         unit: see `WidthModel`.
         margin: see `WidthModel`.
+        input_shape: see `Decomposition`.
     """
 
-    def __init__(self, student: keras.Model, unit: str, margin: float) -> None:
-        self._graph = graph = Graph(student)
+    def __init__(
+        self,
+        student: keras.Model,
+        unit: str,
+        margin: float,
+        input_shape: InputShape | None = None,
+    ) -> None:
+        graph = Graph(student)
         self._named = named = graph.layers()
         self.layers = {
             n: x for n, x in named.items() if isinstance(x, FactorizedKernel)
         }
         self.channels = Channels(graph)
         self.removable = removable_groups(self.channels, self.layers)
-        self.width_model = WidthModel(student, self.channels, unit, self.layers, margin)
+        self.width_model = WidthModel(
+            student, self.channels, unit, self.layers, margin, input_shape
+        )
+        # Channels are followed as `finalize` does it, without the reference size.
+        self._sized_graph = sized_graph(student, input_shape) if input_shape else graph
         self._norms = {n: foldable(graph, layer) for n, layer in self.layers.items()}
 
     def input_shape(self, name: str) -> tuple[int | None, ...]:
         """Returns the shape of a layer's first input, batch axis included."""
-        return tuple(self._graph.calls_of(self.layers[name])[0].inputs[0].shape)
+        return tuple(self._sized_graph.calls_of(self.layers[name])[0].inputs[0].shape)
 
     def connect(self) -> None:
         """Puts a group lasso on coefficients and on variables of the same channels.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from tfcompress.cost.input_shape import InputShape
 from tfcompress.cost.layer_costs import LayerCost, layer_costs
 from tfcompress.graph.channels import Channels
 
@@ -50,6 +51,7 @@ class WidthModel:
         factorized: names of the layers whose rank may fall.
         margin: float. A layer is decomposed only where that costs less than `margin`
             times one layer: two layers take more time than their MACs say.
+        input_shape: see `layer_costs`.
 
     Attributes:
         terms: dict of str to `WidthTerm`. Terms of the layers by name.
@@ -63,12 +65,14 @@ class WidthModel:
         unit: str,
         factorized: Iterable[str],
         margin: float,
+        input_shape: InputShape | None = None,
     ) -> None:
         self.margin = margin
         self.factorized = tuple(factorized)
         self._not_decomposed: set[str] = set()
         self.terms = {
-            cost.name: self._term(cost, channels, unit) for cost in layer_costs(model)
+            cost.name: self._term(cost, channels, unit)
+            for cost in layer_costs(model, input_shape)
         }
 
     def _term(self, cost: LayerCost, channels: Channels, unit: str) -> WidthTerm:
