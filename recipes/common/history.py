@@ -6,7 +6,6 @@ import keras
 import numpy as np
 
 from tfcompress.cost.arithmetic import FLOAT_BITS
-from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 
 class History(keras.callbacks.Callback):
@@ -73,7 +72,7 @@ class BitHistory(History):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._space = SearchSpace(self.model)
+        self._space = self.model.bit_space
 
     def state(self):
         space = self._space

@@ -224,6 +224,23 @@ def check_fits(model, data):
         )
 
 
+def with_image_size(model, image_shape):
+    """Returns a model for images of one size, at which costs and times are measured.
+
+    Args:
+        model: image classifier.
+        image_shape: (height, width, channels).
+
+    Returns:
+        The model itself if its size is fixed, or else one around it.
+    """
+    if None not in model.inputs[0].shape[1:]:
+        return model
+    print(f"'{model.name}' takes images of any size; the written one of {image_shape}.")
+    inputs = keras.Input(image_shape)
+    return keras.Model(inputs, model(inputs), name=f"{model.name}_of_one_size")
+
+
 def outputs_logits(model, images):
     """Returns whether the outputs are logits rather than probabilities.
 

@@ -268,6 +268,7 @@ def _model_and_data():
     if model is None:
         model = models.BUILDERS[FLAGS.model](data.image_shape, data.num_classes)
     models.check_fits(model, data)
+    model = models.with_image_size(model, data.image_shape)
     if FLAGS.batch_size > len(data.train_labels):
         raise ValueError(
             f"Expected --batch_size of at most {len(data.train_labels)}, the training "

@@ -186,3 +186,28 @@ def test_upsamplings_are_converted_with_a_free_batch():
     assert "CONV_2D" in names
     x = samples(IMAGES)
     np.testing.assert_allclose(predict(content, x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_upsamplings_of_free_sizes_are_converted(interpolation):
+    up = kl.UpSampling2D((2, 3), interpolation=interpolation)
+    model = stacked(keras.Input((None, None, 3)), [up, kl.Conv2D(2, 3)])
+    content = float_tflite(model)
+    for shape in ((4, 4, 3), (7, 5, 3)):
+        x = samples(shape)
+        np.testing.assert_allclose(predict(content, x), model(x), atol=1e-5)
+
+
+class Doubled(kl.Layer):
+    def call(self, x):
+        return keras.ops.repeat(x, 2, axis=1)
+
+
+def test_operations_that_need_known_sizes_are_converted_as_the_error_says():
+    model = stacked(keras.Input((None, None, 3)), [Doubled(), kl.Conv2D(2, 3)])
+    with pytest.raises(ValueError, match=r"such as \(224, 224, 3\): make `inputs`"):
+        float_tflite(model)
+    inputs = keras.Input((6, 5, 3))
+    content = float_tflite(keras.Model(inputs, model(inputs)))
+    x = samples((6, 5, 3))
+    np.testing.assert_allclose(predict(content, x), model(x), atol=1e-5)

@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers as kl
 
-from tfcompress.litert import float_tflite, peak_memory
+from tfcompress.litert import float_tflite, latency, peak_memory
 
 
 def test_peak_memory_of_a_chain_is_that_of_its_largest_step():
@@ -37,3 +37,17 @@ def test_peak_memory_includes_tensors_that_are_read_later():
 def test_peak_memory_refuses_damaged_files():
     with pytest.raises(ValueError, match="LiteRT can run"):
         peak_memory(b"TFL3" * 20)
+
+
+def test_memory_and_latency_of_free_sizes_need_a_shape():
+    def content(size):
+        inputs = keras.Input((size, size, 8))
+        return float_tflite(keras.Model(inputs, kl.DepthwiseConv2D(3)(inputs)))
+
+    free, fixed = content(None), content(32)
+    for measure in (peak_memory, lambda file, **kw: latency([file], runs=1, **kw)):
+        with pytest.raises(ValueError, match=r"`shapes` is exp.*\(-1, -1, -1, 8\)"):
+            measure(free)
+        assert measure(free, shapes=[(1, 32, 32, 8)])
+    at_size = peak_memory(free, [(1, 32, 32, 8)])
+    assert at_size == pytest.approx(peak_memory(fixed), rel=0.01)

@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import OpResolverType
 from keras import layers as kl
 
 from tests.litert.packed_models import make_packed
-from tfcompress.litert import export, float_tflite, latency, predict, runtime
+from tfcompress.litert import export, float_tflite, latency, predict, runtime, timing
 from tfcompress.litert.runtime import Runner, try_out
 
 
@@ -101,7 +101,7 @@ def test_latency_is_the_median_time_of_each_file_in_milliseconds(exported, monke
     timed.append([0.0, 0.009, 0.009, 0.012])
     clock = iter([0.0] * 6 + sum(timed, []))
     patched = types.SimpleNamespace(perf_counter=lambda: next(clock))
-    monkeypatch.setattr(runtime, "time", patched)
+    monkeypatch.setattr(timing, "time", patched)
     path, model = exported
     times = latency([path, float_tflite(model)], runs=3)
     assert times == pytest.approx([2.0, 3.0])

@@ -82,3 +82,16 @@ def test_activation_clip_and_errors_train_with_any_batch_size(jit_compile, polic
     after = [np.array(v) for v in (quantizer.clip, quantizer.gates.errors)]
     assert all((a != b).all() for a, b in zip(before, after, strict=True))
     assert quantizer(values()).dtype == tf.float32
+
+
+def test_activation_clip_learns_alike_where_sizes_are_free():
+    """A range learns at the rate of the values that it sees, known before or not."""
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    gradients = []
+    for size in (8, None):
+        quantizer = BitSharingActivation(signed=True)
+        quantizer.build((None, size, size, 3))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(quantizer(x, training=True) ** 2)
+        gradients.append(float(tape.gradient(loss, quantizer.clip.value)))
+    assert gradients[0] == gradients[1] != 0

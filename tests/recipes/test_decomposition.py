@@ -4,6 +4,8 @@ import keras
 import pytest
 
 from recipes import decomposition
+from tests.free_sizes import images
+from tfcompress.cost import layer_costs, total_cost
 from tfcompress.litert import check
 
 # MACs of the small network.
@@ -48,3 +50,24 @@ def test_decomposition_and_its_baselines_meet_the_macs_budget(
 @pytest.mark.parametrize("macs", ["0", "1/1000", "2e9", "some"])
 def test_an_impossible_macs_budget_is_refused(refuses, macs):
     refuses(decomposition, "^decomposition: .*Received: macs=", macs=macs)
+
+
+def test_a_model_of_free_sizes_is_measured_at_the_size_of_the_images(
+    tmp_path, run_recipe, few_images, check_report, capsys
+):
+    path = tmp_path / "free.keras"
+    images(None, None, channels=1, classes=10).save(path)
+    run_recipe(
+        decomposition,
+        tmp_path / "out",
+        model=path,
+        macs="1/2",
+        epochs=1,
+        batch_size=256,
+        input_scaling="unit",
+    )
+    report = check_report(tmp_path / "out")
+    known = images(28, 28, channels=1, classes=10)
+    assert report["cost"]["float_macs"] == total_cost(layer_costs(known)).macs
+    assert report["cost"]["macs"] <= report["cost"]["float_macs"] / 2
+    assert "any size; the written one of (28, 28, 1)" in capsys.readouterr().out

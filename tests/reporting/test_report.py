@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tests.free_sizes import free_model
 from tfcompress.reporting import build_report, validate_report, write_report
 
 
@@ -179,3 +180,22 @@ def test_write_report_keeps_the_old_report_if_it_cannot_replace_it(
 def test_write_report_refuses_a_missing_folder(report, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_report(report, tmp_path / "nowhere" / "report.json")
+
+
+def test_report_of_a_model_of_free_sizes_has_no_operations(built):
+    report, folder = built
+    model = free_model("images")
+    tiny = tfc.finalize(tfc.compress(model, tfc.PrunedTernary()))
+    free = build_report(
+        **{key: report[key] for key in ("recipe", "scheme", "model", "dataset")},
+        **{key: report[key] for key in ("seed", "epochs", "wall_seconds", "accuracy")},
+        export_report=report,
+        float_model=model,
+        tiny=tiny,
+        keras_path=folder / "tiny.keras",
+    )
+    validate_report(free)
+    costs = {key: value for key, value in free["cost"].items() if "params" not in key}
+    assert set(costs.values()) == {None}
+    macs = {layer["name"]: layer["macs"] for layer in free["layers"]}
+    assert (macs["conv0"], macs["head"]) == (None, 64)

@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers
 
 import tfcompress as tfc
+from tests.free_sizes import free_model
 from tfcompress.layers import PackedConv2D, PackedDense, QuantConv2D
 from tfcompress.quantizers import Uniform
 
@@ -72,3 +73,15 @@ def test_summary_of_a_student_shows_bits_of_its_codes():
     assert rows["first"].startswith("first QuantConv2D 3 x 3 x 3 x 4 8 32")
     assert rows["middle"].startswith("middle QuantConv2D 3 x 3 x 4 x 4 2 32")
     assert rows["last"].startswith("last QuantDense 64 x 2 8 32")
+
+
+def test_summary_of_free_sizes_says_that_operations_are_unknown():
+    model = free_model("images")
+    text = tfc.summary(model)
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    macs = [row[-2] for row in rows if row[0] in ("conv0", "head", "total")]
+    assert macs[:3] == ["-", "64", "-"]
+    assert ["BOPs", "-", "-"] in rows
+    assert "sizes of 3 layers open. summary(model, input_shape=(224, 224, 3))" in text
+    known = tfc.summary(model, input_shape=(16, 16, 3))
+    assert "unknown" not in known and f"{27 * 8 * 16 * 16:,}" in known

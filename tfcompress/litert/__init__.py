@@ -4,7 +4,8 @@ from tfcompress.litert.check import check
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.exporter import export, packed_size
 from tfcompress.litert.memory import peak_memory
-from tfcompress.litert.runtime import latency, predict
+from tfcompress.litert.runtime import predict
+from tfcompress.litert.timing import latency
 
 __all__ = [
     "check",

@@ -10,12 +10,14 @@ import keras
 from keras import ops
 
 from tfcompress import layers
+from tfcompress.cost.input_shape import example_input_shape
 from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.signature import functional
 from tfcompress.layers.cloning import config_of
 from tfcompress.litert.batch import with_free_batch
 from tfcompress.progress_bar import announced
+from tfcompress.types import Tensor
 
 # Longest message of the converter in an error.
 MESSAGE_LENGTH = 300
@@ -54,7 +56,11 @@ def float_tflite(model: keras.Model) -> bytes:
 def _decode(model):
     """Copies a model, with plain Keras layers and float kernels for packed ones."""
 
+    is_free = _has_free_sizes(model)
+
     def replace(layer):
+        if is_free and _FreeUpSampling2D.replaces(layer):
+            return _FreeUpSampling2D.from_config(layer.get_config())
         if not isinstance(layer, layers.PackedKernel):
             return clone_layer(layer)
         config = config_of(layer)
@@ -71,6 +77,33 @@ def _decode(model):
     return decoded
 
 
+def _has_free_sizes(model):
+    return any(None in tensor.shape[1:] for tensor in model.inputs)
+
+
+class _FreeUpSampling2D(keras.layers.UpSampling2D):
+    """`UpSampling2D` by an operator of LiteRT that takes images of any size.
+
+    Keras repeats rows and columns. The converter loses the number of channels there if
+    sizes are free, and cannot convert the next convolution.
+    """
+
+    @staticmethod
+    def replaces(layer: keras.layers.Layer) -> bool:
+        """Returns whether this layer computes the same as another."""
+        return (
+            type(layer) is keras.layers.UpSampling2D
+            and layer.data_format == "channels_last"
+            and layer.interpolation in ("nearest", "bilinear")
+        )
+
+    def call(self, inputs: Tensor) -> Tensor:
+        import tensorflow as tf  # not at the top: see `_converted`
+
+        sizes = tf.shape(inputs)[1:3] * self.size
+        return tf.image.resize(inputs, sizes, self.interpolation)
+
+
 def _convert(model):
     """Converts at the model's batch, or at one sample where only that is possible."""
     shapes = [tuple(x.shape) for x in keras.tree.flatten(model.input)]
@@ -85,10 +118,17 @@ def _convert(model):
             )
         except _ConverterError as error:
             message = str(error)
+    free_hint = (
+        " Some operations can only be converted for inputs of known sizes, such as "
+        f"{example_input_shape(model)}: make `inputs` of these by keras.Input, and "
+        "export keras.Model(inputs, model(inputs))."
+        if _has_free_sizes(model)
+        else ""
+    )
     raise ValueError(
         f"Model '{model.name}' could not be converted to .tflite. It may use an "
         "operation that LiteRT lacks:\nreplace that by others, or let the model end "
-        f"before it, and compute it outside. The converter says:\n{message}"
+        f"before it, and compute it outside.{free_hint} The converter says:\n{message}"
     )
 
 

@@ -1,15 +1,15 @@
 """Peak memory of a `.tflite` while it runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 from ai_edge_litert.interpreter import OpResolverType
 
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.runtime import File, Runner, read_file
+from tfcompress.litert.timing import ones
 
 
-def peak_memory(file: File) -> int:
+def peak_memory(file: File, shapes: Sequence[Sequence[int]] | None = None) -> int:
     """Returns the size of the tensor arena for one sample, in bytes.
 
     LiteRT's own kernels plan one arena, in which tensors that are not needed at the
@@ -19,15 +19,17 @@ def peak_memory(file: File) -> int:
 
     Args:
         file: path of a `.tflite`, or its content as bytes.
+        shapes: shape of each input with the batch axis. A file whose inputs have free
+            sizes needs it.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it cannot be run.
+        ValueError: if it cannot be run, or has free sizes and `shapes` is None.
     """
     content = read_file(file)
     kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     runner = Runner(content, resolver=kernels)
-    runner([np.ones(x["shape"], x["dtype"]) for _, x in runner.inputs])
+    runner(ones(runner, shapes))
     model = flatbuffer.read(content)
     constants = {
         index

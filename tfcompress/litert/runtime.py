@@ -6,10 +6,8 @@ The module imports no TensorFlow, and runs as a program of its own for `try_out`
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -311,39 +309,6 @@ def _ordered(x, names):
             f"{list(x) if isinstance(x, dict) else f'{len(arrays)} arrays'}."
         )
     return [np.asarray(array) for array in arrays]
-
-
-def latency(files: Sequence[File], runs: int = 50, num_threads: int = 1) -> list[float]:
-    """Measures the latencies of `.tflite` files for one sample.
-
-    The runs of the files alternate, so that other load slows all of them alike.
-
-    Args:
-        files: list of paths or contents.
-        runs: int. Timed runs of each file, after three untimed ones.
-        num_threads: int. Threads of the runtime's CPU kernels.
-
-    Returns:
-        Median time of each file, in milliseconds.
-
-    Raises:
-        OSError: if a file cannot be read.
-        ValueError: if it cannot be run.
-    """
-    runners = [Runner(file, num_threads) for file in files]
-    samples = [
-        [np.ones(x["shape"], x["dtype"]) for _, x in runner.inputs]
-        for runner in runners
-    ]
-    times: list[list[float]] = [[] for _ in runners]
-    with _progress_bar("Latencies in LiteRT", runs + 3) as bar:
-        for run in bar.over(range(-3, runs)):
-            for runner, sample, spent in zip(runners, samples, times, strict=True):
-                start = time.perf_counter()
-                runner(sample)
-                if run >= 0:
-                    spent.append((time.perf_counter() - start) * 1000)
-    return [statistics.median(spent) for spent in times]
 
 
 def try_out(path: str | os.PathLike, shapes: Sequence[Sequence[int]]) -> None:

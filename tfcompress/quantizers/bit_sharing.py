@@ -10,7 +10,11 @@ from keras import ops
 
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers import nested
-from tfcompress.quantizers.activation import ActivationQuantizer, activation_range
+from tfcompress.quantizers.activation import (
+    ActivationQuantizer,
+    activation_range,
+    gradient_scale,
+)
 from tfcompress.quantizers.gates import BitGates
 from tfcompress.quantizers.quantizer import Quantizer
 from tfcompress.types import ArrayLike, Tensor
@@ -177,8 +181,6 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
             trainable=False,
             aggregation="only_first_replica",
         )
-        features = [size for size in input_shape[1:] if size]
-        self.clip_gradient = 1.0 / math.sqrt(max(1, math.prod(features)))
         self.gates.build()
 
     def step(self) -> Tensor:
@@ -190,7 +192,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         if self._recorded is not None:
             self._recorded.append(_sample(ops.convert_to_numpy(inputs)))
             return inputs
-        clip = learned_clip(self.clip, self.clip_gradient)
+        clip = learned_clip(self.clip, gradient_scale(inputs, 1))
         if training and self.gates.threshold is not None:
             self._observe(inputs, clip)
         return nested.share_bits(
@@ -230,16 +232,16 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
             self.calibrated.assign(1.0)
 
 
-def learned_clip(variable: Tensor, gradient_scale: float | None = None) -> Tensor:
+def learned_clip(variable: Tensor, scale: float | Tensor | None = None) -> Tensor:
     """Returns |v| of the paper, at least 1e-6, with a scaled gradient.
 
-    With 1 / sqrt(number of values in the range) as `gradient_scale`, a range learns
+    With 1 / sqrt(number of values in the range) as the gradient's scale, a range learns
     about as fast as the weights (Esser et al. 2020, section 2.2). None: no gradient.
     """
     clip = ops.maximum(ops.abs(ops.convert_to_tensor(variable)), 1e-6)
-    if gradient_scale is None:
+    if scale is None:
         return ops.stop_gradient(clip)
-    return F.straight_through(clip, clip * gradient_scale)
+    return F.straight_through(clip, clip * scale)
 
 
 def check_candidates(bits: Sequence[int]) -> tuple[int, ...]:

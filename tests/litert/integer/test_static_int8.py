@@ -30,3 +30,16 @@ def test_quantized_tflite_represents_the_largest_value_of_all_samples():
     content = quantized_tflite(float_tflite(model), Samples(model, samples))
     outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
     assert np.abs(outputs - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_quantized_tflite_takes_samples_of_several_sizes():
+    inputs = keras.Input((None, 8))
+    model = keras.Model(inputs, kl.Conv1D(4, 3)(inputs))
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(40, n, 8)).astype("float32") for n in (6, 9)]
+    parts[1] *= 10  # the range is that of both
+    batches = [[part] for part in parts]
+    content = quantized_tflite(float_tflite(model), batches)
+    for part in parts:
+        outputs, expected = predict(content, part), model.predict(part, verbose=0)
+        assert np.abs(outputs - expected).max() < 1.0

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -50,6 +51,7 @@ def quantized_tflite(
             "activations='int8' needs the package litert-quantizer. Install "
             "`tfcompress[int8]`."
         ) from error
+    content = _starting_with(content, next(iter(samples)))
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
     with _quiet(), _explained():
         ranges: dict[str, dict[str, np.ndarray]] = {}
@@ -63,16 +65,40 @@ def quantized_tflite(
     return _with_float_ends(quantized) if float_ends else quantized
 
 
+def _starting_with(content: bytes, batch: Sequence[np.ndarray]) -> bytes:
+    """Sets the sizes that free axes of the inputs have before they are resized.
+
+    The converter sets 1, and litert-quantizer lets LiteRT prepare the file for these
+    sizes first: a convolution without padding cannot be computed on them.
+    """
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[0]
+    for index, array in zip(graph.inputs, batch, strict=True):
+        tensor = graph.tensors[index]
+        tensor.shape = np.array([*tensor.shape[:1], *array.shape[1:]], np.int32)
+    return flatbuffer.write(model)
+
+
 def _batches(
     samples: Iterable[Sequence[np.ndarray]], size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of `SAMPLES` samples, evenly chosen, by the inputs' names."""
-    arrays = [np.concatenate(x) for x in zip(*samples, strict=True)]
-    count = len(arrays[0])
-    chosen = np.linspace(0, count - 1, min(count, SAMPLES)).astype(int)
-    for first in range(0, len(chosen), size):
-        rows = chosen[first : first + size]
-        yield {f"input_{i}": array[rows] for i, array in enumerate(arrays)}
+    """Yields batches of `SAMPLES` samples, evenly chosen, by the inputs' names.
+
+    Samples of other sizes are in other batches.
+    """
+    of_sizes: dict[tuple, list[Sequence[np.ndarray]]] = {}
+    for batch in samples:
+        sizes = tuple(array.shape[1:] for array in batch)
+        of_sizes.setdefault(sizes, []).append(batch)
+    total = sum(len(batch[0]) for batches in of_sizes.values() for batch in batches)
+    for batches in of_sizes.values():
+        arrays = [np.concatenate(x) for x in zip(*batches, strict=True)]
+        count = len(arrays[0])
+        wanted = math.ceil(count * min(1.0, SAMPLES / total))
+        chosen = np.linspace(0, count - 1, wanted).astype(int)
+        for first in range(0, wanted, size):
+            rows = chosen[first : first + size]
+            yield {f"input_{i}": array[rows] for i, array in enumerate(arrays)}
 
 
 def _widen(ranges, limits):

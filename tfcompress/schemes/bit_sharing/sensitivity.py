@@ -146,7 +146,10 @@ def _outputs(model, batches):
 
 
 def _leading(model, batches, samples):
-    """The first samples of a list of batches, as one batch if the model allows it."""
+    """The first samples of a list of batches.
+
+    Those of equal sizes are one batch, if the model allows it.
+    """
     chosen, count = [], 0
     for batch in batches:
         chosen.append(batch)
@@ -155,8 +158,13 @@ def _leading(model, batches, samples):
             break
     if fixed_batch_size(model) is not None:
         return chosen
+    of_size: dict[tuple, list[Any]] = {}
+    for batch in chosen:
+        sizes = tuple(np.shape(array)[1:] for array in keras.tree.flatten(batch))
+        of_size.setdefault(sizes, []).append(batch)
     return [
         keras.tree.map_structure(
-            lambda *parts: np.concatenate(parts)[:samples], *chosen
+            lambda *parts: np.concatenate(parts)[:samples], *batches
         )
+        for batches in of_size.values()
     ]
