@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from tfcompress.compat.litert_private import calibrate, schema
+from tfcompress.compat.litert_private import calibrate, schema, sort_arguments
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.integer.input_levels import Limits
 from tfcompress.litert.runtime import Runner
@@ -72,9 +72,9 @@ def _starting_with(content: bytes, batch: Sequence[np.ndarray]) -> bytes:
     sizes first: a convolution without padding cannot be computed on them.
     """
     model = flatbuffer.read(content)
-    graph = model.subgraphs[0]
-    for index, array in zip(graph.inputs, batch, strict=True):
-        tensor = graph.tensors[index]
+    sort_arguments(model.signatureDefs[0].inputs)
+    for entry, array in zip(model.signatureDefs[0].inputs, batch, strict=True):
+        tensor = model.subgraphs[0].tensors[entry.tensorIndex]
         tensor.shape = np.array([*tensor.shape[:1], *array.shape[1:]], np.int32)
     return flatbuffer.write(model)
 
