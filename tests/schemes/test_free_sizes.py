@@ -123,7 +123,7 @@ def test_whatever_counts_operations_needs_an_input_shape(scheme):
 
 
 @each_counting
-def test_models_of_known_sizes_behind_free_inputs_need_no_input_shape(measure):
+def test_sizes_that_do_not_depend_on_the_inputs_need_no_input_shape(measure):
     x = inputs = keras.Input((None, None, 3))
     x = kl.Resizing(16, 16)(x)
     for i in range(3):
