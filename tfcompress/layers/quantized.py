@@ -56,6 +56,7 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         if self.kernel_quantizer is not None:
             _check_unused(self.kernel_quantizer, self.name)
             self.kernel_quantizer.channel_axes = self.channel_axes
+            self.kernel_quantizer.latent_kernel = lambda: self.latent_kernel
             self.kernel_quantizer.build(self.latent_kernel.shape)
         if self.input_quantizer is not None:
             _check_unused(self.input_quantizer, self.name)

@@ -1,5 +1,6 @@
 """Base class of all quantizers."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import keras
@@ -23,7 +24,11 @@ class Quantizer(keras.layers.Layer):
 
     Attributes:
         channel_axes: tuple of negative ints. Axes of the output channels.
+        latent_kernel: function that returns the variable that it quantizes, or None
+            if that is no variable.
     """
+
+    latent_kernel: Callable[[], Any] | None = None
 
     def __init__(self, dtype: Any = "float32", **kwargs: Any) -> None:
         super().__init__(dtype=dtype, **kwargs)

@@ -26,10 +26,15 @@ class Ternary(Quantizer):
         discrepancy: float, 0 or more. Weight of the loss `mean(1 - cos)`, which draws
             filters towards their ternary version.
 
+    Attributes:
+        holds_threshold: bool. Whether the variable `threshold` decides, and `refresh`
+            sets it. By default each call finds the threshold anew, which takes a sort.
+
     Variables (not trainable):
         current_sparsity: float32 scalar. A schedule may ramp it up to `sparsity`.
         frozen: float32 scalar. 1 while `mask` decides, see `freeze`.
         mask: bool, of the kernel's shape. Keep mask: true where a weight stays.
+        threshold: float32, |w| / ||w|| per output channel, broadcastable to the kernel.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -53,6 +58,7 @@ class Ternary(Quantizer):
             )
         self.sparsity = sparsity
         self.discrepancy = discrepancy
+        self.holds_threshold = False
 
     def describe(self, noun: str) -> str:
         return f"ternary {noun}"
@@ -68,23 +74,28 @@ class Ternary(Quantizer):
         self.mask = self.add_weight(
             name="mask", shape=kernel_shape, dtype="bool", initializer="zeros", **state
         )
+        shape = [1] * len(kernel_shape)
+        for axis in self.channel_axes:
+            shape[axis] = kernel_shape[axis]
+        self.threshold = self.add_weight(
+            name="threshold", shape=shape, initializer="zeros", **state
+        )
 
-    def keep(self, kernel: Tensor) -> Tensor:
-        """Returns the keep mask of the threshold alone: bool, of the kernel's shape."""
+    def find_threshold(self, kernel: Tensor) -> Tensor:
+        """Returns the magnitudes from which on weights stay, see `functional`."""
         if self.sparsity is None:
-            threshold = F.max_cosine_threshold(kernel, self.channel_axes)
-        else:
-            threshold = F.sparsity_threshold(
-                kernel, self.current_sparsity, self.channel_axes
-            )
-        return ops.abs(kernel) >= threshold
+            return F.max_cosine_threshold(kernel, self.channel_axes)
+        return F.sparsity_threshold(kernel, self.current_sparsity, self.channel_axes)
 
     def _codes(self, kernel: Tensor) -> Tensor:
-        keep = ops.cond(
-            self.frozen > 0,
-            lambda: ops.convert_to_tensor(self.mask),
-            lambda: self.keep(kernel),
-        )
+        if self.holds_threshold:
+            threshold = self.threshold * F.l2_norm(kernel, self.channel_axes)
+            # A filter whose weights have all become smaller is not emptied.
+            threshold = F.at_most_largest(threshold, kernel, self.channel_axes)
+        else:
+            threshold = self.find_threshold(kernel)
+        keep = ops.abs(kernel) >= threshold
+        keep = ops.where(self.frozen > 0, ops.convert_to_tensor(self.mask), keep)
         return F.ternary_codes(kernel, keep)
 
     def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,17 +110,24 @@ class Ternary(Quantizer):
             self.add_loss(self.discrepancy * ops.mean(1.0 - cosines))
         return F.ternarize(kernel, codes, scale, self.channel_axes)
 
-    def freeze(self, kernel: Tensor) -> None:
+    def refresh(self, kernel: ArrayLike) -> None:
+        """Sets `threshold` to that of a kernel."""
+        kernel = ops.convert_to_tensor(kernel, "float32")
+        norm = F.l2_norm(kernel, self.channel_axes)
+        self.threshold.assign(self.find_threshold(kernel) / norm)
+
+    def freeze(self, kernel: ArrayLike) -> None:
         """Freezes the keep mask at the weights kept now; signs may still change.
 
         Near the end of training this prevents weights from flickering between zero
         and non-zero. Codes no longer depend on the order in which a device sums.
         """
-        self.mask.assign(self._codes(kernel) != 0)
+        self.refresh(kernel)
+        self.mask.assign(self._codes(ops.convert_to_tensor(kernel, "float32")) != 0)
         self.frozen.assign(1.0)
 
     def unfreeze(self) -> None:
-        """Undoes `freeze`: the threshold decides again."""
+        """Undoes `freeze`: a threshold decides again."""
         self.frozen.assign(0.0)
 
     def natural_sparsity(self, kernel: ArrayLike) -> float:
@@ -127,6 +145,16 @@ class Ternary(Quantizer):
             f"its sparsity is {current:.3f} and has not reached {self.sparsity}. Train "
             "with `fit` to the end of the schedule."
         )
+
+    def load_own_variables(self, store: Any) -> None:
+        values = {name: store[name] for name in store.keys()}  # noqa: SIM118
+        threshold = str(len(self.variables) - 1)
+        is_missing = threshold not in values  # from a file of an earlier version
+        if is_missing:
+            values[threshold] = ops.convert_to_numpy(self.threshold)
+        super().load_own_variables(values)
+        if is_missing and self.latent_kernel is not None:
+            self.refresh(self.latent_kernel())
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,8 @@ from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Ternary
 
+# Steps that share their thresholds, for a step to be without a sort.
+REFRESH_STEPS = 8
 # Shares of the training at which the sparsity ramp ends and the finish begins.
 RAMP_END = 0.5
 FINISH = 0.8
@@ -35,8 +37,9 @@ def ternary_layers(model: keras.Model) -> list[QuantizedKernel]:
 class TernarySchedule(ProgressCallback):
     """Callback that raises the sparsity along a cubic ramp, then freezes the zeros.
 
-    The ramp starts at the present sparsity of each layer and ends at `RAMP_END`. From
-    `FINISH` on the keep masks are frozen. In a single epoch of unknown length both
+    The ramp starts at the present sparsity of each layer and ends at `RAMP_END`.
+    Thresholds follow it, and the weights, every `REFRESH_STEPS` steps. From `FINISH` on
+    the keep masks are frozen. In a single epoch of unknown length both
     happen at its end. A training that was restored from a file, and starts at a later
     epoch, continues the ramp of the interrupted one.
 
@@ -51,7 +54,7 @@ class TernarySchedule(ProgressCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.layers = ternary_layers(self.model)
         self.start: list[float] = []
-        self.began = self.finishing = False
+        self.began = self.ramped = self.finishing = False
         self.model.search = None
 
     def state(self) -> dict[str, np.ndarray]:
@@ -77,17 +80,29 @@ class TernarySchedule(ProgressCallback):
         if self.finishing:
             return
         remaining = max(0.0, 1.0 - share / RAMP_END) ** 3
+        self.finishing = share >= FINISH
         for layer, start in zip(self.layers, self.start, strict=True):
             quantizer = layer.kernel_quantizer
             if quantizer.sparsity is not None:
                 target = quantizer.sparsity
                 quantizer.current_sparsity.assign(target + (start - target) * remaining)
-        if share >= FINISH:
-            self.finishing = True
-            for layer in self.layers:
-                layer.kernel_quantizer.freeze(
-                    ops.convert_to_tensor(layer.latent_kernel)
-                )
+            if self.finishing:
+                quantizer.freeze(layer.latent_kernel)
+        if not remaining and not self.ramped:
+            self.ramped = True
+            self._refresh()
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        super().on_train_batch_begin(batch, logs)
+        if batch % REFRESH_STEPS == 0 and not self.finishing:
+            self._refresh()
+
+    def _refresh(self):
+        self.sync()
+        for layer in self.layers:
+            layer.kernel_quantizer.refresh(layer.latent_kernel)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         was_finishing = self.finishing

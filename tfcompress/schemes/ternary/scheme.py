@@ -81,6 +81,10 @@ class PrunedTernary(Scheme):
             return QuantizeConfig(Uniform(8))
         return KeepFloat("first or last layer, first_last='float'")
 
+    def connect(self, student: Student) -> None:
+        for layer in ternary_layers(student):
+            layer.kernel_quantizer.holds_threshold = True
+
     def prepare(self, student: Student) -> None:
         """Starts each sparsity ramp at the sparsity of the best cosine."""
         for layer in ternary_layers(student):
@@ -88,6 +92,7 @@ class PrunedTernary(Scheme):
             if quantizer.sparsity is not None:
                 natural = quantizer.natural_sparsity(layer.latent_kernel)
                 quantizer.current_sparsity.assign(natural)
+            quantizer.refresh(layer.latent_kernel)
 
     def callbacks(
         self, student: Student, recalibrate: Recalibration
