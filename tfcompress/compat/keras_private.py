@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src import backend
 from keras.src.backend import distribution_lib
 from keras.src.backend.common import global_state
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
@@ -134,6 +135,49 @@ def rebuild_train_function(model: keras.Model) -> None:
     The argument `force` is undocumented.
     """
     model.make_train_function(force=True)
+
+
+def trace_once(model: keras.Model) -> None:
+    """Makes the first call of a training step on TensorFlow trace it only once.
+
+    The first trace would create the variables of the optimizer, of metrics and of
+    losses, and TensorFlow traces functions that do so anew. Here they are created
+    before. Keras does the same in a distribution strategy, by a trace of the whole
+    model for the shapes of its outputs, which a Functional model knows.
+
+    Args:
+        model: compiled Functional model that has its `train_function`.
+    """
+    step = model.train_function
+
+    def call(iterator):
+        specs = getattr(iterator, "element_spec", None)
+        if specs is not None and model.distribute_strategy.num_replicas_in_sync == 1:
+            _create_training_variables(model, specs)
+        return step(iterator)
+
+    if not model.run_eagerly:
+        model.train_function = call
+
+
+def _create_training_variables(model, specs):
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    parts = {
+        model.compute_metrics: model._compile_metrics,
+        model._compute_loss: model._compile_loss,
+    }
+    unbuilt = [x for x, part in parts.items() if part is not None and not part.built]
+    if not unbuilt:
+        return
+    tensors = keras.tree.map_structure(
+        lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), specs
+    )
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tensors)
+    for compute in unbuilt:
+        backend.compute_output_spec(
+            compute, x, y, model.output, sample_weight=sample_weight
+        )
 
 
 def loss_weights(model: keras.Model) -> Any:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from tfcompress.compat import keras_private
 from tfcompress.core.callbacks import TrainingRun, scheme_callbacks
 from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
@@ -63,6 +64,14 @@ class Student(DistilledModel):
         if training:
             self._check_scheme()
         return super().call(inputs, training=training, mask=mask, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the compiled training step, see `keras.Model`."""
+        is_new = force or self.train_function is None
+        made = super().make_train_function(force)
+        if is_new and keras.backend.backend() == "tensorflow":
+            keras_private.trace_once(self)
+        return made
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Runs `keras.Model.train_on_batch`, between calls of the scheme's callbacks.
