@@ -78,7 +78,8 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         """Returns the quantized kernel in the layer's compute dtype."""
         kernel = self.latent_kernel
         if self.kernel_quantizer is not None:
-            kernel = self.kernel_quantizer(kernel)
+            # On TensorFlow no gradient of its own takes a variable, which this reads.
+            kernel = self.kernel_quantizer(ops.copy(kernel))
         return ops.cast(kernel, self.compute_dtype)
 
     def call(self, inputs: Tensor) -> Tensor:

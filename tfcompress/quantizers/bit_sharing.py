@@ -1,5 +1,6 @@
 """Quantizers whose bit-widths share one kernel and are chosen by learned gates."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +24,11 @@ GRIDS = ("symmetric", "paper")
 # Candidate clips of the line search, as shares of the largest magnitude.
 CLIP_FACTORS = np.geomspace(0.02, 1.0, 40)
 CLIP_SAMPLES = 100_000
-# Gates of activations learn from every n-th sample of a batch.
+# Gates of activations learn from every n-th sample of a batch. Replicas that share a
+# batch take the same samples as one device would, if the share of each is a multiple.
 SAMPLE_STRIDE = 8
+# Gates of weights learn from every n-th filter, of about this many weights in all.
+GATE_WEIGHTS = 2**16
 
 
 class GatedBits(Quantizer):
@@ -92,19 +96,20 @@ class BitSharing(GatedBits):
 
     def build(self, kernel_shape: tuple[int, ...]) -> None:
         self.clip = self.add_weight(name="clip", initializer="ones")
-        self.clip_gradient = 1.0 / math.sqrt(math.prod(kernel_shape))
+        size = math.prod(kernel_shape)
+        self.clip_gradient = 1.0 / math.sqrt(size)
+        self._stride = min(-(-size // GATE_WEIGHTS), kernel_shape[-1])
         self.gates.build()
 
-    def _normalized(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """`(u, factor)` with kernel = u * factor; `factor` has no gradient."""
-        if self.grid == "paper":
-            mean = ops.stop_gradient(ops.mean(kernel))
-            std = ops.stop_gradient(ops.std(kernel))
-            return (kernel - mean) / ops.maximum(std, math.sqrt(F.TINY)), 1.0
+    def _factor(self, kernel: Tensor) -> Tensor:
+        """Root mean square of each filter, broadcastable to the kernel."""
         axes = F.filter_axes(kernel, self.channel_axes)
         square = ops.mean(ops.square(kernel), axis=axes, keepdims=True)
-        factor = ops.stop_gradient(ops.sqrt(ops.maximum(square, F.TINY)))
-        return kernel / factor, factor
+        return ops.stop_gradient(ops.sqrt(ops.maximum(square, F.TINY)))
+
+    def _some_filters(self, x: Tensor) -> Tensor:
+        """Part of a kernel, or of values per output channel, that gates learn from."""
+        return x if self._stride == 1 else x[..., :: self._stride]
 
     def codes_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.grid == "paper":
@@ -112,29 +117,34 @@ class BitSharing(GatedBits):
                 "Integer codes need a grid with a zero. Received: grid='paper', which "
                 "has none. Use grid='symmetric'."
             )
-        return self._codes_and_scale(x, self.gates.gates())
-
-    def _codes_and_scale(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-        unit, factor = self._normalized(x)
-        clip = learned_clip(self.clip)
-        steps = nested.open_levels(gates, self.candidates)
-        codes = nested.nested_codes(unit, clip, steps, signed=True)
-        scale = nested.step_size(clip, steps, signed=True) * factor
+        high = learned_clip(self.clip) * self._factor(x)
+        steps = nested.open_levels(self.gates.gates(), self.candidates)
+        codes = nested.nested_codes(x, high, steps, signed=True)
+        scale = nested.step_size(high, steps, signed=True)
         return ops.stop_gradient(codes), ops.stop_gradient(scale)
 
     def call(self, kernel: Tensor, training: bool | None = None) -> Tensor:
-        unit, factor = self._normalized(kernel)
         clip = learned_clip(self.clip, self.clip_gradient)
-        gates = self.gates.gates()
-        if training and self.gates.threshold is not None:
-            self.gates.observe(nested.mean_errors(unit, clip, self.candidates, True))
         if self.grid == "paper":
-            return nested.paper_grid(unit, clip, gates, self.candidates)
-        surrogate = nested.share_bits(
-            unit, clip, gates, self.candidates, True, self.gates.learning()
+            return self._on_paper_grid(kernel, clip, training)
+        gates, factor = self.gates.gates(training), self._factor(kernel)
+        share = functools.partial(
+            nested.share_bits, kernel, clip, gates, self.candidates, True, factor
         )
-        codes, scale = self._codes_and_scale(kernel, gates)
-        return F.straight_through(codes * scale, surrogate * factor)
+        if not self.gates.learn(training):
+            return share()
+        part = self._some_filters(kernel) / self._some_filters(factor)
+        values = nested.grid_values(part, clip, self.candidates, True)
+        self.gates.observe(nested.errors_of(values, part, clip, self.candidates, True))
+        return share(self._some_filters, values)
+
+    def _on_paper_grid(self, kernel, clip, training):
+        unit = _standardized(kernel)
+        if self.gates.learn(training):
+            self.gates.observe(nested.mean_errors(unit, clip, self.candidates, True))
+        return nested.paper_grid(
+            unit, clip, self.gates.gates(training), self.candidates
+        )
 
     def calibrate(self, kernel: ArrayLike) -> None:
         """Sets the range to the best one for the bits; in a search, the middle ones.
@@ -142,7 +152,11 @@ class BitSharing(GatedBits):
         Args:
             kernel: float tensor or variable.
         """
-        unit, _ = self._normalized(ops.convert_to_tensor(kernel, "float32"))
+        kernel = ops.convert_to_tensor(kernel, "float32")
+        if self.grid == "paper":
+            unit = _standardized(kernel)
+        else:
+            unit = kernel / self._factor(kernel)
         calibrate(self, ops.convert_to_numpy(unit), signed=True)
 
     def get_config(self) -> dict[str, Any]:
@@ -193,28 +207,22 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
             self._recorded.append(_sample(ops.convert_to_numpy(inputs)))
             return inputs
         clip = learned_clip(self.clip, gradient_scale(inputs, 1))
-        if training and self.gates.threshold is not None:
-            self._observe(inputs, clip)
-        return nested.share_bits(
+        share = functools.partial(
+            nested.share_bits,
             inputs,
             clip,
-            self.gates.gates(),
+            self.gates.gates(training),
             self.candidates,
             self.signed,
-            self.gates.learning(),
-            SAMPLE_STRIDE,
         )
-
-    def _observe(self, inputs: Tensor, clip: Tensor) -> None:
-        (part,) = nested.every_nth((inputs,), SAMPLE_STRIDE)
+        if not self.gates.learn(training):
+            return share()
+        part = _some_samples(inputs)
+        values = nested.grid_values(part, clip, self.candidates, self.signed)
+        errors = nested.errors_of(values, part, clip, self.candidates, self.signed)
         # A replica may have no sample of the last batch.
-        some = ops.convert_to_tensor(ops.shape(part)[0] > 0)
-        errors = ops.cond(
-            ops.logical_and(self.gates.learning() > 0, some),
-            lambda: nested.mean_errors(part, clip, self.candidates, self.signed),
-            lambda: ops.convert_to_tensor(self.gates.errors),
-        )
-        self.gates.observe(errors)
+        self.gates.observe(ops.where(ops.size(part) > 0, errors, self.gates.errors))
+        return share(sample=_some_samples, values=values)
 
     def record(self) -> None:
         """Records samples of unchanged inputs until `calibrate`; for eager calls."""
@@ -242,6 +250,18 @@ def learned_clip(variable: Tensor, scale: float | Tensor | None = None) -> Tenso
     if scale is None:
         return ops.stop_gradient(clip)
     return F.straight_through(clip, clip * scale)
+
+
+def _standardized(kernel: Tensor) -> Tensor:
+    """The paper's normalisation: mean 0 and standard deviation 1 of all weights."""
+    mean = ops.stop_gradient(ops.mean(kernel))
+    std = ops.stop_gradient(ops.std(kernel))
+    return (kernel - mean) / ops.maximum(std, math.sqrt(F.TINY))
+
+
+def _some_samples(inputs: Tensor) -> Tensor:
+    """Every `SAMPLE_STRIDE`-th sample of a batch, at least one."""
+    return inputs[::SAMPLE_STRIDE]
 
 
 def check_candidates(bits: Sequence[int]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Learned gates: hard in the forward pass, a sigmoid in the backward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -55,6 +55,63 @@ def margins_of(importances: Tensor, thresholds: Tensor) -> Tensor:
     return costs * (importances - thresholds) / ops.maximum(importances, 1e-6)
 
 
+def expected_bits(gates: Sequence["BitGates"]) -> list[Tensor]:
+    """Returns the bits of several gates, float32 scalars.
+
+    They are differentiable in the thresholds. All gates of the same candidates take a
+    few operations together, since a step computes the bits of a whole model.
+    """
+    by_candidates: dict[tuple[int, ...], list[int]] = {}
+    for index, present in enumerate(gates):
+        by_candidates.setdefault(present.candidates, []).append(index)
+    bits = {}
+    for candidates, indices in by_candidates.items():
+        alike = [gates[index] for index in indices]
+        bits.update(zip(indices, _bits_of(alike, candidates), strict=True))
+    return [bits[index] for index in range(len(gates))]
+
+
+def _bits_of(gates, candidates):
+    frozen = _stacked([x.frozen_bits for x in gates])
+    if len(candidates) == 1:
+        return ops.unstack(frozen)
+    thresholds = [x.threshold for x in gates]
+    value = _threshold_value(
+        _stacked([x.raw for x in thresholds]),
+        _stacked([x.pace for x in thresholds])[:, None],
+        _stacked([x.learns for x in thresholds])[:, None],
+    )
+    importances = _stacked([x.errors for x in gates]) * _stacked(
+        [x.sensitivities for x in gates]
+    )
+    present = _present_gates(frozen[:, None], candidates, importances, value)
+    expected = nested.expected_bits(present, candidates)
+    return ops.unstack(ops.where(frozen > 0, frozen, expected))
+
+
+def _stacked(variables):
+    # Copies: on TensorFlow a tensor of a variable may be the variable itself.
+    return ops.stack([ops.copy(x) for x in variables])
+
+
+def _threshold_value(raw, pace, learns):
+    raw = ops.convert_to_tensor(raw)
+    value = straight_through(raw * ops.convert_to_tensor(pace), raw)
+    return ops.where(learns > 0, value, ops.stop_gradient(value))
+
+
+def _frozen_gates(bits, candidates):
+    upper = ops.convert_to_tensor(candidates[1:], "float32")
+    return ops.cast(upper <= bits, "float32")
+
+
+def _present_gates(frozen_bits, candidates, importances, thresholds):
+    """Gates of the frozen bits if there are any, else those that have been learned."""
+    learned = hard_gates(ops.stop_gradient(importances), thresholds)
+    frozen = _frozen_gates(frozen_bits, candidates)
+    return ops.where(frozen_bits > 0, frozen, learned)
+
+
 class Threshold(keras.layers.Layer):
     """Vector of learned thresholds in [0, `MAX_THRESHOLD`].
 
@@ -93,9 +150,7 @@ class Threshold(keras.layers.Layer):
 
     def value(self) -> Tensor:
         """Returns the thresholds, float32 (size,), with a gradient if they learn."""
-        raw = ops.convert_to_tensor(self.raw)
-        value = straight_through(raw * ops.convert_to_tensor(self.pace), raw)
-        return ops.where(self.learns > 0, value, ops.stop_gradient(value))
+        return _threshold_value(self.raw, self.pace, self.learns)
 
     def set_pace(self, pace: float) -> None:
         """Changes `pace` and keeps the thresholds.
@@ -143,6 +198,10 @@ class BitGates(keras.layers.Layer):
     Args:
         bits: ints. Increasing bit-widths; a single one is frozen from the start.
 
+    Attributes:
+        is_searching: bool. Whether training steps that are compiled from now on search.
+            False makes the step of frozen gates shorter.
+
     Variables (not trainable):
         frozen_bits: float32 scalar. The frozen bit-width; 0 while the gates choose.
         errors: float32 (len(bits) - 1,). Running averages of the grids' errors.
@@ -154,6 +213,7 @@ class BitGates(keras.layers.Layer):
         self.candidates = tuple(bits)
         count = len(self.candidates) - 1
         self.threshold = Threshold(count, name="threshold") if count else None
+        self.is_searching = True
 
     def build(self) -> None:
         count = len(self.candidates) - 1
@@ -178,19 +238,26 @@ class BitGates(keras.layers.Layer):
             )
             self.threshold.build()
 
-    def gates(self) -> Tensor:
+    def learn(self, training: bool | None) -> bool:
+        """Returns whether a call is one of a search, in which the gates learn."""
+        return bool(training and self.is_searching and self.threshold is not None)
+
+    def gates(self, training: bool | None = None) -> Tensor:
         """Returns zeros and ones, float32 (len(bits) - 1,).
 
         Their gradient goes to the thresholds.
+
+        Args:
+            training: bool or None. Whether the call is one in training.
         """
-        upper = ops.convert_to_tensor(self.candidates[1:], "float32")
-        frozen = ops.cast(upper <= self.frozen_bits, "float32")
-        if self.threshold is None:
-            return frozen
-        learned = hard_gates(
-            ops.stop_gradient(self.importances()), self.threshold.value()
+        if self.threshold is None or (training and not self.is_searching):
+            return _frozen_gates(self.frozen_bits, self.candidates)
+        return _present_gates(
+            self.frozen_bits,
+            self.candidates,
+            self.importances(),
+            self.threshold.value(),
         )
-        return ops.where(self.frozen_bits > 0, frozen, learned)
 
     def importances(self) -> Tensor:
         """Returns the importances of the gates, float32 (len(bits) - 1,)."""
@@ -225,9 +292,7 @@ class BitGates(keras.layers.Layer):
 
     def expected_bits(self) -> Tensor:
         """Returns the bits, a float32 scalar, differentiable in the thresholds."""
-        expected = nested.expected_bits(self.gates(), self.candidates)
-        frozen = ops.convert_to_tensor(self.frozen_bits)
-        return ops.where(frozen > 0, frozen, expected)
+        return expected_bits([self])[0]
 
     def bits(self) -> int:
         """Returns the bits as a Python int; 0 if they are NaN."""

@@ -5,7 +5,7 @@ A b-bit grid divides a range into 2^b - 1 steps. As 2^8 - 1 = 17 (2^4 - 1) and
 therefore its coarse value plus offsets ("Single-path Bit Sharing", arXiv 2101.04935).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from keras import ops
 
@@ -52,6 +52,20 @@ def nested_codes(x: Tensor, clip: Tensor, steps: Tensor, signed: bool) -> Tensor
     return ops.clip(ops.round(x / step_size(clip, steps, signed)), low, high)
 
 
+def grid_values(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> Tensor:
+    """Returns values rounded to each grid, float tensor (len(bits), size of `x`).
+
+    Args:
+        x: float tensor.
+        clip: positive scalar tensor. Bound of the range.
+        bits: ints. Increasing bit-widths.
+        signed: bool. Whether the range is centred on zero.
+    """
+    steps = ops.convert_to_tensor([[levels(b)] for b in bits], "float32")
+    codes = nested_codes(ops.reshape(x, (1, -1)), clip, steps, signed)
+    return ops.stop_gradient(codes * step_size(clip, steps, signed))
+
+
 def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> Tensor:
     """Returns the error of each grid but the finest, in units of uniform noise.
 
@@ -61,21 +75,23 @@ def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> T
     layer and bit-width.
 
     Args:
-        x: float tensor.
-        clip: positive scalar tensor. Bound of the range.
-        bits: ints. Increasing bit-widths.
-        signed: bool. Whether the range is centred on zero.
+        x, clip, bits, signed: see `grid_values`.
 
     Returns:
-        Float tensor (len(bits) - 1,), without a gradient.
+        Float tensor (len(bits) - 1,), without a gradient; zeros if `x` is empty.
     """
-    clipped = ops.clip(x, -clip if signed else 0.0, clip)
-    errors = []
-    for b in bits[:-1]:
-        step = step_size(clip, levels(b), signed)
-        rounded = nested_codes(x, clip, levels(b), signed) * step
-        errors.append(ops.mean(ops.abs(clipped - rounded)) / (step / 4.0))
-    return ops.stop_gradient(ops.stack(errors))
+    return errors_of(grid_values(x, clip, bits, signed), x, clip, bits, signed)
+
+
+def errors_of(
+    values: Tensor, x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool
+) -> Tensor:
+    """Returns the `mean_errors` of `values`, the `grid_values` of `x`."""
+    clipped = ops.reshape(ops.clip(x, -clip if signed else 0.0, clip), (1, -1))
+    total = ops.sum(ops.abs(clipped - values[:-1]), axis=1)
+    steps = ops.convert_to_tensor([levels(b) for b in bits[:-1]], "float32")
+    unit = step_size(clip, steps, signed) / 4.0
+    return ops.stop_gradient(total / (unit * ops.maximum(_size(x), 1.0)))
 
 
 def share_bits(
@@ -84,8 +100,9 @@ def share_bits(
     gates: Tensor,
     bits: Sequence[int],
     signed: bool,
-    gates_learn: Tensor,
-    stride: int = 1,
+    factor: Tensor | None = None,
+    sample: Callable[[Tensor], Tensor] | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """Quantizes to the bits that the gates choose, in one pass.
 
@@ -98,60 +115,50 @@ def share_bits(
         gates: float tensor (len(bits) - 1,) of zeros and ones.
         bits: ints. Increasing bit-widths, each twice the one before.
         signed: bool. Whether the range is [-clip, clip] or [0, clip].
-        gates_learn: scalar float tensor. The gates' gradient is zero if it is 0.
-        stride: int. The gates' gradient, which rounds `x` three times, is estimated
-            from every `stride`-th sample of the batch, the first axis.
+        factor: positive tensor that broadcasts to `x`, without a gradient, or None. It
+            scales the range.
+        sample: function that returns a part of a tensor of `x`'s shape, from which the
+            gradient of the gates is estimated. None: they have none.
+        values: `grid_values` of `sample(x / factor)`.
 
     Returns:
         Tensor of `x`'s shape. The gradient to `x` is straight-through inside the range.
         To `clip` it is the slope of the value: (value - x) / clip inside the range,
         value / clip outside. To each gate it is the exact derivative of the sum above.
     """
+    factor = ops.ones(()) if factor is None else factor
+    offsets = ops.zeros((1,)) if values is None else values[1:] - values[:-1]
 
     @ops.custom_gradient
-    def quantize(x, clip, gates, gates_learn):
+    def quantize(x, clip, gates, factor, offsets):
+        high = clip * factor
         steps = open_levels(gates, bits)
-        step = step_size(clip, steps, signed)
-        value = nested_codes(x, clip, steps, signed) * step
+        value = nested_codes(x, high, steps, signed) * step_size(high, steps, signed)
 
         def gradient(*args, upstream=None):
             (upstream,) = args or (upstream,)
-            low = -clip if signed else ops.zeros_like(clip)
-            inside = ops.logical_and(x > low, x < clip)
+            low = -high if signed else 0.0
+            inside = ops.logical_and(x > low, x < high)
             to_x = ops.where(inside, upstream, 0.0)
             # The sum of upstream * (value - x inside, value outside).
             to_clip = (_inner(upstream, value) - _inner(to_x, x)) / clip
             to_gates = ops.zeros_like(gates)
-            if len(bits) > 1:
-                some_upstream, some_x = every_nth((upstream, x), stride)
-                to_gates = ops.cond(
-                    gates_learn > 0,
-                    lambda: _gate_gradients(
-                        some_upstream, some_x, clip, gates, bits, signed
-                    ),
-                    lambda: ops.zeros_like(gates),
-                )
-                to_gates = to_gates * _ratio(x, some_x)
-            return to_x, to_clip, to_gates, ops.zeros_like(gates_learn)
+            if sample is not None:
+                part = sample(upstream)
+                part_factor = sample(factor) if len(factor.shape) else factor
+                slopes = ops.matmul(offsets, ops.reshape(part * part_factor, (-1,)))
+                share = _size(x) / ops.maximum(_size(part), 1.0)
+                to_gates = share * _gate_gradients(slopes, gates)
+            zeros = ops.zeros_like(factor), ops.zeros_like(offsets)
+            return to_x, to_clip, to_gates, *zeros
 
         return value, gradient
 
-    return quantize(x, clip, gates, gates_learn)
+    return quantize(x, clip, gates, factor, offsets)
 
 
-def every_nth(tensors: Iterable[Tensor], n: int) -> tuple[Tensor, ...]:
-    """Returns every n-th sample of each tensor along its first axis, at least one.
-
-    Replicas that share a batch take the same samples as one device would, if the
-    share of each is a multiple of n.
-    """
-    return tuple(tensor[::n] for tensor in tensors)
-
-
-def _ratio(whole: Tensor, part: Tensor) -> Tensor:
-    """Length of `whole` over that of `part`, first axes; 0 without samples."""
-    lengths = [ops.cast(ops.shape(tensor)[0], "float32") for tensor in (whole, part)]
-    return lengths[0] / ops.maximum(lengths[1], 1.0)
+def _size(x: Tensor) -> Tensor:
+    return ops.cast(ops.size(x), "float32")
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -160,48 +167,38 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def open_levels(gates: Tensor, bits: Sequence[int]) -> Tensor:
     """Returns `levels` of the bit-width that hard gates choose, a scalar tensor."""
-    total = ops.convert_to_tensor(levels(bits[0]), "float32")
-    is_open = ops.ones_like(total)
-    for j in range(len(bits) - 1):
-        is_open = is_open * gates[j]
-        total = total + is_open * (levels(bits[j + 1]) - levels(bits[j]))
-    return total
+    return _sum_of_open(gates, [levels(b) for b in bits])
 
 
 def expected_bits(gates: Tensor, bits: Sequence[int]) -> Tensor:
     """Returns b_1 + g_1 (b_2 - b_1) + g_1 g_2 (b_3 - b_2) + ..., differentiable."""
-    total = ops.convert_to_tensor(float(bits[0]), "float32")
-    is_open = ops.ones_like(total)
-    for j in range(len(bits) - 1):
-        is_open = is_open * gates[j]
-        total = total + is_open * float(bits[j + 1] - bits[j])
+    return _sum_of_open(gates, [float(b) for b in bits])
+
+
+def _sum_of_open(gates, sizes):
+    """s_1 + g_1 (s_2 - s_1) + g_1 g_2 (s_3 - s_2) + ..., for gates on the last axis."""
+    total = ops.convert_to_tensor(sizes[0], "float32")
+    is_open = None
+    for gate, low, high in zip(_split(gates), sizes, sizes[1:], strict=False):
+        is_open = gate if is_open is None else is_open * gate
+        total = total + is_open * (high - low)
     return total
 
 
-def _gate_gradients(
-    upstream: Tensor,
-    x: Tensor,
-    clip: Tensor,
-    gates: Tensor,
-    bits: Sequence[int],
-    signed: bool,
-) -> Tensor:
-    """sum(upstream * d value / d g_j) for each gate."""
-    values = [
-        nested_codes(x, clip, levels(b), signed) * step_size(clip, levels(b), signed)
-        for b in bits
-    ]
-    offsets = [
-        ops.sum(upstream * (fine - coarse))
-        for coarse, fine in zip(values, values[1:], strict=False)
-    ]
+def _split(gates):
+    return ops.unstack(gates, axis=-1) if gates.shape[-1] else []
+
+
+def _gate_gradients(slopes: Tensor, gates: Tensor) -> Tensor:
+    """Gradient of each gate; slopes are sum(upstream * eps_k) of each offset eps_k."""
+    opens, parts = _split(gates), _split(slopes)
     gradients = []
-    for j in range(len(offsets)):
+    for j in range(len(opens)):
         # Every term from j on has g_j as a factor, and all gates before its own.
-        product, total = ops.ones_like(clip), ops.zeros_like(clip)
-        for k, offset in enumerate(offsets):
-            product = product * (gates[k] if k != j else 1.0)
-            total = total + (product * offset if k >= j else 0.0)
+        product, total = 1.0, 0.0
+        for k, slope in enumerate(parts):
+            product = product * opens[k] if k != j else product
+            total = total + product * slope if k >= j else total
         gradients.append(total)
     return ops.stack(gradients)
 

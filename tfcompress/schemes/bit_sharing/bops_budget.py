@@ -20,6 +20,9 @@ class BopsBudget(TrainingForm, keras.layers.Layer):
     model's first layer, because it runs first in each step: there it switches between
     the gates of weights and filters and the gates of activations, which learn in turns.
 
+    Attributes:
+        is_searching: bool. Whether training steps that are compiled from now on search.
+
     Variables (not trainable):
         strength: float32 scalar. Lambda.
     """
@@ -29,6 +32,7 @@ class BopsBudget(TrainingForm, keras.layers.Layer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
+        self.is_searching = True
         self._bops: Callable[[], Tensor] | None = None
         self._thresholds: Callable[[], Sequence[Threshold]] = lambda: ()
 
@@ -57,7 +61,7 @@ class BopsBudget(TrainingForm, keras.layers.Layer):
         self._thresholds = lambda: thresholds
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        if training and self._bops is not None:
+        if training and self.is_searching and self._bops is not None:
             for threshold in self._thresholds():
                 threshold.learns.assign(1.0 - threshold.learns)
             log_bops = ops.log(self._bops())

@@ -40,6 +40,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
     Attributes:
         group_count: int. Number of groups.
         most_closed: int. Number of groups that may close.
+        is_searching: bool. Whether training steps that are compiled from now on search.
 
     Variables: those of a `Threshold`, and, not trainable,
         sensitivities: float32 (groups,). 1 until they are measured.
@@ -79,6 +80,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         self.group_count = -(-filters // group_size)
         self.most_closed = int(max_closed * self.group_count)
         self.threshold = Threshold(1, name="threshold")
+        self.is_searching = True
         self._kernel: Callable[[], Tensor] | None = None
 
     def build(self, input_shape: tuple) -> None:
@@ -160,9 +162,11 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         learned = ops.repeat(groups, self.group_size)[: self.filters]
         return ops.where(self.frozen > 0, ops.convert_to_tensor(self.mask), learned)
 
-    def call(self, inputs: Tensor) -> Tensor:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        is_frozen = training and not self.is_searching
+        gates = ops.convert_to_tensor(self.mask) if is_frozen else self.gates()
         # After Flatten the channels repeat, once for each position.
-        gates = ops.tile(self.gates(), inputs.shape[-1] // self.filters)
+        gates = ops.tile(gates, inputs.shape[-1] // self.filters)
         return inputs * ops.cast(gates, inputs.dtype)
 
     def kept(self) -> Tensor:

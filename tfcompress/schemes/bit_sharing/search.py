@@ -12,6 +12,7 @@ from tfcompress.core.training.calibration import (
     calibrate_activations,
     calibrate_weights,
 )
+from tfcompress.core.training.compiled import compiled
 from tfcompress.core.training.learning_rate import inner_optimizer, training_model
 from tfcompress.core.training.penalty import DESCENT, PenaltyMultiplier
 from tfcompress.core.training.recalibration import Recalibration
@@ -60,6 +61,15 @@ class BitSearch(Search):
             self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
         self.penalty = penalty
         self._strength = space.budget.strength
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
+        self._compiled_bops = compiled(self.model, lambda _: self.space.expected_bops())
+
+    def on_progress(self, share: float) -> None:
+        super().on_progress(share)
+        if self.space.set_searching(bool(self.searching)):
+            keras_private.rebuild_train_function(training_model(self.model))
 
     def begin(self, share: float) -> None:
         if share == 0:
@@ -121,7 +131,7 @@ class BitSearch(Search):
         return margins
 
     def _bops(self):
-        return float(ops.convert_to_numpy(self.space.expected_bops()))
+        return float(self._compiled_bops(()))
 
     def freeze(self) -> None:
         self._strength.assign(0.0)

@@ -14,7 +14,7 @@ from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import Quantizer
 from tfcompress.quantizers.bit_sharing import GatedBits
-from tfcompress.quantizers.gates import BitGates, Threshold
+from tfcompress.quantizers.gates import BitGates, Threshold, expected_bits
 from tfcompress.schemes.bit_sharing.bit_allocation import (
     BitCandidates,
     FilterGroups,
@@ -67,13 +67,7 @@ class SearchSpace:
 
     def expected_bops(self) -> Tensor:
         """Returns the present BOPs, a float32 scalar, differentiable in thresholds."""
-        bits = {
-            name: (
-                _expected_bits(layer.kernel_quantizer),
-                _expected_bits(layer.input_quantizer),
-            )
-            for name, layer in self.layers.items()
-        }
+        bits = self._expected_bits()
         kept = {name: gate.kept() for name, gate in self.filter_gates.items()}
         return self.bops_model.total(bits, kept)
 
@@ -90,19 +84,27 @@ class SearchSpace:
         The mean of the weights is over all weights of the quantized layers, and that of
         the activations over the layers.
         """
-        layers = list(self.layers.values())
-        sizes = [math.prod(layer.latent_kernel.shape) for layer in layers]
-        weights, activations = (
-            [float(ops.convert_to_numpy(_expected_bits(q))) for q in quantizers]
-            for quantizers in (
-                [layer.kernel_quantizer for layer in layers],
-                [layer.input_quantizer for layer in layers],
-            )
-        )
+        sizes = [math.prod(x.latent_kernel.shape) for x in self.layers.values()]
+        bits = [
+            [float(ops.convert_to_numpy(x)) for x in pair]
+            for pair in self._expected_bits().values()
+        ]
+        weights, activations = np.transpose(bits)
         return (
             float(np.average(weights, weights=sizes)),
             float(np.mean(activations)),
         )
+
+    def _expected_bits(self):
+        """`{layer name: (weight bits, activation bits)}`, numbers or scalar tensors."""
+        tensors = iter(expected_bits(list(self.bit_gates())))
+        return {
+            name: tuple(
+                next(tensors) if isinstance(q, GatedBits) else candidates(q)[0]
+                for q in (layer.kernel_quantizer, layer.input_quantizer)
+            )
+            for name, layer in self.layers.items()
+        }
 
     def thresholds(self) -> list[Threshold]:
         """Returns the thresholds of all gates."""
@@ -118,6 +120,17 @@ class SearchSpace:
         """Returns the thresholds of activation bits."""
         bits = [_threshold(layer.input_quantizer) for layer in self.layers.values()]
         return [threshold for threshold in bits if threshold is not None]
+
+    def set_searching(self, searching: bool) -> bool:
+        """Tells all gates whether training steps search; returns whether that is new.
+
+        A training step that is already compiled then has to be compiled again.
+        """
+        parts = [*self.bit_gates(), *self.filter_gates.values(), self.budget]
+        is_new = any(part.is_searching != searching for part in parts)
+        for part in parts:
+            part.is_searching = searching
+        return is_new
 
     def is_frozen(self) -> bool:
         """Returns whether the search is over."""
@@ -194,12 +207,6 @@ def _margins(quantizer):
     if isinstance(quantizer, GatedBits):
         return quantizer.gates.margins()
     return np.zeros(0)
-
-
-def _expected_bits(quantizer):
-    if isinstance(quantizer, GatedBits):
-        return quantizer.gates.expected_bits()
-    return candidates(quantizer)[0]
 
 
 def _threshold(quantizer):

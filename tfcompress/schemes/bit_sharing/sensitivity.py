@@ -66,10 +66,11 @@ def _measured(student, space, finest, inputs):
     filter_gates = space.filter_gates.values()
     steps = len(finest.gates) + len(filter_gates)
     with progress_bar("Sensitivities to bits and filters", steps) as bar:
-        damages = [
-            (gates, [finest.damage_at(gates, x, damage) for x in gates.candidates])
-            for gates in bar.over(finest.gates)
-        ]
+        damages = []
+        for gates in bar.over(finest.gates):
+            *lower, _ = gates.candidates  # the highest bits are the reference
+            values = [finest.damage_at(gates, bits, damage) for bits in lower]
+            damages.append((gates, [*values, 0.0]))
         filters = [
             (gate, _marginal_damages(gate, finest, damage))
             for gate in bar.over(filter_gates)
