@@ -149,7 +149,7 @@ def test_threshold_gradient_is_the_slope_times_the_offsets():
         values[bits] = np.asarray(single(w))
     g = np.random.default_rng(1).normal(size=w.shape).astype("float32")
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(g * quantizer(w))
+        loss = tf.reduce_sum(g * quantizer(w, training=True))
     found = tape.gradient(loss, quantizer.gates.threshold.raw.value)
     soft = 1 / (1 + np.exp(-0.5 / 0.5))
     slope = -soft * (1 - soft) / 0.5
@@ -158,6 +158,39 @@ def test_threshold_gradient_is_the_slope_times_the_offsets():
         np.sum(g * (values[8] - values[4])),
     ]
     np.testing.assert_allclose(found, slope * np.array(to_gates), rtol=1e-3)
+
+
+def test_gates_of_a_large_kernel_learn_from_some_of_its_filters(monkeypatch):
+    g = np.random.default_rng(1).normal(size=(30, 5)).astype("float32")
+    w, g = (np.repeat(x, 2, axis=1) for x in (kernel((30, 5)), g))
+
+    def gradient_and_errors(weights):
+        monkeypatch.setattr("tfcompress.quantizers.bit_sharing.GATE_WEIGHTS", weights)
+        quantizer = built(w.shape)
+        quantizer.gates.threshold.raw.assign([0.5, 0.5])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(g * quantizer(w, training=True))
+        raw = quantizer.gates.threshold.raw.value
+        return tape.gradient(loss, raw), np.array(quantizer.gates.errors)
+
+    half, whole = (gradient_and_errors(size) for size in (w.size // 2, w.size))
+    for found, expected in zip(half, whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    w[:, 1::2] = 0  # these take no part
+    np.testing.assert_allclose(gradient_and_errors(w.size // 2)[1], half[1], rtol=1e-4)
+    assert (gradient_and_errors(w.size)[1] != whole[1]).all()
+
+
+@pytest.mark.parametrize("bits", nested.BITS)
+def test_frozen_gates_need_no_search_in_a_training_step(bits):
+    w = kernel((30, 5))
+    quantizer = built(w.shape)
+    quantizer.gates.freeze(bits)
+    expected = quantizer(w, training=True)
+    quantizer.gates.is_searching = False
+    errors = np.array(quantizer.gates.errors)
+    np.testing.assert_array_equal(quantizer(w, training=True), expected)
+    np.testing.assert_array_equal(quantizer.gates.errors, errors)
 
 
 def test_training_steps_update_the_averages_of_grid_errors():

@@ -61,13 +61,25 @@ def test_share_bits_computes_the_bits_of_the_open_gates(gates, bits, signed):
     x = np.random.default_rng(2).normal(0, 1, (50, 20)).astype("float32")
     clip = ops.convert_to_tensor(1.5, "float32")
     gates = ops.convert_to_tensor(gates, "float32")
-    value = nested.share_bits(x, clip, gates, nested.BITS, signed, ops.ones(()))
+    value = nested.share_bits(x, clip, gates, nested.BITS, signed)
     steps = nested.levels(bits)
     codes = nested.nested_codes(x, clip, steps, signed)
     expected = codes * nested.step_size(clip, steps, signed)
     np.testing.assert_array_equal(value, expected)
     assert float(nested.expected_bits(gates, nested.BITS)) == bits
     assert float(nested.open_levels(gates, nested.BITS)) == 2**bits - 1
+
+
+def learned(x, clip, gates, signed, stride=1):
+    """Values at the gates' bits, where gates learn from every `stride`-th row."""
+
+    def sample(rows):
+        return rows[::stride]
+
+    values = nested.grid_values(sample(x), clip, nested.BITS, signed)
+    return nested.share_bits(
+        x, clip, gates, nested.BITS, signed, sample=sample, values=values
+    )
 
 
 def gradients(function, *arrays):
@@ -88,8 +100,7 @@ def test_share_bits_gradients_match_the_papers_recursion(signed, hard):
     g = rng.normal(0, 1, x.shape).astype("float32")
 
     def loss(x, clip, gates):
-        value = nested.share_bits(x, clip, gates, nested.BITS, signed, ops.ones(()))
-        return ops.sum(value * g)
+        return ops.sum(learned(x, clip, gates, signed) * g)
 
     to_x, to_clip, to_gates = gradients(loss, x, 1.2, hard)
 
@@ -111,24 +122,18 @@ def test_strided_gate_gradient_is_exact_for_equal_samples(batch):
     x, g = np.tile(x, (batch, 1)), np.tile(g, (batch, 1))
 
     def loss(gates, stride):
-        value = nested.share_bits(
-            x, ops.ones(()), gates, nested.BITS, True, ops.ones(()), stride
-        )
-        return ops.sum(value * g)
+        return ops.sum(learned(x, ops.ones(()), gates, True, stride) * g)
 
     (whole,) = gradients(lambda gates: loss(gates, 1), (1.0, 1.0))
     (part,) = gradients(lambda gates: loss(gates, 8), (1.0, 1.0))
     np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_share_bits_has_no_gate_gradient_while_gates_do_not_learn():
+def test_share_bits_has_no_gate_gradient_without_a_sample():
     x = np.random.default_rng(3).normal(0, 1, (40, 30)).astype("float32")
 
     def loss(gates):
-        value = nested.share_bits(
-            x, ops.ones(()), gates, nested.BITS, True, ops.zeros(())
-        )
-        return ops.sum(value * x)
+        return ops.sum(nested.share_bits(x, ops.ones(()), gates, nested.BITS, True) * x)
 
     (to_gates,) = gradients(loss, (1.0, 1.0))
     np.testing.assert_array_equal(to_gates, [0, 0])

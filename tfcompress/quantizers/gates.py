@@ -64,7 +64,7 @@ def expected_bits(gates: Sequence["BitGates"]) -> list[Tensor]:
     by_candidates: dict[tuple[int, ...], list[int]] = {}
     for index, present in enumerate(gates):
         by_candidates.setdefault(present.candidates, []).append(index)
-    bits = {}
+    bits: dict[int, Tensor] = {}
     for candidates, indices in by_candidates.items():
         alike = [gates[index] for index in indices]
         bits.update(zip(indices, _bits_of(alike, candidates), strict=True))

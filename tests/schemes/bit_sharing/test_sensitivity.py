@@ -6,7 +6,11 @@ import pytest
 import tfcompress as tfc
 from tfcompress.core.training.calibration import calibrate_activations
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
-from tfcompress.schemes.bit_sharing.sensitivity import SAMPLES, measure_sensitivities
+from tfcompress.schemes.bit_sharing.sensitivity import (
+    LEAST_SAMPLES,
+    MOST_SAMPLES,
+    measure_sensitivities,
+)
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def measured(trained, mnist):
     for value, variable in zip(before, student.trainable_variables, strict=True):
         np.testing.assert_array_equal(value, variable)
     assert not space.is_frozen()
-    return student, space, images[:SAMPLES]
+    return student, space, images[:MOST_SAMPLES]
 
 
 def searched_gates(space):
@@ -63,3 +67,19 @@ def test_margins_of_filters_rise_with_their_magnitudes(measured):
         margins = gate.margins()
         assert (np.diff(margins[np.argsort(groups)]) >= -1e-4).all()
         assert margins.min() > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+def test_measurement_takes_about_as_long_as_fifty_steps(
+    trained, mnist, monkeypatch, batch_size
+):
+    student = tfc.compress(trained, tfc.BitSharing(bops="1/50", group_size=2))
+    sizes = []
+    predict = student.predict_on_batch
+    monkeypatch.setattr(
+        student, "predict_on_batch", lambda x: sizes.append(len(x)) or predict(x)
+    )
+    batches = [mnist[0][0][i : i + batch_size] for i in range(0, 300, batch_size)]
+    measure_sensitivities(student, SearchSpace(student), batches)
+    fitting = 50 * 3 * batch_size // len(sizes)
+    assert set(sizes) == {min(max(fitting, LEAST_SAMPLES), MOST_SAMPLES)}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -126,7 +127,8 @@ class SearchSpace:
 
         A training step that is already compiled then has to be compiled again.
         """
-        parts = [*self.bit_gates(), *self.filter_gates.values(), self.budget]
+        parts: list[Any] = [*self.bit_gates(), *self.filter_gates.values()]
+        parts.append(self.budget)
         is_new = any(part.is_searching != searching for part in parts)
         for part in parts:
             part.is_searching = searching

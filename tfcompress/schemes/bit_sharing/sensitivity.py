@@ -13,8 +13,12 @@ from tfcompress.quantizers.gates import BitGates
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
-# Enough samples to rank layers: differences are large, and all see the same samples.
-SAMPLES = 256
+# Differences are large, and all gates see the same samples, so that few rank them: on
+# ResNet-8 the ranks by 32 samples correlate by 0.98 with those by 1024, by 256 by 0.99.
+LEAST_SAMPLES, MOST_SAMPLES = 32, 256
+# The measurement takes about as long as this number of training steps, each of which
+# takes as long as three predictions.
+STEPS, PREDICTIONS_PER_STEP = 50, 3
 
 
 def measure_sensitivities(
@@ -30,10 +34,11 @@ def measure_sensitivities(
     Args:
         student: bit-sharing student in which nothing is frozen.
         space: its `SearchSpace`.
-        batches: list of model inputs. The first `SAMPLES` samples are used.
+        batches: list of model inputs, of the size of training batches. The first
+            samples are used, 32 to 256 of them.
     """
-    inputs = _leading(student, batches, SAMPLES)
     finest = _Finest(space)
+    inputs = _leading(student, batches, _sample_count(finest, batches))
     try:
         damages, filters = _measured(student, space, finest, inputs)
     finally:
@@ -50,6 +55,14 @@ def measure_sensitivities(
     for gate, values in filters:
         # One threshold decides on all groups, at the cost of all.
         gate.set_costs(gate.group_count * values / scale)
+
+
+def _sample_count(finest, batches):
+    """Samples for a measurement that takes about `STEPS` training steps."""
+    batch_size = len(keras.tree.flatten(batches[0])[0]) if batches else 0
+    predictions = finest.predictions()
+    fitting = STEPS * PREDICTIONS_PER_STEP * batch_size // max(1, predictions)
+    return min(max(fitting, LEAST_SAMPLES), MOST_SAMPLES)
 
 
 def _measured(student, space, finest, inputs):
@@ -92,6 +105,11 @@ class _Finest:
             gates.freeze(gates.candidates[-1])
         for gate in self._filter_gates:
             gate.freeze(np.ones(gate.group_count, bool))
+
+    def predictions(self) -> int:
+        """Returns the number of predictions that a measurement of all gates takes."""
+        bits = sum(len(gates.candidates) - 1 for gates in self.gates)
+        return 1 + bits + 2 * len(self._filter_gates)
 
     def damage_at(
         self, gates: BitGates, bits: int, damage: Callable[[], float]
