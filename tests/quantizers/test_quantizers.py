@@ -84,6 +84,33 @@ def test_frozen_ternary_zeros_stay_while_signs_change():
     assert (quantizer.encode(moved)[0] != frozen).any()
 
 
+@pytest.mark.parametrize("sparsity", [None, 0.9])
+def test_held_ternary_threshold_decides_until_it_is_refreshed(sparsity):
+    w, moved = np.random.default_rng(0).normal(size=(2, 64, 64)).astype("float32")
+    quantizer, live = (build(Ternary(sparsity), w.shape) for _ in range(2))
+    quantizer.holds_threshold = True
+    quantizer.refresh(w)
+    np.testing.assert_array_equal(quantizer.encode(w)[0], live.encode(w)[0])
+    # A longer filter has the same zeros, and another kernel those of the threshold.
+    np.testing.assert_array_equal(quantizer.encode(3 * w)[0], live.encode(w)[0])
+    share = np.abs(moved) / np.linalg.norm(moved, axis=0)
+    kept = share >= np.array(quantizer.threshold)
+    np.testing.assert_array_equal(quantizer.encode(moved)[0], np.sign(moved) * kept)
+    quantizer.refresh(moved)
+    np.testing.assert_array_equal(quantizer.encode(moved)[0], live.encode(moved)[0])
+
+
+def test_held_ternary_threshold_empties_no_filter():
+    w = np.random.default_rng(0).normal(size=(9, 50)).astype("float32")
+    quantizer = build(Ternary(0.9), w.shape)
+    quantizer.holds_threshold = True
+    quantizer.refresh(w)
+    flat = np.full_like(w, 0.1)
+    flat[0] = 0.11
+    codes, _ = quantizer.encode(flat)
+    assert (codes[0] == 1).all() and (np.abs(codes).sum(axis=0) >= 1).all()
+
+
 def test_ternary_discrepancy_is_a_loss_of_one_minus_the_mean_cosine():
     w = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
     quantizer = build(Ternary(discrepancy=0.5), w.shape)

@@ -8,7 +8,12 @@ import tensorflow as tf
 import tfcompress as tfc
 from tfcompress.core.training import data as data_module
 from tfcompress.core.training.recalibration import Recalibration
-from tfcompress.schemes.ternary.schedule import FINISH, RAMP_END, ternary_layers
+from tfcompress.schemes.ternary.schedule import (
+    FINISH,
+    RAMP_END,
+    REFRESH_STEPS,
+    ternary_layers,
+)
 
 STEPS, EPOCHS, BATCH = 10, 4, 32
 
@@ -163,3 +168,45 @@ def test_sparsity_is_reached_with_several_steps_per_execution(
     history = fit(student, mnist)
     assert np.isfinite(history.history["loss"]).all()
     np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)
+
+
+class Thresholds(keras.callbacks.Callback):
+    """Records the first threshold, and the threshold of the weights, at each step."""
+
+    def on_train_begin(self, logs=None):
+        self.layer = ternary_layers(self.model)[0]
+        self.held, self.present = [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        quantizer, kernel = self.layer.kernel_quantizer, self.layer.latent_kernel
+        self.held.append(float(np.ravel(quantizer.threshold)[0]))
+        threshold = quantizer.find_threshold(tf.convert_to_tensor(kernel))
+        norm = np.linalg.norm(np.reshape(kernel, (-1, kernel.shape[-1]))[:, 0])
+        self.present.append(float(np.ravel(threshold)[0]) / norm)
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.8])
+def test_thresholds_follow_the_weights_every_few_steps(
+    trained, mnist, compile_for_digits, sparsity
+):
+    student = tfc.compress(trained, tfc.PrunedTernary(sparsity))
+    compile_for_digits(student, keras.optimizers.SGD(0.1))
+    watch = Thresholds()
+    fit(student, mnist, epochs=2, callbacks=[watch])
+    steps = np.arange(2 * STEPS)
+    refreshed = (steps % STEPS) % REFRESH_STEPS == 0
+    unfrozen = steps < FINISH * len(steps)
+    held, present = np.array(watch.held), np.array(watch.present)
+    np.testing.assert_allclose(
+        held[refreshed & unfrozen], present[refreshed & unfrozen], rtol=1e-5
+    )
+    assert (held[~refreshed & unfrozen] != present[~refreshed & unfrozen]).all()
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.8])
+def test_training_step_sorts_no_kernel(trained, sparsity):
+    student = tfc.compress(trained, tfc.PrunedTernary(sparsity, first_last="ternary"))
+    student.training_run.trainer = student
+    step = tf.function(lambda x: student(x, training=True))
+    graph = step.get_concrete_function(tf.zeros((2, 28, 28, 1))).graph
+    assert not {"TopKV2", "Sort"} & {op.type for op in graph.get_operations()}
