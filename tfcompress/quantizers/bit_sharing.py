@@ -221,7 +221,8 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         values = nested.grid_values(part, clip, self.candidates, self.signed)
         errors = nested.errors_of(values, part, clip, self.candidates, self.signed)
         # A replica may have no sample of the last batch.
-        self.gates.observe(ops.where(ops.size(part) > 0, errors, self.gates.errors))
+        before = ops.convert_to_tensor(self.gates.errors)
+        self.gates.observe(ops.where(ops.size(part) > 0, errors, before))
         return share(sample=_some_samples, values=values)
 
     def record(self) -> None:
