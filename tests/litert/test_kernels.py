@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfcompress import layers, quantizers
-from tfcompress.litert.kernels import Kernel, match, packed_kernels
+from tfcompress.litert.kernels import FIRST_WEIGHTS, Kernel, match, packed_kernels
 
 
 @pytest.fixture
@@ -51,6 +51,33 @@ def test_match_tolerates_rounding_of_folds_but_no_wrong_code():
     assert match(values, kernel).folded
     values[7, 3] *= 1.001  # neighbouring codes differ by 1 in 127 at least
     assert match(values, kernel) is None
+
+
+def long_kernel():
+    codes: np.ndarray = np.zeros((5 * FIRST_WEIGHTS, 3), np.int8)
+    codes[:, 0] = np.resize([1, 0, -1], len(codes))
+    codes[-3:, 1] = [1, -1, 1]  # the first weights of this channel are zero
+    return Kernel("conv", codes, np.array([0.5, 0.25, 0.1], np.float32), 2)
+
+
+@pytest.mark.parametrize("factor", [[1, 1, 1], [3, -0.3, 2], [0, 0.7, 1]])
+def test_match_finds_kernels_of_more_weights_than_are_compared_first(factor):
+    kernel = long_kernel()
+    values = kernel.codes * kernel.scale * np.array(factor, np.float32)
+    for axis, constant in ((0, values.T), (1, values)):
+        found = match(constant, kernel)
+        codes = found.codes.T if axis == 0 else found.codes
+        np.testing.assert_array_equal(codes, kernel.codes * np.sign(factor))
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("weight", [0, FIRST_WEIGHTS, 5 * FIRST_WEIGHTS - 1])
+def test_match_refuses_a_kernel_with_one_other_weight(weight, channel):
+    kernel = long_kernel()
+    values = kernel.codes * kernel.scale
+    values[weight, channel] += 0.01
+    assert match(values, kernel) is None
+    assert match(values.T, kernel) is None
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (4, 4, 3), (12,), (2, 6)])

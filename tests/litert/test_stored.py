@@ -19,9 +19,11 @@ def stored(codes=CODES, scale=KERNEL.scale, bits=2, name="dense"):
     return KernelTensor(name, f"INT{bits}", bits, (3, 2), pack(codes.T, bits), scale, 0)
 
 
-def test_kernel_tensor_values_are_codes_times_scales():
+def test_kernel_tensor_decodes_codes_to_codes_times_scales():
+    tensor = stored()
+    np.testing.assert_array_equal(tensor.codes(), CODES.T)
     expected = (CODES * KERNEL.scale).T
-    np.testing.assert_array_equal(stored().values(), expected)
+    np.testing.assert_array_equal(tensor.decoded(tensor.codes()), expected)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,24 @@ def test_recognise_finds_a_kernel(tensor):
         "shape": [3, 2],
         "bytes": 2,
     }
+
+
+def test_recognise_unpacks_each_named_tensor_once(monkeypatch):
+    unpacked = []
+    codes = KernelTensor.codes
+    monkeypatch.setattr(
+        KernelTensor, "codes", lambda self: unpacked.append(self.name) or codes(self)
+    )
+    names = ["first", "second", "third"]
+    kernels = [dataclasses.replace(KERNEL, layer=name) for name in names]
+    rows = recognise([stored(name=name) for name in reversed(names)], kernels)
+    assert [row["tensor"] for row in rows] == names
+    assert unpacked == names
+
+
+def test_recognise_lists_all_tensors_of_a_kernel_by_its_name():
+    tensors = [stored(), stored(name="another"), stored(scale=[1, 2, 3])]
+    assert len(recognise(tensors, [KERNEL])) == 2
 
 
 @pytest.mark.parametrize(

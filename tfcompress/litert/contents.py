@@ -70,10 +70,10 @@ def _of_graph(model, graph):
         for operator in graph.operators
         if flatbuffer.operator_name(model, operator) == "DEQUANTIZE"
     }
-    seen = set()
+    sources, seen = set(decoded.values()), set()
     for operator in graph.operators:
         reader = flatbuffer.operator_name(model, operator)
-        if reader == "DEQUANTIZE" and operator.inputs[0] in decoded.values():
+        if reader == "DEQUANTIZE" and operator.inputs[0] in sources:
             continue  # listed with the operator that reads the decoded tensor
         for place, index in enumerate(operator.inputs):
             index = decoded.get(index, index)

@@ -22,6 +22,8 @@ NATIVE_BITS = {
 # Largest relative difference of equal values. Folding a factor into `codes * scale`
 # rounds a few times by 6e-8; neighbouring codes differ by 8e-3 at least.
 ROUNDING = 1e-6
+# Weights of each channel that rule most other kernels of the same shape out.
+FIRST_WEIGHTS = 8
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,12 @@ def match(values: np.ndarray, kernel: Kernel) -> Match | None:
             if axis == 0
             else values.reshape(weights, channels)
         )
-        factor = _factors(columns, kernel)
-        decoded = kernel.codes * factor
-        if (np.abs(columns - decoded) <= ROUNDING * np.abs(decoded)).all():
+        first = columns[:FIRST_WEIGHTS], kernel.codes[:FIRST_WEIGHTS]
+        # Two factors that fit within `ROUNDING` differ by twice that.
+        if not _fit(*first, _factors(*first, kernel.scale), 3 * ROUNDING):
+            continue
+        factor = _factors(columns, kernel.codes, kernel.scale)
+        if _fit(columns, kernel.codes, factor, ROUNDING):
             codes = kernel.codes * np.sign(factor).astype(np.int8)
             return Match(
                 kernel,
@@ -140,12 +145,18 @@ def match(values: np.ndarray, kernel: Kernel) -> Match | None:
     return None
 
 
-def _factors(columns, kernel):
+def _factors(columns, codes, scale):
     """Returns the factor from codes to values per channel: the signed scale."""
-    strongest = np.abs(kernel.codes).argmax(axis=0)[None]
-    code = np.take_along_axis(kernel.codes, strongest, axis=0)[0]
+    strongest = np.abs(codes).argmax(axis=0)[None]
+    code = np.take_along_axis(codes, strongest, axis=0)[0]
     value = np.take_along_axis(columns, strongest, axis=0)[0]
     # A channel of zeros has no factor of its own.
-    factor = np.where(code == 0, kernel.scale, value / np.where(code == 0, 1, code))
-    unfolded = (columns == kernel.codes * kernel.scale).all(axis=0)
-    return np.where(unfolded, kernel.scale, factor).astype(np.float32)
+    factor = np.where(code == 0, scale, value / np.where(code == 0, 1, code))
+    unfolded = (columns == codes * scale).all(axis=0)
+    return np.where(unfolded, scale, factor).astype(np.float32)
+
+
+def _fit(columns, codes, factor, rounding):
+    """Whether values are codes times factors, within a relative difference."""
+    decoded = codes * factor
+    return (np.abs(columns - decoded) <= rounding * np.abs(decoded)).all()

@@ -1,5 +1,6 @@
 """Packed kernels read back from a `.tflite`."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,10 @@ class KernelTensor:
         size = int(np.prod(self.shape))
         return unpack(self.packed, self.bits, size).reshape(self.shape)
 
-    def values(self) -> np.ndarray:
-        """Returns the float32 values, as DEQUANTIZE computes them."""
+    def decoded(self, codes: np.ndarray) -> np.ndarray:
+        """Returns the float32 values of its codes, as DEQUANTIZE computes them."""
         lengths = [-1 if i == self.axis else 1 for i, _ in enumerate(self.shape)]
-        return self.codes() * self.scale.reshape(lengths)
+        return codes * self.scale.reshape(lengths)
 
 
 def kernel_tensors(content: bytes) -> list[KernelTensor]:
@@ -163,8 +164,14 @@ def recognise(
     Raises:
         ValueError: if a kernel is not there.
     """
+    named: dict[str, list[KernelTensor]] = {}
+    for tensor in tensors:
+        named.setdefault(tensor.name, []).append(tensor)
     with progress_bar("Comparison of kernels", len(kernels)) as bar:
-        found = [_tensors_of(kernel, tensors) for kernel in bar.over(kernels)]
+        found = [
+            _tensors_of(kernel, named.get(kernel.layer, ()), tensors)
+            for kernel in bar.over(kernels)
+        ]
     return [
         {
             "layer": kernel.layer,
@@ -179,23 +186,28 @@ def recognise(
     ]
 
 
-def _tensors_of(kernel, tensors):
+def _tensors_of(kernel, named, tensors):
     """The tensors with the codes of a kernel: those of its name, or one other."""
-    holding = [tensor for tensor in tensors if _holds(tensor, kernel)]
-    if not holding:
-        raise ValueError(
-            f"The file should hold the kernel of layer '{kernel.layer}', "
-            f"{kernel.codes.size} codes of at most {kernel.bits} bits. Received: "
-            "the integer tensors "
-            f"{[f'{t.name} {t.type} {t.shape}' for t in tensors]}, none of which "
-            "has these codes. The file is damaged, or of another model."
-        )
-    named = [tensor for tensor in holding if tensor.name == kernel.layer]
-    return named or holding[:1]
+    holding = [tensor for tensor in named if _holds(tensor, kernel)]
+    if holding:
+        return holding
+    for tensor in tensors:
+        if _holds(tensor, kernel):
+            return [tensor]
+    raise ValueError(
+        f"The file should hold the kernel of layer '{kernel.layer}', "
+        f"{kernel.codes.size} codes of at most {kernel.bits} bits. Received: "
+        "the integer tensors "
+        f"{[f'{t.name} {t.type} {t.shape}' for t in tensors]}, none of which "
+        "has these codes. The file is damaged, or of another model."
+    )
 
 
 def _holds(tensor: KernelTensor, kernel: Kernel) -> bool:
+    if math.prod(tensor.shape) != kernel.codes.size:  # before anything is unpacked
+        return False
     if tensor.bits > kernel.bits and not tensor.native:
         return False
-    found = match(tensor.values(), kernel)
-    return found is not None and np.array_equal(found.codes, tensor.codes())
+    codes = tensor.codes()
+    found = match(tensor.decoded(codes), kernel)
+    return found is not None and np.array_equal(found.codes, codes)
