@@ -4,7 +4,7 @@ import keras
 
 from tfcompress.core.checks import check_compressible
 from tfcompress.core.distillation.distillation import Distillation, check_teacher
-from tfcompress.core.plan import FROZEN, FROZEN_HINT, plan, warn_if_frozen
+from tfcompress.core.plan import FROZEN, FROZEN_HINT, plan_of_checked, warn_if_frozen
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.user_class import copy_state, user_class_of
@@ -69,7 +69,7 @@ def compress(
 
 
 def _student_of(model, scheme, unfreeze):
-    planned = plan(model, scheme, unfreeze)
+    planned = plan_of_checked(model, scheme, unfreeze)
     original, user_class = model, user_class_of(model)
     model = planned.model
     configs = {id(row.layer): row.config for row in planned.treated()}

@@ -105,16 +105,23 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
             override matches no layer, or the scheme's budget cannot be met.
     """
     check_compressible(model)
+    return plan_of_checked(model, scheme, unfreeze)
+
+
+def plan_of_checked(model: keras.Model, scheme: Scheme, unfreeze: bool) -> Plan:
+    """Returns `plan` of a model that `check_compressible` accepts."""
     user_class_of(model)
     with announced(f"Plan of '{model.name}'"):
         return _planned(model, scheme, unfreeze)
 
 
 def _planned(model, scheme, unfreeze):
-    separable_of = separable_layers(model)
-    is_frozen = frozen_layers(model)
-    model = split_separable(model)
     graph = Graph(model)
+    separable_of = separable_layers(graph)
+    is_frozen = frozen_layers(model, graph)
+    if separable_of:
+        model = split_separable(model)
+        graph = Graph(model)
     named = graph.layers()
     _check_overrides(scheme.overrides, named)
     why_not = scheme.treatment.why_not
@@ -160,6 +167,8 @@ def _unfrozen(model, rows):
     """The model and the rows, of a copy if layers are to be unfrozen."""
     treated = [row.layer for row in rows if row.unfrozen]
     copy = unfreeze_layers(model, treated)
+    if copy is model:
+        return model, rows
     named = Graph(copy).layers()
     return copy, [dataclasses.replace(row, layer=named[row.name]) for row in rows]
 

@@ -9,15 +9,16 @@ from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 
 
-def frozen_layers(model: keras.Model) -> set[str]:
+def frozen_layers(model: keras.Model, graph: Graph) -> set[str]:
     """Returns the names of the layers whose kernels do not train in a model.
 
     Args:
         model: built Functional or Sequential model.
+        graph: `tfcompress.graph.Graph` of the model.
     """
     trained = {id(variable) for variable in model.trainable_variables}
     frozen = set()
-    for name, layer in Graph(model).layers().items():
+    for name, layer in graph.layers().items():
         kernels = [x for x in layer.weights if len(x.shape) > 1]
         if kernels and not any(id(kernel) in trained for kernel in kernels):
             frozen.add(name)
@@ -39,6 +40,8 @@ def unfreeze_layers(
     Returns:
         A copy, or `model` itself if nothing changes.
     """
+    if not layers and model.trainable:
+        return model
     graph = Graph(model)
     norms = [foldable(graph, layer) for layer in layers]
     trainable = {id(layer): True for layer in (*layers, *norms) if layer is not None}

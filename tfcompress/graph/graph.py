@@ -61,6 +61,13 @@ class Graph:
         self.outputs: list[keras.KerasTensor] = keras.tree.flatten(
             self._walk(model, self.inputs, "")
         )
+        self._output_ids = {id(tensor) for tensor in self.outputs}
+        self._calls_of: dict[int, list[Call]] = {}
+        self._consumers: dict[int, list[Call]] = {}
+        for call in self.calls:
+            self._calls_of.setdefault(id(call.operation), []).append(call)
+            for key in {id(tensor) for tensor in call.inputs}:
+                self._consumers.setdefault(key, []).append(call)
 
     def _walk(self, model, inputs, prefix):
         def recorder(operation):
@@ -95,19 +102,15 @@ class Graph:
 
     def calls_of(self, operation: keras.Operation) -> list[Call]:
         """The calls of one layer or operation."""
-        return [call for call in self.calls if call.operation is operation]
+        return self._calls_of.get(id(operation), [])
 
     def consumers(self, tensor: keras.KerasTensor) -> list[Call]:
         """The calls that read a tensor."""
-        return [
-            call
-            for call in self.calls
-            if any(operand is tensor for operand in call.inputs)
-        ]
+        return self._consumers.get(id(tensor), [])
 
     def is_output(self, tensor: keras.KerasTensor) -> bool:
         """Whether the model returns a tensor."""
-        return any(output is tensor for output in self.outputs)
+        return id(tensor) in self._output_ids
 
 
 def is_model(operation: Any) -> bool:

@@ -37,7 +37,7 @@ def split_separable(model: keras.Model) -> keras.Model:
         A Functional `keras.Model` that computes the same; `model` itself if it has
         no `SeparableConv1D` or `SeparableConv2D`.
     """
-    if not separable_layers(model):
+    if not separable_layers(Graph(model)):
         return model
     depthwise_of = {}
 
@@ -60,11 +60,11 @@ def split_separable(model: keras.Model) -> keras.Model:
     return split
 
 
-def separable_layers(model: keras.Model) -> dict[str, str]:
-    """`{name of the depthwise part: name}` of the model's separable convolutions."""
+def separable_layers(graph: Graph) -> dict[str, str]:
+    """`{name of the depthwise part: name}` of a graph's separable convolutions."""
     return {
         f"{name}{_SUFFIX}": name
-        for name, layer in Graph(model).layers().items()
+        for name, layer in graph.layers().items()
         if type(layer) in _PARTS
     }
 
