@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -107,6 +108,35 @@ def test_sparsity_threshold_is_exact_at_every_sparsity():
     for sparsity in np.linspace(0.1, 0.8, 300):
         kept = tf.abs(w) >= F.sparsity_threshold(tf.constant(w), sparsity)
         assert np.sum(~kept.numpy()) == round(float(np.float32(sparsity)) * w.size)
+
+
+@pytest.mark.parametrize(
+    "shape, axes", [(CONV, (-1,)), (DEPTHWISE, (-2, -1)), (DENSE, (-1,))]
+)
+def test_thresholds_of_numpy_arrays_are_those_of_tensors(shape, axes):
+    w = kernel(shape)
+    for threshold in (
+        lambda x: F.max_cosine_threshold(x, axes),
+        lambda x: F.sparsity_threshold(x, tf.constant(0.7), axes),
+        lambda x: F.sparsity_threshold(x, tf.constant(0.0), axes),
+    ):
+        expected = tf.function(threshold)(tf.constant(w))
+        np.testing.assert_allclose(threshold(w), expected, rtol=1e-6)
+        assert threshold(w).dtype == expected.dtype
+
+
+def test_on_host_takes_eager_values_and_leaves_those_of_a_graph():
+    w = kernel(DENSE)
+    for x in (tf.constant(w), tf.Variable(w), keras.Variable(w)):
+        assert isinstance(F.on_host(x), np.ndarray)
+        np.testing.assert_array_equal(F.on_host(x), w)
+
+    @tf.function
+    def traced(x):
+        assert tf.is_tensor(F.on_host(x))
+        return F.on_host(x)
+
+    np.testing.assert_array_equal(traced(tf.constant(w)), w)
 
 
 def test_ternary_scale_is_the_mean_kept_magnitude_and_the_projection():

@@ -4,6 +4,7 @@ import pytest
 
 from tfcompress.quantizers import Ternary, Uniform
 from tfcompress.quantizers.quantizer import copy_quantizer
+from tfcompress.quantizers.ternary import MEASURED_FILTERS
 
 QUANTIZERS = [
     Ternary(),
@@ -137,3 +138,17 @@ def test_ternary_refuses_a_discrepancy_out_of_range(discrepancy):
 def test_uniform_refuses_bits_out_of_range(bits):
     with pytest.raises(ValueError, match="from 2 to 8"):
         Uniform(bits)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 700), (3, 3, 600, 1), (30, 5)])
+def test_natural_sparsity_is_the_share_of_zeros_of_the_best_cosine(shape):
+    quantizer = Ternary()
+    quantizer.channel_axes = (-2, -1) if shape[-1] == 1 else (-1,)
+    quantizer.build(shape)
+    w = np.random.default_rng(0).normal(size=shape).astype("float32")
+    codes, _ = quantizer.encode(w)
+    # Of many filters a part is measured.
+    error = 0.02 if max(shape) > 2 * MEASURED_FILTERS else 1e-6
+    assert quantizer.natural_sparsity(w) == pytest.approx(
+        (codes == 0).mean(), abs=error
+    )

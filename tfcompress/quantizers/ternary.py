@@ -1,5 +1,6 @@
 """Ternary weights by L2 normalisation and pruning."""
 
+import math
 from typing import Any
 
 import keras
@@ -8,6 +9,9 @@ from keras import ops
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.quantizer import Quantizer
 from tfcompress.types import ArrayLike, Tensor
+
+# Filters whose sparsity stands for that of a whole kernel.
+MEASURED_FILTERS = 256
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -83,9 +87,11 @@ class Ternary(Quantizer):
 
     def find_threshold(self, kernel: Tensor) -> Tensor:
         """Returns the magnitudes from which on weights stay, see `functional`."""
+        kernel = F.on_host(kernel)
         if self.sparsity is None:
             return F.max_cosine_threshold(kernel, self.channel_axes)
-        return F.sparsity_threshold(kernel, self.current_sparsity, self.channel_axes)
+        sparsity = F.on_host(self.current_sparsity)
+        return F.sparsity_threshold(kernel, sparsity, self.channel_axes)
 
     def _codes(self, kernel: Tensor) -> Tensor:
         if self.holds_threshold:
@@ -131,10 +137,15 @@ class Ternary(Quantizer):
         self.frozen.assign(0.0)
 
     def natural_sparsity(self, kernel: ArrayLike) -> float:
-        """Returns the share of zeros that the max-cosine threshold would give."""
+        """Returns the share of zeros that the max-cosine threshold would give.
+
+        Of more than `MEASURED_FILTERS` filters, that many or more are measured.
+        """
         kernel = ops.convert_to_tensor(kernel, "float32")
-        threshold = F.max_cosine_threshold(kernel, self.channel_axes)
-        zero = ops.abs(kernel) < threshold
+        channels = math.prod(kernel.shape[axis] for axis in self.channel_axes)
+        step = max(1, channels // MEASURED_FILTERS)
+        filters = ops.reshape(kernel, (-1, channels))[:, ::step]
+        zero = ops.abs(filters) < F.max_cosine_threshold(F.on_host(filters))
         return float(ops.mean(ops.cast(zero, "float32")))
 
     def unfinished(self) -> str | None:
