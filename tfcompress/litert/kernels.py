@@ -129,6 +129,8 @@ def match(values: np.ndarray, kernel: Kernel) -> Match | None:
             else values.reshape(weights, channels)
         )
         first = columns[:FIRST_WEIGHTS], kernel.codes[:FIRST_WEIGHTS]
+        if first[0][first[1] == 0].any():  # a factor keeps zeros
+            continue
         # Two factors that fit within `ROUNDING` differ by twice that.
         if not _fit(*first, _factors(*first, kernel.scale), 3 * ROUNDING):
             continue
