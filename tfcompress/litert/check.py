@@ -17,7 +17,9 @@ from tfcompress.litert.runtime import Runner, read_file, split, try_out
 from tfcompress.litert.stored import kernel_tensors, recognise
 from tfcompress.progress_bar import announced, progress_bar
 
+# Largest batch, in samples and in values of its inputs: activations are in memory.
 BATCH_SIZE = 128
+BATCH_VALUES = 2**21
 # Largest difference allowed: relative to the output's largest magnitude, and
 # absolute for an output that is all zero.
 TOLERANCE = 1e-4
@@ -89,7 +91,7 @@ class Samples:
         self._inputs = keras.tree.flatten(model.input)
         self._names = input_names(model)
         # A model built with a batch size takes no other.
-        self._batch_size = self._inputs[0].shape[0] or BATCH_SIZE
+        self._batch_size = self._inputs[0].shape[0] or self._fitting_batch()
         self._data = data if self.given else self._random()
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
@@ -120,6 +122,10 @@ class Samples:
             (x.shape[0] or 1, *array.shape[1:])
             for x, array in zip(self._inputs, next(iter(self)), strict=True)
         ]
+
+    def _fitting_batch(self) -> int:
+        sizes = [[size or FREE_SIZE for size in x.shape[1:]] for x in self._inputs]
+        return min(BATCH_SIZE, BATCH_VALUES // sum(map(math.prod, sizes)) or 1)
 
     def _random(self) -> list[np.ndarray]:
         rng = np.random.default_rng(0)
