@@ -144,9 +144,9 @@ class Ternary(Quantizer):
         kernel = ops.convert_to_tensor(kernel, "float32")
         channels = math.prod(kernel.shape[axis] for axis in self.channel_axes)
         step = max(1, channels // MEASURED_FILTERS)
-        filters = ops.reshape(kernel, (-1, channels))[:, ::step]
-        zero = ops.abs(filters) < F.max_cosine_threshold(F.on_host(filters))
-        return float(ops.mean(ops.cast(zero, "float32")))
+        filters = F.on_host(ops.reshape(kernel, (-1, channels)))[:, ::step]
+        zero = abs(filters) < F.on_host(F.max_cosine_threshold(filters))
+        return float(ops.convert_to_numpy(zero).mean())
 
     def unfinished(self) -> str | None:
         current = float(ops.convert_to_numpy(self.current_sparsity))
