@@ -83,3 +83,8 @@ def xz_bytes(content: bytes) -> int:
     """Returns the bytes of a file after xz, as in a download or an app bundle."""
     with announced("Size after xz"):
         return len(lzma.compress(content, preset=9))
+
+
+def fast_bytes(content: bytes) -> int:
+    """Returns the bytes after a compression as of xz, ten times as fast and larger."""
+    return len(lzma.compress(content, preset=1))

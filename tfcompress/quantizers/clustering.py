@@ -5,6 +5,7 @@ sorted values. Binary search finds the ranges, prefix sums give their sums. A ro
 k-means, or an attempt at a step, therefore costs O(2^bits log N).
 """
 
+import functools
 import heapq
 from collections.abc import Iterable
 
@@ -13,10 +14,12 @@ import numpy as np
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.types import ArrayLike
 
-# Steps per scan of a line search, and the number of scans, each narrower.
-_STEPS, _SCANS = 256, 3
+# Steps of the first scan of a line search, of each later one, and their number.
+_STEPS, _FINE_STEPS, _SCANS = 256, 64, 3
 # Steps of the single scan that compares bit-widths.
 _FEW_STEPS = 128
+# Codebooks are fitted to a sample of at most this many weights.
+SAMPLES = 2**17
 _KINDS = ("uniform", "kmeans")
 # The smallest step: most devices treat numbers below float32's normal range as zero.
 _TINY = np.finfo(np.float32).tiny
@@ -30,25 +33,33 @@ class SortedNonZeros:
 
     Args:
         x: float array of any shape; computed in float32.
+        limit: int or None. Largest number of values. Of more, a random sample is
+            taken, the same in every call.
 
     Attributes:
         values: float32 array (N,). Ascending, without zeros.
+        scale: float, at least 1. Number of non-zero values of `x` for each of `values`.
         distinct: int. Number of different values.
 
     Raises:
         ValueError: if a value is not finite.
     """
 
-    def __init__(self, x: ArrayLike) -> None:
+    def __init__(self, x: ArrayLike, limit: int | None = None) -> None:
         x = np.asarray(x, np.float32).ravel()
-        self.values = x[x != 0]
-        self.values.sort()
-        if not np.isfinite(self.values[[0, -1]] if len(self) else 0).all():
+        x = x[x != 0]
+        if len(x) and not np.isfinite([x.min(), x.max()]).all():
             raise ValueError(
                 "Only finite weights can be quantized. Received: weights from "
-                f"{self.values[0]} to {self.values[-1]}. Train with a lower learning "
-                "rate."
+                f"{x.min()} to {x.max()}. Train with a lower learning rate."
             )
+        self.scale = 1.0
+        if limit is not None and len(x) > limit:
+            # Random: every n-th value would be of the same channels.
+            self.scale = len(x) / limit
+            rng = np.random.default_rng(0)
+            x = x[rng.choice(len(x), limit, replace=False, shuffle=False)]
+        self.values = np.sort(x)
         changes = np.count_nonzero(self.values[1:] != self.values[:-1])
         self.distinct = min(len(self), changes + 1)
         first_positive = np.searchsorted(self.values, np.float32(0))
@@ -59,6 +70,11 @@ class SortedNonZeros:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @functools.cached_property
+    def magnitudes(self) -> "SortedNonZeros":
+        """The absolute values, sorted."""
+        return SortedNonZeros(np.abs(self.values))
 
     def mean_magnitude(self) -> float:
         """Returns the mean of |value|; there must be at least one value."""
@@ -257,11 +273,12 @@ def uniform_step(
     Args:
         values: the weights.
         bits: int. Bits of a code, 2 to 8.
-        steps: int. Steps per scan.
+        steps: int. Steps of the first scan.
         scans: int. Number of scans, each around the best step of the one before.
 
     Returns:
-        `(step, distortion)`: positive float32; sum of squared errors as a float.
+        `(step, distortion)`: positive float32; sum of squared errors of all weights as
+        a float.
 
     Raises:
         ValueError: if `bits` is not in 2..8.
@@ -276,14 +293,15 @@ def uniform_step(
         return np.float32(1), 0.0
     limit = code_limit(bits)
     low = values.mean_magnitude() / limit
-    high = max(-values.values[0], values.values[-1])
+    high = values.magnitudes.values[-1]
     found = []
-    for _ in range(scans):
-        tried = np.geomspace(low, high, steps).clip(_TINY).astype(np.float32)
+    for scan in range(scans):
+        count = min(steps, _FINE_STEPS) if scan else steps
+        tried = np.geomspace(low, high, count).clip(_TINY).astype(np.float32)
         errors = _uniform_distortions(values, tried, limit)
         best = np.argmin(errors)
-        found.append((float(errors[best]), tried[best]))
-        low, high = tried[max(best - 1, 0)], tried[min(best + 1, steps - 1)]
+        found.append((values.scale * float(errors[best]), tried[best]))
+        low, high = tried[max(best - 1, 0)], tried[min(best + 1, count - 1)]
     distortion, step = min(found)
     return step, distortion
 
@@ -291,8 +309,10 @@ def uniform_step(
 def _uniform_distortions(values, steps, limit):
     """Sum of squared errors for each step: float64 array of the shape of `steps`."""
     steps = steps.astype(np.float64)[:, None]
-    cuts = _float32_above((np.arange(-limit, limit) + 0.5) * steps)
-    return values.distortion(values.bounds(cuts), np.arange(-limit, limit + 1) * steps)
+    # Levels are symmetric, so that magnitudes have the same errors.
+    cuts = _float32_above((np.arange(limit) + 0.5) * steps)
+    values = values.magnitudes
+    return values.distortion(values.bounds(cuts), np.arange(limit + 1) * steps)
 
 
 def counts_and_distortions(
@@ -306,8 +326,9 @@ def counts_and_distortions(
         codebook: "uniform" or "kmeans".
 
     Returns:
-        `(counts, distortion)` for each bit-width: number of values at each level other
-        than zero, integer array (K,); sum of squared errors as a float.
+        `(counts, distortion)` for each bit-width: number of weights at each level other
+        than zero, array (K,); sum of squared errors as a float. Both are those of all
+        weights, estimated where `values` are a sample.
 
     Raises:
         ValueError: if `codebook` or a bit-width is not one of these.
@@ -325,6 +346,7 @@ def counts_and_distortions(
         else:
             levels, _ = kmeans(values, bits)
         bounds = values.bounds(_cuts(levels))
-        counts = np.diff(bounds)[levels != 0]
-        found.append((counts, float(values.distortion(bounds, levels))))
+        counts = values.scale * np.diff(bounds)[levels != 0]
+        distortion = values.scale * float(values.distortion(bounds, levels))
+        found.append((counts, distortion))
     return found

@@ -27,7 +27,8 @@ class Codebook(Quantizer):
         width: float32 scalar. Bits of an index into the codebook.
         mask: bool, of the kernel's shape. Keep mask: false holds a weight at zero.
         quantizes: float32 scalar. 0 while the float kernel is used as it is, else 1.
-        frozen: float32 scalar. 1 once keep mask and levels are frozen.
+        frozen: float32 scalar. 1 once keep mask and levels are frozen, 0 before; -1
+            while they are preliminary, before a search.
         anchor: float32, of the kernel's shape. V - U of ADMM, the auxiliary variable
             less the scaled dual variable.
         dual: float32, of the kernel's shape. U of ADMM, the scaled dual variable.
@@ -102,7 +103,7 @@ class Codebook(Quantizer):
         return on * quantized + (1.0 - on) * kernel
 
     def unfinished(self) -> str | None:
-        if float(ops.convert_to_numpy(self.frozen)):
+        if float(ops.convert_to_numpy(self.frozen)) > 0:
             return None
         return (
             "the search for its zeros and bits has not ended. Train with `fit` to the "

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from tfcompress.core.knapsack import multiple_choice_knapsack
-from tfcompress.quantizers.clustering import SortedNonZeros, counts_and_distortions
-from tfcompress.schemes.size_constrained import rate_distortion
+from tfcompress.quantizers.clustering import (
+    SAMPLES,
+    SortedNonZeros,
+    counts_and_distortions,
+)
 from tfcompress.schemes.size_constrained.allocation import largest
 from tfcompress.schemes.size_constrained.budget import SizeBudget
 from tfcompress.schemes.size_constrained.rate_distortion import (
@@ -21,9 +24,9 @@ def kernel(size=3000, seed=0, zeros=0.3):
     return (rng.laplace(size=size) * (rng.random(size) > zeros)).astype("float32")
 
 
-def points_of(w, unit, codebook="uniform", min_count=10):
+def points_of(w, unit, codebook="uniform", min_count=10, samples=SAMPLES):
     budget = SizeBudget(1000, unit, codebook)
-    return operating_points(w, min_count, budget, WIDTHS[codebook]), budget
+    return operating_points(w, min_count, budget, WIDTHS[codebook], samples), budget
 
 
 def quantized(w, kept, bits, budget, codebook="uniform"):
@@ -88,11 +91,10 @@ def test_operating_points_keep_all_weights_where_zeros_save_nothing():
     assert (np.diff(points.losses) < 0).all()
 
 
-def test_operating_points_of_large_kernels_follow_from_a_sample(monkeypatch):
+def test_operating_points_of_large_kernels_follow_from_a_sample():
     w = kernel(40_000)
     every, _ = points_of(w, "xz_bytes")
-    monkeypatch.setattr(rate_distortion, "_SAMPLES", 5000)
-    some, _ = points_of(w, "xz_bytes")
+    some, _ = points_of(w, "xz_bytes", samples=5000)
     np.testing.assert_array_equal(some.kept, every.kept)
     many = every.kept > 2000
     np.testing.assert_allclose(some.costs[many], every.costs[many], rtol=0.05)

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.core.training.proximal import ProximalStep, set_proximal_operator
-from tfcompress.quantizers.clustering import SortedNonZeros, nearest
+from tfcompress.quantizers.clustering import SAMPLES, SortedNonZeros, nearest
 from tfcompress.schemes.size_constrained.allocation import Allocation
 from tfcompress.schemes.size_constrained.codebooks import Codebooks
 from tfcompress.types import Tensor
@@ -115,7 +115,7 @@ class Admm:
             name: kernels[name] + ops.convert_to_numpy(quantizer.dual)
             for name, quantizer in codebooks.quantizers.items()
         }
-        values = {name: SortedNonZeros(x) for name, x in sums.items()}
+        values = {name: SortedNonZeros(x, SAMPLES) for name, x in sums.items()}
         bits = allocation.choose_bits(values, granted=allocation.budget.allowed())
         distance = norm = 0.0
         for name, quantizer in codebooks.quantizers.items():

@@ -8,10 +8,17 @@ import numpy as np
 from keras import ops
 
 from tfcompress.core.budget import parse_budget
-from tfcompress.cost.arithmetic import entropy_bits_of_counts, value_bits, xz_bytes
+from tfcompress.cost.arithmetic import (
+    entropy_bits_of_counts,
+    fast_bytes,
+    value_bits,
+    xz_bytes,
+)
 from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 
+# Content of more bytes is compressed fast where its size may be estimated.
+_FAST_FROM = 2**15
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 # Estimated bytes of a graph per layer and per file, by whether they count after xz.
 _GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
@@ -48,6 +55,8 @@ class SizeBudget:
     Attributes:
         sparse: bool. Whether zeros cost less than other weights.
         nominal_per_real: float. Nominal bits per measured bit, 0.25 to 4.
+        xz_per_fast: float. Bytes of codes after xz per byte after a faster compression,
+            as last measured.
 
     Args:
         total: float. The budget, in bits if `unit` is "value_bits", else in bytes.
@@ -68,6 +77,7 @@ class SizeBudget:
         self.sparse = unit != "bytes"
         self._bits_per_unit = 1.0 if unit == "value_bits" else 8.0
         self.nominal_per_real = 1.0
+        self.xz_per_fast = 1.0
 
     def allowed(self) -> float:
         """Returns the nominal bits for all kernels together."""
@@ -97,12 +107,8 @@ class SizeBudget:
         Args:
             codes: `(int8 array, bits of a code)` by layer name.
         """
-        counts = {
-            name: np.unique(array[array != 0], return_counts=True)[1]
-            for name, (array, _) in codes.items()
-        }
         return {
-            name: self.rate(counts[name], array.size, bits)
+            name: self.rate(_counts_of_levels(array), array.size, bits)
             for name, (array, bits) in codes.items()
         }
 
@@ -112,14 +118,46 @@ class SizeBudget:
         Args:
             codes: `(int8 array, bits of a code)` by layer name.
         """
+        if self.unit != "xz_bytes":
+            return self.estimate_of(codes)
+        return self.overhead + xz_bytes(self._content(codes))
+
+    def measure(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
+        """Returns `size_of`, which `estimate_of` is from then on for the same codes.
+
+        Args:
+            codes: `(int8 array, bits of a code)` by layer name.
+        """
+        size = self.size_of(codes)
+        if self.unit == "xz_bytes":
+            fast = fast_bytes(self._content(codes))
+            self.xz_per_fast = (size - self.overhead) / max(fast, 1)
+        return size
+
+    def estimate_of(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
+        """Returns `size_of`, of many codes estimated by a faster compression.
+
+        xz takes a second for two megabytes, and a search needs many sizes.
+
+        Args:
+            codes: `(int8 array, bits of a code)` by layer name.
+        """
         if self.unit == "value_bits":
             return sum(
                 value_bits(np.count_nonzero(array), self.index_bits(bits))
                 for array, bits in codes.values()
             )
+        if self.unit == "bytes":
+            return self.overhead + coded_bytes(codes, compressed=False)
+        content = self._content(codes)
+        if len(content) < _FAST_FROM:
+            return self.overhead + xz_bytes(content)
+        return self.overhead + self.xz_per_fast * fast_bytes(content)
+
+    def _content(self, codes):
         if self.codebook == "kmeans":
             codes = {name: (x, 8) for name, (x, _) in codes.items()}
-        return self.overhead + coded_bytes(codes, self.unit == "xz_bytes")
+        return packed_content(codes)
 
     def index_bits(self, bits: int) -> int:
         """Returns the bits that tell non-zero levels apart, unused ones included."""
@@ -127,12 +165,12 @@ class SizeBudget:
         return 1 if self.codebook == "uniform" and bits == 2 else bits
 
     def calibrate(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
-        """Sets `nominal_per_real` by the size of the codes, and returns `size_of`.
+        """Sets `nominal_per_real` by the size of the codes, and returns `estimate_of`.
 
         Args:
             codes: `(int8 array, bits of a code)` by layer name.
         """
-        size = self.size_of(codes)
+        size = self.estimate_of(codes)
         real = self._bits_per_unit * (size - self.overhead)
         nominal = sum(self.nominal_bits(codes).values())
         self.nominal_per_real = min(max(nominal / max(real, 1.0), 0.25), 4.0)
@@ -148,8 +186,23 @@ def coded_bytes(codes: Mapping[str, tuple[np.ndarray, int]], compressed: bool) -
     """
     if not compressed:
         return sum(packed_bytes(x.size, container_bits(b)) for x, b in codes.values())
+    return xz_bytes(packed_content(codes))
+
+
+def packed_content(codes: Mapping[str, tuple[np.ndarray, int]]) -> bytes:
+    """Returns the packed codes of all kernels, as a file has them.
+
+    Args:
+        codes: `(int8 array, bits of a code)` by layer name.
+    """
     packed = [pack(array, container_bits(bits)) for array, bits in codes.values()]
-    return xz_bytes(np.concatenate(packed).tobytes())
+    return np.concatenate(packed).tobytes()
+
+
+def _counts_of_levels(codes):
+    """Number of weights at each level other than zero that has any."""
+    counts = np.bincount(np.asarray(codes, np.int8).ravel().view(np.uint8))
+    return counts[1:][counts[1:] > 0]
 
 
 def estimated_size(model: keras.Model, compressed: bool) -> int:

@@ -1,5 +1,6 @@
 """Codebooks of a student's kernels: masks, codes and bits, read and set together."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -11,6 +12,7 @@ from tfcompress.layers import QuantizedKernel
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers import Codebook
 from tfcompress.quantizers.clustering import (
+    SAMPLES,
     SortedNonZeros,
     kmeans,
     snapped,
@@ -76,7 +78,8 @@ class Codebooks:
 
     def min_counts(self) -> dict[str, int]:
         """Returns the least number of weights that each layer keeps."""
-        return {n: min(MIN_WEIGHTS, x.size) for n, x in self.kernels().items()}
+        sizes = {n: math.prod(x.latent_kernel.shape) for n, x in self.layers.items()}
+        return {name: min(MIN_WEIGHTS, size) for name, size in sizes.items()}
 
     def set_kernels(self, kernels: Mapping[str, np.ndarray]) -> None:
         """Sets the latent kernels, float arrays by layer name."""
@@ -111,6 +114,8 @@ class Codebooks:
     ) -> None:
         """Sets keep masks and bits, and fits codebooks to the weights that are kept.
 
+        Of a large kernel a sample is fitted to.
+
         Args:
             kernels: float arrays by layer name; the latent kernels stay.
             masks: bool arrays by layer name.
@@ -118,7 +123,7 @@ class Codebooks:
         """
         with progress_bar("Codebooks", len(self.quantizers)) as bar:
             for name, quantizer in bar.over(self.quantizers.items()):
-                values = SortedNonZeros(kernels[name] * masks[name])
+                values = SortedNonZeros(kernels[name] * masks[name], SAMPLES)
                 fitted = self.fitted(values, bits[name])
                 quantizer.set_codebook(bits[name], *fitted, masks[name])
 
@@ -133,11 +138,24 @@ class Codebooks:
 
     def is_frozen(self) -> bool:
         """Whether all bits are frozen, and zeros but for those that pruning adds."""
-        return all(
-            float(ops.convert_to_numpy(q.frozen)) for q in self.quantizers.values()
-        )
+        return all(self._flags() > 0)
 
     def freeze(self) -> None:
         """Freezes zeros and bits."""
+        self._set_flags(1.0)
+
+    def is_preliminary(self) -> bool:
+        """Whether zeros and bits are those of `set_preliminary`, before any search."""
+        return all(self._flags() < 0)
+
+    def set_preliminary(self, on: bool) -> None:
+        """Sets whether zeros and bits are replaced when the first search begins."""
+        self._set_flags(-1.0 if on else 0.0)
+
+    def _flags(self):
+        flags = [ops.convert_to_numpy(q.frozen) for q in self.quantizers.values()]
+        return np.array(flags)
+
+    def _set_flags(self, value):
         for quantizer in self.quantizers.values():
-            quantizer.frozen.assign(1.0)
+            quantizer.frozen.assign(value)

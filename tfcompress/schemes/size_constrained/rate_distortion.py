@@ -5,7 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfcompress.quantizers.clustering import SortedNonZeros, counts_and_distortions
+from tfcompress.quantizers.clustering import (
+    SAMPLES,
+    SortedNonZeros,
+    counts_and_distortions,
+)
 from tfcompress.schemes.size_constrained.budget import SizeBudget
 from tfcompress.types import ArrayLike
 
@@ -14,8 +18,6 @@ from tfcompress.types import ArrayLike
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.08, 0.02, 0.004, 0.0008)
 # Ratio of one number of weights to the next.
 _RATIO = 0.97
-# Codebooks are fitted to a sample of at most this many weights.
-_SAMPLES = 2**17
 # The smallest share of a kernel's energy that remains, and the smallest energy.
 _MIN_REMAINING, _TINY = 1e-9, 1e-30
 
@@ -59,7 +61,11 @@ def layer_loss(distortions: ArrayLike, kernel: ArrayLike) -> np.ndarray:
 
 
 def operating_points(
-    kernel: ArrayLike, min_count: int, budget: SizeBudget, bit_widths: Sequence[int]
+    kernel: ArrayLike,
+    min_count: int,
+    budget: SizeBudget,
+    bit_widths: Sequence[int],
+    samples: int = SAMPLES,
 ) -> OperatingPoints:
     """Returns rate and distortion of a kernel for fewer weights and fewer bits.
 
@@ -72,16 +78,14 @@ def operating_points(
         min_count: int. Least number of weights that are kept.
         budget: `SizeBudget`. Where it is not sparse, all weights are kept.
         bit_widths: ints. Bits of a code to choose from.
+        samples: int. Largest number of weights that codebooks are fitted to.
     """
     kernel = np.asarray(kernel, np.float32).ravel()
-    values = kernel[kernel != 0]
+    weights = SortedNonZeros(kernel, samples)
+    sample, scale = weights.values, weights.scale
     kept = np.array([kernel.size])
     if budget.sparse:
-        kept = _kept_counts(min_count, len(values))
-    sample = values
-    if len(values) > _SAMPLES:  # random: every n-th would be of the same channels
-        sample = np.random.default_rng(0).choice(values, _SAMPLES, replace=False)
-    scale = len(values) / len(sample) if len(sample) else 1.0
+        kept = _kept_counts(min_count, round(scale * len(sample)))
     magnitudes = np.sort(np.abs(sample))[::-1]
     energy = np.cumsum(np.square(magnitudes, dtype=np.float64))
     energy = scale * np.insert(energy, 0, 0.0)
