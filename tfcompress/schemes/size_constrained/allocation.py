@@ -25,8 +25,6 @@ _MIN_BITS = 0.1
 # The size of an allocation is measured once it is made, so it is corrected this often.
 # It is accepted up to `_BELOW` under the budget, or `_CLOSE` to a multiple of it.
 _ROUNDS, _BELOW, _CLOSE = 8, 0.01, 0.05
-# A preliminary allocation is corrected this often, and sees fewer weights.
-_PRELIMINARY_ROUNDS, _PRELIMINARY_SAMPLES = 3, 2**13
 
 
 class Allocation:
@@ -55,16 +53,10 @@ class Allocation:
         )
         return values <= factor * self.budget.allowed()
 
-    def start(self, preliminary: bool = False) -> None:
-        """Sets the masks and bits of a new student; its latent kernels stay.
-
-        Args:
-            preliminary: bool. Whether less time and precision suffice, as the next
-                search starts anew.
-        """
-        limits = (_PRELIMINARY_ROUNDS, _PRELIMINARY_SAMPLES) if preliminary else ()
+    def start(self) -> None:
+        """Sets the masks and bits of a new student; its latent kernels stay."""
         with announced(TITLE):
-            self._allocate(self.codebooks.kernels(), 1.0, 0.0, *limits)
+            self._allocate(self.codebooks.kernels(), 1.0, 0.0)
 
     def tighten(self, factor: float = 1.0, min_gain: float = 0.0) -> None:
         """Removes the weights and bits that a multiple of the budget does not pay for.
@@ -164,22 +156,17 @@ class Allocation:
         self.multiple = (size - budget.overhead) / granted
         return self.multiple
 
-    def _allocate(
-        self, kernels, factor, min_gain, rounds=_ROUNDS, samples=SAMPLES
-    ):
+    def _allocate(self, kernels, factor, min_gain):
         """Sets the masks and bits with the least loss at a multiple of the budget.
 
         Args:
             kernels: float arrays by layer name; zeros stay zero.
             factor, min_gain: see `tighten`.
-            rounds: int. Largest number of corrections.
-            samples: int. Largest number of weights that curves of rate and distortion
-                are found from.
 
         Returns:
             The keep masks by layer name.
         """
-        points = self._operating_points(kernels, samples)
+        points = self._operating_points(kernels)
         costs = {name: x.costs for name, x in points.items()}
         now = self.codebooks.bits
         losses = {
@@ -188,7 +175,7 @@ class Allocation:
         }
         least = sum(x.min() for x in costs.values())
         allowed = factor * self.budget.allowed()
-        for _ in range(rounds if self.budget.sparse else 1):
+        for _ in range(_ROUNDS if self.budget.sparse else 1):
             chosen = multiple_choice_knapsack(
                 costs, losses, max(allowed, least), off_hull=True
             )
@@ -206,7 +193,7 @@ class Allocation:
             allowed *= 0.995 / max(received, 0.1)
         return masks
 
-    def _operating_points(self, kernels, samples):
+    def _operating_points(self, kernels):
         min_counts, bit_widths = self.codebooks.min_counts(), self.codebooks.bit_widths
         with progress_bar("Zeros and bits of each layer", len(kernels)) as bar:
             return {

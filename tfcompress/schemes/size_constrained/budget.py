@@ -1,7 +1,7 @@
 """Size of weights: value bits as the paper counts them, or bytes of a file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import keras
 import numpy as np
@@ -16,12 +16,13 @@ from tfcompress.cost.arithmetic import (
 )
 from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
+from tfcompress.schemes.size_constrained.overhead import GRAPH_BYTES
 
 # Content of more bytes is compressed fast where its size may be estimated.
 _FAST_FROM = 2**15
+# Bytes of a weight among zeros after xz, with its place.
+_XZ_BYTES_PER_WEIGHT = 3
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
-# Estimated bytes of a graph per layer and per file, by whether they count after xz.
-_GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
 
 
 def parse_size(size: float | str, reference: float) -> float:
@@ -112,15 +113,31 @@ class SizeBudget:
             for name, (array, bits) in codes.items()
         }
 
+    def least_size(self, sizes: Collection[int], least: int, bits: int) -> float:
+        """Returns about the size of the smallest codes, with the overhead.
+
+        Args:
+            sizes: ints. Number of weights of each kernel.
+            least: int. Number of weights that are not zero in each.
+            bits: int. Bits of a code.
+        """
+        count = sum(min(least, size) for size in sizes)
+        if self.unit == "value_bits":
+            return value_bits(count, self.index_bits(bits))
+        if self.unit == "bytes":
+            stored = [packed_bytes(size, container_bits(bits)) for size in sizes]
+            return self.overhead + sum(stored)
+        return self.overhead + _XZ_BYTES_PER_WEIGHT * count
+
     def size_of(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
         """Returns the size of the codes and the overhead, in the budget's unit.
 
         Args:
             codes: `(int8 array, bits of a code)` by layer name.
         """
-        if self.unit != "xz_bytes":
-            return self.estimate_of(codes)
-        return self.overhead + xz_bytes(self._content(codes))
+        if self.unit == "xz_bytes":
+            return self.overhead + xz_bytes(packed_content(self._stored(codes)))
+        return self.estimate_of(codes)
 
     def measure(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
         """Returns `size_of`, which `estimate_of` is from then on for the same codes.
@@ -130,7 +147,7 @@ class SizeBudget:
         """
         size = self.size_of(codes)
         if self.unit == "xz_bytes":
-            fast = fast_bytes(self._content(codes))
+            fast = fast_bytes(packed_content(self._stored(codes)))
             self.xz_per_fast = (size - self.overhead) / max(fast, 1)
         return size
 
@@ -148,16 +165,17 @@ class SizeBudget:
                 for array, bits in codes.values()
             )
         if self.unit == "bytes":
-            return self.overhead + coded_bytes(codes, compressed=False)
-        content = self._content(codes)
+            return self.overhead + coded_bytes(self._stored(codes), compressed=False)
+        content = packed_content(self._stored(codes))
         if len(content) < _FAST_FROM:
             return self.overhead + xz_bytes(content)
         return self.overhead + self.xz_per_fast * fast_bytes(content)
 
-    def _content(self, codes):
+    def _stored(self, codes):
+        """The codes with the bits of their places in a file."""
         if self.codebook == "kmeans":
-            codes = {name: (x, 8) for name, (x, _) in codes.items()}
-        return packed_content(codes)
+            return {name: (x, 8) for name, (x, _) in codes.items()}
+        return codes
 
     def index_bits(self, bits: int) -> int:
         """Returns the bits that tell non-zero levels apart, unused ones included."""
@@ -217,7 +235,7 @@ def estimated_size(model: keras.Model, compressed: bool) -> int:
     floats = b"".join(
         ops.convert_to_numpy(v).tobytes() for v in model.weights if v.dtype == "float32"
     )
-    per_layer, per_file = _GRAPH_BYTES[compressed]
+    per_layer, per_file = GRAPH_BYTES[compressed]
     graph = per_layer * len(model.layers) + per_file
     # Scales that are the same for all channels take no bytes after xz.
     float_bytes = xz_bytes(floats) if compressed else len(floats)

@@ -145,12 +145,19 @@ class Codebooks:
         self._set_flags(1.0)
 
     def is_preliminary(self) -> bool:
-        """Whether zeros and bits are those of `set_preliminary`, before any search."""
+        """Whether codebooks are those of `set_preliminary`, before any search."""
         return all(self._flags() < 0)
 
-    def set_preliminary(self, on: bool) -> None:
-        """Sets whether zeros and bits are replaced when the first search begins."""
-        self._set_flags(-1.0 if on else 0.0)
+    def set_preliminary(self) -> None:
+        """Sets a grid of 8 bits for each new kernel, up to its largest magnitude."""
+        for name, kernel in self.kernels().items():
+            largest = max(kernel.max(), -kernel.min())
+            self.quantizers[name].step.assign(largest / code_limit(8) or 1.0)
+        self._set_flags(-1.0)
+
+    def begin(self) -> None:
+        """Ends the preliminary state: zeros and bits are those of a search."""
+        self._set_flags(0.0)
 
     def _flags(self):
         flags = [ops.convert_to_numpy(q.frozen) for q in self.quantizers.values()]

@@ -16,6 +16,9 @@ MIN_GAIN = 0.1
 MIN_UPDATES = 20
 # Share of the nominal bits that a removal aims at, as only the file tells its size.
 SHRINK_MARGIN = 0.996
+# An estimated size is certainly within the budget if it is smaller by this share, and
+# by this number of bytes: what xz finds in a file depends on all of its parts.
+CLOSE_SHARE, CLOSE_BYTES = 0.002, 200
 MAX_SHRINKS = 10
 # Title of progress bars.
 MEETING = "Size of the file"
@@ -47,6 +50,9 @@ class UpdateSchedule:
 class Artifact:
     """Finished artefact of a student, built to measure its size.
 
+    Attributes:
+        is_measured: bool. Whether the budget's overhead is that of a measurement.
+
     Args:
         space: `SizeSpace` of the student, with a budget.
         size_of: function without arguments. Returns the size of the finished artefact
@@ -56,6 +62,15 @@ class Artifact:
     def __init__(self, space: SizeSpace, size_of: Callable[[], float]) -> None:
         self.space = space
         self._size_of = size_of
+        self.is_measured = False
+
+    def estimate(self) -> float:
+        """Returns the size with the overhead of the last measurement.
+
+        The overhead changes little, as the graph stays and floats remain floats.
+        """
+        budget = self.space.allocation.budget
+        return budget.estimate_of(self.space.codebooks.codes())
 
     def measure(self) -> tuple[float, float]:
         """Measures the artefact and updates the budget's overhead.
@@ -67,9 +82,10 @@ class Artifact:
         """
         budget = self.space.allocation.budget
         with announced(MEETING):
-            coded = budget.size_of(self.space.codebooks.codes()) - budget.overhead
+            coded = budget.measure(self.space.codebooks.codes()) - budget.overhead
             size = self._size_of()
         budget.overhead = size - coded
+        self.is_measured = True
         return size, coded
 
 
@@ -178,11 +194,10 @@ class DescentPhase(Phase):
         self.begin = 0.0
         self.relaxation = 0.0
 
-    def on_epoch_begin(self) -> None:
-        self.artifact.measure()
-
     def advance(self, share: float) -> None:
         if not self.relaxation:
+            if self.begin:  # else the search has just measured it
+                self.artifact.measure()
             self._start()
         elif not self.schedule.is_due(share):
             return
@@ -229,7 +244,9 @@ class FineTuning(Phase):
         if not self._met:
             self._met = True
             self.recalibrate.refresh()
-            self.meet_budget()
+            # The end of the training makes the file in any case.
+            if not self._is_clearly_met():
+                self.meet_budget()
 
     def meet_budget(self) -> None:
         """Removes the smallest weights until the finished artefact is within the
@@ -240,6 +257,12 @@ class FineTuning(Phase):
         """
         with announced(MEETING):
             self._shrink_to_budget()
+
+    def _is_clearly_met(self):
+        if not self.artifact.is_measured:
+            return False
+        total = self.space.allocation.budget.total
+        return self.artifact.estimate() <= (1 - CLOSE_SHARE) * total - CLOSE_BYTES
 
     def _shrink_to_budget(self):
         total = self.space.allocation.budget.total

@@ -1,6 +1,7 @@
 """Scheme with one number for all layers: the size of the finished file."""
 
 import functools
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,16 @@ from tfcompress.schemes.size_constrained.budget import (
     estimated_size,
     parse_size,
 )
+from tfcompress.schemes.size_constrained.codebooks import MIN_WEIGHTS
+from tfcompress.schemes.size_constrained.overhead import estimated_overhead
 from tfcompress.schemes.size_constrained.search import SizeSearch
 from tfcompress.schemes.size_constrained.search_space import SizeSpace
 
 if TYPE_CHECKING:
     from tfcompress.core.plan import Plan
 
+# A budget of this multiple of the smallest size as estimated can certainly be met.
+_CLEARLY = 1.5
 # Bits of a code to choose from, by codebook and by whether the size counts after xz.
 BIT_WIDTHS = {
     ("uniform", True): (2, 3, 4, 5, 6, 7, 8),
@@ -116,9 +121,14 @@ class SizeConstrained(SearchingScheme):
     def check(self, model: keras.Model, plan: "Plan") -> None:
         """Refuses a budget below the file with the smallest allocation.
 
+        That file is only made where its estimated size does not clearly suffice.
+
         Raises:
             ValueError: if the budget is smaller.
         """
+        coded = [row.layer for row in plan.treated() if row.config == self.config]
+        if self.total(model) > _CLEARLY * self._least_size(model, coded):
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's `compress` has them too
             probe = compress(model, _Unchecked.from_config(self.get_config()))
@@ -134,16 +144,14 @@ class SizeConstrained(SearchingScheme):
             )
 
     def prepare(self, student: Student) -> None:
-        """Sets the zeros and bits of a new student for its budget."""
-        set_smallest(student.size_space.codebooks)  # as `check` measures it
-        student.size_space.set_budget(self._budget(student))
-        student.size_space.start()
+        """Quantizes to 8 bits until the first search sets zeros and bits."""
+        student.size_space.codebooks.set_preliminary()
 
     def callbacks(
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
         space = student.size_space
-        space.set_budget(self._budget(student))
+        space.set_budget(self._budget(student, space.codebooks.layers.values()))
         size_of = functools.partial(self._size_of, student)
         return [SizeSearch(space, recalibrate, self.search_fraction, self.rho, size_of)]
 
@@ -162,7 +170,7 @@ class SizeConstrained(SearchingScheme):
         if self.value_bits is not None:
             size = self._size_of(student)
         elif hasattr(space, "allocation"):
-            size = space.allocation.budget.size_of(codes)  # with the last overhead
+            size = space.allocation.budget.estimate_of(codes)  # as last measured
         else:  # a conversion would take long
             return measured
         measured[self.cost_name()] = float(size)
@@ -172,13 +180,23 @@ class SizeConstrained(SearchingScheme):
     def cost_name(self) -> str:
         return self.unit()
 
-    def _budget(self, student):
-        """The `SizeBudget`, with the overhead of the student as it is."""
-        budget = SizeBudget(self.total(student), self.unit(), self.codebook)
+    def _budget(self, model, coded):
+        """The `SizeBudget` of a model or student, with an estimated overhead.
+
+        Args:
+            model: the float model, or its student.
+            coded: layers of the model whose kernels get codebooks.
+        """
+        budget = SizeBudget(self.total(model), self.unit(), self.codebook)
         if self.value_bits is None:
-            coded = budget.size_of(student.size_space.codebooks.codes())
-            budget.overhead = self._size_of(student) - coded
+            compressed = self.compression == "xz"
+            budget.overhead = estimated_overhead(model, coded, compressed)
         return budget
+
+    def _least_size(self, model, coded):
+        sizes = [math.prod(layer.kernel.shape) for layer in coded]
+        bits = BIT_WIDTHS[self.codebook, self.compression == "xz"][0]
+        return self._budget(model, coded).least_size(sizes, MIN_WEIGHTS, bits)
 
     def _size_of(self, student):
         """Size of the student's finished artefact, in the unit of the budget."""

@@ -97,6 +97,9 @@ class SizeSearch(Search):
             self.space.codebooks.refit()
 
     def begin(self, share: float) -> None:
+        self.artifact.measure()
+        if self.space.codebooks.is_preliminary():
+            self.space.start()
         skips_admm = self.space.allocation.affords_all(RELAXATION)
         self.descent.begin = 0.0 if skips_admm else ADMM_FRACTION
         self.schedule.next_share = share + 1.0 / self.steps()
@@ -117,6 +120,7 @@ class SizeSearch(Search):
             "loose": self.descent.relaxation,
             "nominal_per_real": budget.nominal_per_real,
             "overhead": budget.overhead,
+            "xz_per_fast": budget.xz_per_fast,
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -127,6 +131,8 @@ class SizeSearch(Search):
         self.descent.relaxation = float(state["loose"])
         budget.nominal_per_real = float(state["nominal_per_real"])
         budget.overhead = float(state["overhead"])
+        budget.xz_per_fast = float(state.get("xz_per_fast", 1.0))  # in no early file
+        self.artifact.is_measured = True
         if not self.descent.relaxation:  # files have no variables of the step
             self.admm.start(self.admm.rho)
 

@@ -38,6 +38,7 @@ class SizeSpace:
 
     def start(self) -> None:
         """Sets masks and bits for the budget, V = W and U = 0."""
+        self.codebooks.begin()
         self.allocation.start()
         self.admm.start()
 

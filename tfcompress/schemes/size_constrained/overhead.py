@@ -1,0 +1,53 @@
+"""Estimated bytes of a file that are not codes, without a conversion."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import keras
+
+from tfcompress.graph.batch_norm import foldable
+from tfcompress.graph.graph import Graph
+
+# Bytes of a graph per layer and per file, by whether they count after xz.
+GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
+
+
+def estimated_overhead(
+    model: keras.Model, coded: Collection[Any], compressed: bool
+) -> int:
+    """Returns the approximate bytes of scales, biases, float layers and the graph.
+
+    Batch normalization that `finalize` folds makes one scale and one bias a channel.
+
+    Args:
+        model: Functional model, or a student.
+        coded: layers of the model whose kernels are codes.
+        compressed: bool. Whether bytes are counted after xz.
+    """
+    graph = Graph(model)
+    norms = {id(layer): foldable(graph, layer) for layer in coded}
+    folded = {id(norm) for norm in norms.values() if norm is not None}
+    layers = list(graph.layers().values())
+    floats = 0
+    for layer in layers:
+        if id(layer) in norms:
+            # Scales that are the same for all channels take no bytes after xz.
+            if norms[id(layer)] is not None or not compressed:
+                floats += _channels(layer)
+            floats += math.prod(layer.bias.shape) if layer.use_bias else 0
+        elif id(layer) in folded:
+            floats += math.prod(layer.moving_mean.shape)
+        else:
+            floats += layer.count_params()
+    per_layer, per_file = GRAPH_BYTES[compressed]
+    return 4 * floats + per_layer * len(layers) + per_file
+
+
+def _channels(layer):
+    """Number of a layer's output channels."""
+    if isinstance(layer, keras.layers.Dense):
+        return layer.units
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return math.prod(layer.kernel.shape[-2:])
+    return layer.filters
