@@ -56,7 +56,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "scheme",
     "pruned_ternary",
-    ["pruned_ternary", "bit_sharing", "uniform", "decomposition"],
+    ["pruned_ternary", "bit_sharing", "uniform", "decomposition", "size_constrained"],
     "Scheme of the student.",
 )
 flags.DEFINE_float(
@@ -127,6 +127,8 @@ def make_new_student(model):
         return tfc.compress(model, tfc.Uniform())
     if FLAGS.scheme == "decomposition":
         return tfc.compress(model, tfc.Decomposition(macs="1/2"))
+    if FLAGS.scheme == "size_constrained":
+        return tfc.compress(model, tfc.SizeConstrained("1/10"))
     student = tfc.compress(model, tfc.BitSharing(penalty=0.1))
     SearchSpace(student).budget.strength.assign(0.1)
     return student

@@ -56,6 +56,14 @@ def test_svd_start_reproduces_the_kernel(pair):
     assert factorized.coefficients.shape[0] == min(matrix.shape)
 
 
+def test_product_keeps_the_kernel_without_a_decomposition(pair):
+    plain, factorized, _ = pair
+    assert not factorized.is_product()
+    factorized.set_product(np.array(plain.kernel))
+    assert factorized.is_product()
+    np.testing.assert_array_equal(factorized.kernel, plain.kernel)
+
+
 def test_identity_start_keeps_the_kernel_as_the_basis():
     plain, factorized = kl.Dense(6), FactorizedDense(6, kernel_rank=6)
     for layer in (plain, factorized):

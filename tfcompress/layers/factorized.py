@@ -191,6 +191,30 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
             coefficients = values[:, None] * vectors
         self.set_factors(basis, coefficients)
 
+    def set_product(self, kernel: np.ndarray) -> None:
+        """Sets factors of full rank: a kernel, and an identity on its smaller side.
+
+        It costs no singular value decomposition, for factors that are soon replaced.
+
+        Args:
+            kernel: float array (..., input channels, output channels).
+        """
+        matrix = np.asarray(kernel, np.float32).reshape(-1, kernel.shape[-1])
+        identity: np.ndarray = np.eye(self.full_rank, dtype=np.float32)
+        is_tall = len(matrix) >= matrix.shape[1]
+        self.set_factors(*((matrix, identity) if is_tall else (identity, matrix)))
+
+    def is_product(self) -> bool:
+        """Whether the factors are those of `set_product`."""
+        factors = self.coefficients, self.kernel_variable
+        for factor in map(ops.convert_to_numpy, factors):
+            matrix = factor.reshape(-1, factor.shape[-1])
+            if len(matrix) == matrix.shape[1] and np.array_equal(
+                matrix, np.eye(len(matrix))
+            ):
+                return True
+        return False
+
     def set_factors(self, basis: np.ndarray, coefficients: np.ndarray) -> None:
         """Sets both factors and the gradient scale that belongs to them.
 

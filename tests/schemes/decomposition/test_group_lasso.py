@@ -65,6 +65,24 @@ def test_proximal_step_minimizes_its_objective():
     assert not received[:, 3].any() and received[:, :3].all()
 
 
+def test_members_of_a_group_shrink_by_one_factor_in_each_step():
+    """Also where the first variable to be updated has changed since the last step."""
+    matrix, vector = variable((4, 3)), variable((3,), seed=1)
+    groups = SliceGroups(np.ones(3))
+    groups.add(matrix, 1, np.arange(3))
+    groups.add(vector, 0, np.arange(3))
+    ConstantStep(0.1).add(groups)
+    for _ in range(3):
+        expected = 1 - 0.1 / np.array(groups.norms())
+        for member in (matrix, vector):
+            received = np.array(member.constraint(member)) / np.array(member)
+            np.testing.assert_allclose(
+                received, np.broadcast_to(expected, received.shape), rtol=1e-4
+            )
+            member.assign(received * np.array(member))
+        matrix.assign(2 * matrix)
+
+
 def test_proximal_step_keeps_slices_in_no_group_and_the_own_constraint():
     vector = variable((3,))
     vector.constraint = keras.constraints.NonNeg()

@@ -100,7 +100,7 @@ def test_kept_groups_do_not_shrink(still):
         ]
     )
     removed, kept = np.abs(ratios) < 1e-6, np.abs(ratios - 1) < 0.02
-    assert (removed | kept).mean() > 0.93
+    assert (removed | kept).mean() > 0.9
     assert 0.2 < removed.mean() < 0.8
 
 
@@ -121,7 +121,7 @@ def test_a_penalty_removes_the_channels_and_ranks_that_it_makes_zero(
     student_of, fit_digits, mnist
 ):
     """Zero ranks have no coefficients, zero channels do not vary."""
-    student = student_of(penalty=0.7, search_fraction=1.0)
+    student = student_of(penalty=0.8, search_fraction=1.0)
     fit_digits(student, digits=200)
     layers = student.rank_space.layers
     statistics = MeasureActivations(student, layers)([mnist[0][0][:200]])

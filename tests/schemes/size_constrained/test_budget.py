@@ -138,3 +138,15 @@ def test_calibrated_budget_allows_nominal_bits_by_the_measured_size(unit):
     for array in (np.zeros(9), np.ones(10**5)):  # limits
         budget.calibrate({"a": (array.astype(np.int8), 2)})
         assert 9800 / 4 <= budget.allowed() / bits_per_unit <= 9800 * 4
+
+
+def test_estimate_of_many_codes_is_their_size_once_measured():
+    rng = np.random.default_rng(0)
+    codes = {"a": (rng.binomial(6, 0.5, 400_000).astype("int8") - 3, 4)}
+    budget = SizeBudget(10**6, "xz_bytes", "uniform", overhead=100)
+    assert budget.estimate_of(codes) == pytest.approx(budget.size_of(codes), rel=0.2)
+    size = budget.measure(codes)
+    assert size == budget.size_of(codes) == pytest.approx(budget.estimate_of(codes))
+    fewer = {"a": (codes["a"][0][:300_000], 4)}
+    expected = budget.size_of(fewer)
+    assert budget.estimate_of(fewer) == pytest.approx(expected, rel=0.01)

@@ -10,6 +10,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tests.schemes.size_constrained.small_space import used
+from tfcompress import litert
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.litert import packed_size
 from tfcompress.schemes.size_constrained.budget import estimated_size
@@ -193,6 +194,19 @@ def test_new_student_has_eight_bits_until_its_first_search(codebook, mnist, tmp_
     assert loaded.scheme.get_config() == scheme.get_config()
     assert loaded.size_space.codebooks.is_preliminary()
     np.testing.assert_array_equal(loaded.predict(images, verbose=0), received)
+
+
+@pytest.mark.parametrize("compression", ["xz", "none"])
+def test_budget_that_clearly_suffices_needs_no_file(compression, monkeypatch):
+    def convert(*_):
+        raise AssertionError("a file was made")
+
+    monkeypatch.setattr(litert, "packed_size", convert)
+    scheme = tfc.SizeConstrained(20_000, compression=compression)
+    tfc.plan(strided_net(), scheme)
+    tfc.compress(strided_net(), scheme)
+    with pytest.raises(AssertionError, match="made"):
+        tfc.plan(strided_net(), tfc.SizeConstrained(10, compression=compression))
 
 
 class Interrupt(keras.callbacks.Callback):

@@ -22,7 +22,8 @@ class Factorize:
 
     Args:
         start: str. "svd" or "identity", see
-            `tfcompress.layers.FactorizedKernel.set_kernel`.
+            `tfcompress.layers.FactorizedKernel.set_kernel`. The decomposition takes
+            place when `fit` begins; until then one factor is an identity.
         batch_norm: str. Place of a batch normalization after the layer. "behind": after
             the coefficients, as it is. "between": between basis and coefficients, see
             `tfcompress.layers.FactorizedNorm`; only an identity start is then exact.
@@ -89,7 +90,11 @@ class Factorize:
         new: keras.layers.Layer,
         norm: keras.layers.BatchNormalization | None,
     ) -> None:
-        new.set_kernel(keras.ops.convert_to_numpy(old.kernel), self.start)
+        kernel = keras.ops.convert_to_numpy(old.kernel)
+        if self.start == "svd":  # `fit` begins with a decomposition of its own
+            new.set_product(kernel)
+        else:
+            new.set_kernel(kernel, self.start)
         if norm is not None:
             new.absorb(norm, old.bias if old.use_bias else None)
         elif old.use_bias:

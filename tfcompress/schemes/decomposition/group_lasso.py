@@ -1,6 +1,7 @@
 """Group sparsity by a proximal step after every step of the optimizer."""
 
 import functools
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,15 @@ class SliceGroups:
         return ops.maximum(0.0, 1.0 - step * self.weights / norms)
 
 
+class _Pass:
+    """Shrinkage of all variables in one step: a group's members share its factor."""
+
+    def __init__(self) -> None:
+        self.rate: Tensor | None = None  # learning rate
+        self.members: set[int] = set()  # ids of those that have shrunk
+        self.factors: dict[int, Tensor] = {}  # by id of the groups
+
+
 class GroupLasso(ProximalStep):
     """Proximal step of a group lasso over several `SliceGroups`.
 
@@ -119,6 +129,7 @@ class GroupLasso(ProximalStep):
         super().__init__()
         self.count = 0
         self._memberships: dict[int, list[tuple[SliceGroups, Member]]] = {}
+        self._passes: dict[int, _Pass] = {}  # by thread: replicas run in one each
 
     def shapes(self) -> dict[str, list[tuple[int, ...]]]:
         return {"shrinkage": [(self.count,)]}
@@ -139,12 +150,19 @@ class GroupLasso(ProximalStep):
     def attach(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Follows an optimizer's learning rate from now on, with strengths of 0."""
         super().attach(optimizer)
+        self._passes.clear()
         self.set_strengths(0.0)
 
     def set_strengths(self, strengths: np.ndarray | float) -> None:
         """Sets the strengths: float array (count,), or one number for all."""
         (variable,) = self.parameters["shrinkage"]
         variable.assign(np.broadcast_to(np.float32(strengths), (self.count,)))
+
+    def learning_rate(self) -> Tensor:
+        step = self._passes.get(threading.get_ident(), _Pass())
+        if step.rate is None:
+            step.rate = super().learning_rate()
+        return step.rate
 
     def steps(self, groups: SliceGroups) -> Tensor:
         """Returns strength * learning rate of the groups, a float32 tensor (groups,).
@@ -163,7 +181,8 @@ class GroupLasso(ProximalStep):
     ) -> Tensor:
         """Returns the value of a variable after a proximal step.
 
-        The members of a group shrink one after the other by nearly the same factor.
+        All members of a group shrink by the same factor. It follows from the norm that
+        the group has when the first of them shrinks, after the optimizer's update.
         Below the threshold all become exactly zero.
 
         Args:
@@ -173,9 +192,19 @@ class GroupLasso(ProximalStep):
         for groups, member in memberships:
             shape = [1] * len(value.shape)
             shape[member.axis] = -1
-            factors = groups.shrinkage_factors(self.steps(groups))
-            # The last factor is that of slices in no group.
-            factors = ops.concatenate([factors, ops.ones((1,))])
-            factors = ops.take(factors, member.index % (len(groups.weights) + 1))
+            factors = ops.take(
+                self._factors(groups, member), member.index % (len(groups.weights) + 1)
+            )
             value = value * ops.cast(ops.reshape(factors, shape), value.dtype)
         return value
+
+    def _factors(self, groups, member):
+        """Factors of the groups in this step, and 1 for slices in no group."""
+        step = self._passes.get(threading.get_ident())
+        if step is None or id(member) in step.members:  # the next step
+            step = self._passes[threading.get_ident()] = _Pass()
+        step.members.add(id(member))
+        if id(groups) not in step.factors:
+            factors = groups.shrinkage_factors(self.steps(groups))
+            step.factors[id(groups)] = ops.concatenate([factors, ops.ones((1,))])
+        return step.factors[id(groups)]

@@ -48,7 +48,7 @@ def rotate_to_principal_axes(
     """Returns factors of the same product along the outputs' principal axes.
 
     Args:
-        basis: float array (rows, rank) with orthonormal columns.
+        basis: float array (rows, rank), rank <= rows.
         coefficients: float array (rank, outputs), rank <= outputs.
         hidden_covariance: float array (rank, rank). Covariance of the basis's outputs.
         scales: positive float array (outputs,), see `output_scales`.
@@ -60,13 +60,42 @@ def rotate_to_principal_axes(
     scaled = coefficients * scales
     variances, directions = np.linalg.eigh(hidden_covariance)
     variances = np.maximum(variances, max(LEAST_VARIANCE * variances.mean(), 1e-30))
-    root = np.sqrt(variances)[:, None] * directions.T
-    _, _, axes = np.linalg.svd(root @ scaled, full_matrices=False)
-    columns = scaled @ axes.T
+    axes = _right_vectors(np.sqrt(variances)[:, None] * (directions.T @ scaled))
+    columns = basis @ (scaled @ axes.T)
     norms = np.linalg.norm(columns, axis=0)
     used = norms > 1e-9 * norms.max()
     unit = columns[:, used] / norms[used]
-    # A kernel of lower rank leaves columns of the basis free: any orthogonal ones.
-    spare = np.linalg.svd(unit)[0][:, used.sum() :]
     coefficients = np.where(used, norms, 0.0)[:, None] * axes / scales
-    return basis @ np.concatenate([unit, spare], axis=1), coefficients
+    # A kernel of lower rank leaves columns of the basis free: any orthogonal ones.
+    result = np.empty_like(columns)
+    result[:, used] = unit
+    result[:, ~used] = _orthogonal_to(unit, np.count_nonzero(~used))
+    return result, coefficients
+
+
+def _right_vectors(matrix):
+    """Right singular vectors as rows, by descending singular value; rows <= columns.
+
+    An eigendecomposition of the smaller product is several times as fast as a singular
+    value decomposition. Vectors of tiny values are less exact, but orthonormal.
+    """
+    rows, columns = matrix.shape
+    if rows == columns:
+        return np.linalg.eigh(matrix.T @ matrix)[1][:, ::-1].T
+    squares, left = np.linalg.eigh(matrix @ matrix.T)
+    vectors = left[:, ::-1].T @ matrix
+    if squares[0] > 1e-10 * squares[-1]:
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.linalg.qr(vectors.T)[0].T
+
+
+def _orthogonal_to(columns, count):
+    """Orthonormal vectors orthogonal to columns, float array (rows, count)."""
+    rows = len(columns)
+    if not count:
+        return np.zeros((rows, 0))
+    span = np.linalg.qr(columns)[0]
+    free = np.random.default_rng(0).normal(size=(rows, count))
+    for _ in range(2):  # the second time removes what rounding has left
+        free -= span @ (span.T @ free)
+    return np.linalg.qr(free)[0]

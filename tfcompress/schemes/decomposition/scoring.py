@@ -75,8 +75,9 @@ def compute_scores(
 
 def _explained_variances(space, name, statistics):
     """Variances that each rank, and each input channel, of a layer explains."""
-    basis, coefficients = space.factors(name)
-    scales = space.output_scales(name, coefficients, statistics)
+    # Single precision suffices for scores, and takes half the time.
+    basis, coefficients = (x.astype(np.float32) for x in space.factors(name))
+    scales = space.output_scales(name, coefficients, statistics).astype(np.float32)
     per_rank = np.square(coefficients * scales).sum(axis=1)
     per_rank *= np.diag(statistics.hidden_covariance)
     kernel = basis @ coefficients * scales

@@ -82,7 +82,7 @@ class RankSearch(Search):
         keras_private.rebuild_train_function(training_model(self.model))
 
     def begin(self, share: float) -> None:
-        if share == 0:
+        if share == 0 or self.space.is_new():
             self.space.rotate(self.measure(self.recalibrate.batches))
         self.space.normalize()
         self.unit = self.space.mean_norm() / self.sum_of_learning_rates()

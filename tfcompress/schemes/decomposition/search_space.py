@@ -150,6 +150,11 @@ class RankSpace:
             norm = gamma, norm.epsilon
         return output_scales(coefficients, statistics.hidden_covariance, norm)
 
+    def is_new(self) -> bool:
+        """Whether factors are to be rotated before they train."""
+        svd = [x for x in self.layers.values() if x.kernel_rank is None]
+        return any(layer.is_product() for layer in svd)
+
     def rotate(self, statistics: Mapping[str, ActivationStatistics]) -> None:
         """Rotates factors to the principal axes of their layers' outputs.
 

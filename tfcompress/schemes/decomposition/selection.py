@@ -107,6 +107,8 @@ def _refilled(selection, width_model, scores, budget, round_to):
     for _, name, index in _removed_best_first(selection, scores, round_to):
         if selection.cost >= (1 - SLACK) * budget:
             break
+        if name is not None and not _may_fit(selection, width_model, name, budget):
+            continue
         keep_groups = selection.keep_groups.copy()
         keep_ranks = {
             layer: keep.copy() for layer, keep in selection.keep_ranks.items()
@@ -119,6 +121,19 @@ def _refilled(selection, width_model, scores, budget, round_to):
         if selection.cost < other.cost <= budget:
             selection = other
     return selection
+
+
+def _may_fit(selection, width_model, name, budget):
+    """Whether one more rank of a layer costs more, and at most the budget.
+
+    The layer's cost alone changes, which is counted sooner than that of all.
+    """
+    groups, count = selection.keep_groups, int(selection.keep_ranks[name].sum())
+    before, after = (
+        width_model.layer_cost(name, groups, rank) for rank in (count, count + 1)
+    )
+    cost = selection.cost + after - before
+    return before < after and cost <= budget * (1 + 1e-9)
 
 
 def _removed_best_first(selection, scores, round_to):

@@ -105,7 +105,7 @@ class WidthModel:
             ranks: dict of str to int. Ranks of the factorized layers by name.
         """
         return sum(
-            self._layer_cost(term, keep_groups, ranks) for term in self.terms.values()
+            self.layer_cost(name, keep_groups, ranks.get(name)) for name in self.terms
         )
 
     def full_cost(self) -> float:
@@ -157,11 +157,16 @@ class WidthModel:
             np.add.at(saved, term.writes, term.per_output)
         return saved
 
-    def _layer_cost(self, term, keep_groups, ranks):
-        rest = term.per_output * keep_groups[term.writes].sum()
+    def layer_cost(self, name: str, keep_groups: np.ndarray, rank: int | None) -> float:
+        """Returns the cost of one layer; a rank of None is all of a plain layer."""
+        term = self.terms[name]
+        rest = term.per_output * np.count_nonzero(keep_groups[term.writes])
         merged, per_rank = self._merged_and_per_rank(term, keep_groups)
-        rank = ranks.get(term.name)
-        if rank is not None and self.is_decomposed(term.name, keep_groups, rank):
+        if (
+            rank is not None
+            and name not in self._not_decomposed
+            and rank * per_rank < self.margin * merged
+        ):
             return rest + rank * per_rank
         return rest + merged
 
@@ -170,8 +175,10 @@ class WidthModel:
 
         k^2 c n and k^2 c + n per position: EDP, where it decides on merging.
         """
-        inputs = keep_groups[term.reads].mean() if term.reads.size else 1.0
-        outputs = keep_groups[term.writes].mean() if term.writes.size else 1.0
+        inputs, outputs = (
+            np.count_nonzero(keep_groups[x]) / x.size if x.size else 1.0
+            for x in (term.reads, term.writes)
+        )
         merged = term.kernel_cost * inputs * outputs
         if term.matrix is None:
             return merged, np.inf
