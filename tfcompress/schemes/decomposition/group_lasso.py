@@ -153,6 +153,10 @@ class GroupLasso(ProximalStep):
         self._passes.clear()
         self.set_strengths(0.0)
 
+    def detach(self) -> None:
+        super().detach()
+        self._passes.clear()
+
     def set_strengths(self, strengths: np.ndarray | float) -> None:
         """Sets the strengths: float array (count,), or one number for all."""
         (variable,) = self.parameters["shrinkage"]
