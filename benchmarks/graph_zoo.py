@@ -16,37 +16,17 @@ import time
 import keras
 import numpy as np
 
+from benchmarks.common import APPLICATIONS, application
 from tests.graph.removal import randomize, remove_some
-
-# Name and a small legal input size.
-MODELS = {
-    "ConvNeXtTiny": 32,
-    "DenseNet121": 32,
-    "EfficientNetB0": 32,
-    "EfficientNetV2B0": 32,
-    "InceptionResNetV2": 75,
-    "InceptionV3": 75,
-    "MobileNet": 32,
-    "MobileNetV2": 32,
-    "MobileNetV3Small": 32,
-    "NASNetMobile": 32,
-    "ResNet50": 32,
-    "ResNet50V2": 32,
-    "VGG16": 32,
-    "Xception": 71,
-}
 
 
 def main(names):
     rows = []
-    for name in names or MODELS:
+    for name in names or APPLICATIONS:
         rng = np.random.default_rng(0)
         keras.utils.clear_session()
         keras.utils.set_random_seed(0)
-        model = getattr(keras.applications, name)(
-            weights=None, input_shape=(MODELS[name],) * 2 + (3,), classes=10,
-            classifier_activation=None,
-        )  # fmt: skip
+        model = application(name, classifier_activation=None)
         randomize(model, rng)
         before = model.count_params()
         start = time.perf_counter()

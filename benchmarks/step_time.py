@@ -16,10 +16,6 @@ a path with a kernel of its own for 2, 4 and 8 bits in each layer.
 """
 
 import functools
-import pathlib
-import re
-import subprocess
-import sys
 import time
 
 import keras
@@ -27,6 +23,12 @@ import numpy as np
 from absl import app, flags
 
 import tfcompress as tfc
+from benchmarks.common import (
+    last_word_of_new_process,
+    random_batch,
+    reset_peak,
+    resident_set,
+)
 from recipes.common import models
 from recipes.common.arguments import refuse_arguments
 from recipes.common.train import make_optimizer, set_precision
@@ -150,26 +152,16 @@ def memory_of_steps(step, images, labels):
     """
     for size in (1, 2):
         step(images[:size], labels[:size])
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     before = resident_set("VmRSS")
     for _ in range(MEMORY_STEPS):
         step(images, labels)
     return resident_set("VmHWM") - before
 
 
-def resident_set(field):
-    """Returns the resident bytes of this process: "VmRSS" now, "VmHWM" at the peak."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
-
-
 def measure_memory(kind):
     """Returns `memory_of_steps` of one model, measured in a new process."""
-    command = [sys.executable, "-m", "benchmarks.step_time", *sys.argv[1:]]
-    child = subprocess.run(
-        [*command, f"--memory_of={kind}"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return int(child.stdout.split()[-1])
+    return int(last_word_of_new_process("step_time", f"--memory_of={kind}"))
 
 
 def make_model():
@@ -182,10 +174,7 @@ def make_model():
 
 def make_batch(model):
     """Returns random images and labels for the model, arrays (batch_size, ...)."""
-    random = np.random.default_rng(0)
-    shape = (FLAGS.batch_size, *model.inputs[0].shape[1:])
-    images = random.normal(size=shape).astype("float32")
-    return images, random.integers(model.outputs[0].shape[-1], size=FLAGS.batch_size)
+    return random_batch(model, FLAGS.batch_size)
 
 
 def compile_model(model, images):
