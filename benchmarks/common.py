@@ -59,9 +59,7 @@ def application(name, image_size=None, classes=10, **options):
             f"image size {image_size}."
         )
     size = image_size or APPLICATIONS[name]
-    return make(
-        weights=None, input_shape=(size, size, 3), classes=classes, **options
-    )  # fmt: skip
+    return make(weights=None, input_shape=(size, size, 3), classes=classes, **options)
 
 
 def random_batch(model, samples):
