@@ -7,6 +7,7 @@ compared with the same part for the plain model, in turns in one process:
 - fit: a whole `fit` of a few steps, tracing included, relative to the plain one.
 - start: the time of that `fit` before its first step, less that of the plain `fit`, as
   a number of steps of the plain model.
+- step: the median time from the beginning of a step to that of the next.
 - memory: the peak of the resident set in `fit`, less the resident set before the model
   was made, relative to the plain one. Each is measured in a process of its own, on
   Linux. Memory that the allocator retains counts.

@@ -6,7 +6,8 @@ Each model and scheme has a process of its own. Prints a Markdown table of the C
 seconds of each part, the share of all weights that are compressed, and the largest
 difference between Keras and LiteRT, relative to the largest output. With quantized
 activations single values round to another level, which moves predictions: the proof of
-`export` compares them on equal levels.
+`export` compares them on equal levels. "Constant outputs" are those of a network that
+two steps left with nothing but biases; their difference says little.
 
 A result is one of
 
@@ -115,9 +116,13 @@ def take_through(progress, name, scheme):
         path = pathlib.Path(folder) / "model.tflite"
         report = progress.run("export", export, tiny, path, images)
         file_bytes = path.stat().st_size
-    largest = float(np.abs(tiny.predict(images, verbose=0)).max())
-    difference = report["agreement"]["max_abs_diff"] / largest
-    progress.tell(difference=difference, bytes=file_bytes)
+    outputs = tiny.predict(images, verbose=0)
+    largest = float(np.abs(outputs).max()) or 1.0
+    progress.tell(
+        difference=report["agreement"]["max_abs_diff"] / largest,
+        is_constant=bool(np.ptp(outputs, axis=0).max() == 0),
+        bytes=file_bytes,
+    )
 
 
 def fit(student, images, labels):
@@ -198,6 +203,8 @@ def table_row(row):
         "" if share is None else f"{100 * share:.1f} %",
         "" if difference is None else f"{difference:.0e}",
     ]
+    if row.get("is_constant"):
+        cells[-1] += " (constant outputs)"
     return f"| {' | '.join(cells)} |"
 
 
