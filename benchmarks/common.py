@@ -62,6 +62,13 @@ def application(name, image_size=None, classes=10, **options):
     return make(weights=None, input_shape=(size, size, 3), classes=classes, **options)
 
 
+def application_or_file(name, image_size=None):
+    """Returns `application(name, image_size)`, or the model of a file."""
+    if name.endswith(models.MODEL_SUFFIXES):
+        return models.load_file(name)
+    return application(name, image_size)
+
+
 def random_batch(model, samples):
     """Returns random images and labels for a classifier, arrays (samples, ...)."""
     random = np.random.default_rng(0)

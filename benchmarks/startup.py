@@ -85,9 +85,7 @@ def make_model():
     keras.utils.set_random_seed(0)
     if FLAGS.model == "mobilenet":
         return common.application("MobileNet", 96, classes=2, alpha=0.25)
-    if FLAGS.model.endswith(models.MODEL_SUFFIXES):
-        return models.load_file(FLAGS.model)
-    return common.application(FLAGS.model, FLAGS.image_size)
+    return common.application_or_file(FLAGS.model, FLAGS.image_size)
 
 
 def make(kind, model):

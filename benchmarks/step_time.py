@@ -3,7 +3,8 @@
 Times steps of a student and of the plain model in turns, in one process, and prints the
 median of the ratios of neighbouring steps: a machine that slows down or speeds up
 meanwhile does so for both. A student of bit sharing is timed in its search, with all
-gates learning in every step (in a real search, in half of the steps).
+gates learning in every step (in a real search, in half of the steps). A student under
+a size is timed with codebooks, as after ADMM.
 
 Memory is measured in a process of its own for each model, on Linux. It is the peak of
 the resident set in some steps, less the resident set before them. Steps of one and two
@@ -24,6 +25,7 @@ from absl import app, flags
 
 import tfcompress as tfc
 from benchmarks.common import (
+    application_or_file,
     last_word_of_new_process,
     random_batch,
     reset_peak,
@@ -44,7 +46,11 @@ flags.DEFINE_string(
     "model",
     "resnet20",
     f"A built-in network ({', '.join(models.BUILDERS)}), for 32 x 32 images and 10 "
-    "classes, or the path of a .keras or .h5 file.",
+    "classes, the name of a network in keras.applications, or the path of a "
+    f"{' or '.join(models.MODEL_SUFFIXES)} file.",
+)
+flags.DEFINE_integer(
+    "image_size", None, "Height and width of a network in keras.applications."
 )
 flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("pairs", 20, "Steps timed of each model.", lower_bound=1)
@@ -127,6 +133,8 @@ def make_new_student(model):
         return tfc.compress(model, tfc.PrunedTernary(FLAGS.sparsity))
     if FLAGS.scheme == "uniform":
         return tfc.compress(model, tfc.Uniform())
+    if FLAGS.scheme == "size_constrained":
+        return tfc.compress(model, tfc.SizeConstrained("1/20"))
     if FLAGS.scheme == "decomposition":
         return tfc.compress(model, tfc.Decomposition(macs="1/2"))
     if FLAGS.scheme == "size_constrained":
@@ -167,9 +175,9 @@ def measure_memory(kind):
 def make_model():
     """Returns the plain model that the flags ask for."""
     keras.utils.set_random_seed(0)
-    if models.is_file(FLAGS.model):
-        return models.load_file(FLAGS.model)
-    return models.BUILDERS[FLAGS.model]((32, 32, 3), 10)
+    if FLAGS.model in models.BUILDERS:
+        return models.BUILDERS[FLAGS.model]((32, 32, 3), 10)
+    return application_or_file(FLAGS.model, FLAGS.image_size)
 
 
 def make_batch(model):
