@@ -41,10 +41,11 @@ from recipes.common.arguments import refuse_arguments
 
 FLAGS = flags.FLAGS
 STEPS, BATCH_SIZE = 2, 4
-# Least height and width of images. In smaller ones the last layers see one pixel. Batch
-# normalization then has a handful of values per channel, and the model amplifies
-# differences in the last bit of its inputs up to the limits of the proof.
-IMAGE_SIZE = 64
+# Images are so many times as large as the smallest legal ones, in which the last layers
+# see one pixel. Batch normalization then has a handful of values per channel, and the
+# model amplifies differences in the last bit of its inputs up to the limits of the
+# proof.
+SIZE_FACTOR = 2
 PARTS = ("plan", "compress", "fit", "finalize", "export")
 PACKAGE = pathlib.Path(tfc.__file__).parent
 # A process that waits, and computes nothing, ends after so many times --limit.
@@ -107,7 +108,7 @@ def is_own(error):
 def take_through(progress, name, scheme):
     """Compresses, trains, finalizes and exports a model."""
     keras.utils.set_random_seed(0)
-    size = max(IMAGE_SIZE, common.APPLICATIONS[name])
+    size = SIZE_FACTOR * common.APPLICATIONS[name]
     model = common.application(name, size, classifier_activation=None)
     progress.tell(weights=model.count_params(), image_size=size)
     images, labels = common.random_batch(model, STEPS * BATCH_SIZE)
