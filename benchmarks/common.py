@@ -70,10 +70,17 @@ def application_or_file(name, image_size=None):
 
 
 def random_batch(model, samples):
-    """Returns random images and labels for a classifier, arrays (samples, ...)."""
+    """Returns random images and labels for a classifier, arrays (samples, ...).
+
+    Images are about -1..1, or pixels where the model scales its inputs itself: others
+    would all look the same to it.
+    """
     random = np.random.default_rng(0)
     shape = (samples, *model.inputs[0].shape[1:])
     images = random.normal(size=shape).astype("float32")
+    scaling = (keras.layers.Rescaling, keras.layers.Normalization)
+    if any(isinstance(layer, scaling) for layer in model.layers):
+        images = 128 + 64 * images
     return images, random.integers(model.outputs[0].shape[-1], size=samples)
 
 
