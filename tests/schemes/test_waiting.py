@@ -43,14 +43,14 @@ OWN_TITLES = {
         "Ranges of activations",
         "Sensitivities to bits and filters",
     ],
-    ("plan", "size"): FILE,
-    ("compress", "size"): [
+    ("fit", "size"): [
+        *SEARCH,
         *FILE,
         "Allocation of the size",
         "Zeros and bits of each layer",
         "Codebooks",
+        "Size of the file",
     ],
-    ("fit", "size"): [*SEARCH, *FILE, "Allocation of the size", "Size of the file"],
     ("fit", "ranks"): [
         *SEARCH,
         "Statistics of activations",

@@ -5,6 +5,7 @@ its first update.
 """
 
 import contextlib
+import itertools
 import warnings
 
 import keras
@@ -161,8 +162,14 @@ def assert_meets_what_was_asked(student):
     np.testing.assert_allclose(tiny.predict(IMAGES, verbose=0), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("wrapper", trainings(with_callbacks))
+def combinations():
+    """All trainings x all schemes; all but one scheme's are slow, loops apart."""
+    for wrapper, scheme in itertools.product(trainings(with_callbacks), SCHEMES):
+        is_fast = scheme == "ternary" or "tape" in wrapper
+        yield pytest.param(wrapper, scheme, marks=() if is_fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("wrapper", "scheme"), list(combinations()))
 @pytest.mark.filterwarnings("ignore:The losses of 'small_net'")
 def test_callbacks_train_a_student_within_another_training(wrapper, scheme):
     student = tfc.compress(small_net(), SCHEMES[scheme]())
