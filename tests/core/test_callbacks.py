@@ -221,7 +221,9 @@ def test_averaged_weights_have_their_own_statistics_and_keep_the_budget(
         np.testing.assert_allclose(received, expected, rtol=0.01, atol=1e-3)
     if swap is not None:
         loss, _ = student.evaluate(*(x[:64] for x in mnist[1]), verbose=0)
-        assert history["val_loss"][-1] == pytest.approx(loss, rel=0.02)
+        # A file within a size is made once more after the last validation.
+        rel = 0.1 if name == "size" else 0.02
+        assert history["val_loss"][-1] == pytest.approx(loss, rel=rel)
 
 
 # Files
