@@ -6,8 +6,8 @@ Each model and scheme has a process of its own. Prints a Markdown table of the C
 seconds of each part, the share of all weights that are compressed, and the largest
 difference between Keras and LiteRT, relative to the largest output. With quantized
 activations single values round to another level, which moves predictions: the proof of
-`export` compares them on equal levels. "Constant outputs" are those of a network that
-two steps left with nothing but biases; their difference says little.
+`export` compares them on equal levels. "Constant outputs" do not depend on the inputs
+after two steps; their difference to LiteRT says little.
 
 A result is one of
 

@@ -104,3 +104,36 @@ def test_fit_takes_all_arguments_by_position(student):
     )  # fmt: skip
     assert history.epoch == [1, 2]
     assert len(history.history["val_loss"]) == 1
+
+
+def traces_of(student, *args, **kwargs):
+    """Number of traces of the training step in a `fit`."""
+    traces, train_step = [], student.train_step
+
+    def counted(data):
+        traces.append(1)
+        return train_step(data)
+
+    student.train_step = counted
+    student.compile("adam", "mse", metrics=["mae"], jit_compile=False)
+    student.fit(*args, epochs=2, verbose=0, **kwargs)
+    return len(traces)
+
+
+def dense_student():
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(4, activation="relu")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    return tfc.compress(model, tfc.PrunedTernary(first_last="ternary"))
+
+
+@pytest.mark.parametrize("weights", [None, np.ones(64, "float32")])
+def test_training_step_is_traced_once(weights):
+    targets = SAMPLES[:, :2]
+    found = traces_of(dense_student(), SAMPLES, targets, 16, sample_weight=weights)
+    assert found == 1
+
+
+def test_batches_with_none_in_them_train():
+    batches = ((SAMPLES, SAMPLES[:, :2], None) for _ in range(100))
+    assert traces_of(dense_student(), batches, steps_per_epoch=4) >= 1

@@ -170,6 +170,10 @@ def _create_training_variables(model, specs):
     unbuilt = [x for x, part in parts.items() if part is not None and not part.built]
     if not unbuilt:
         return
+    if not all(
+        hasattr(x, "shape") and hasattr(x, "dtype") for x in keras.tree.flatten(specs)
+    ):
+        return  # batches with None in them: the first trace creates the variables
     tensors = keras.tree.map_structure(
         lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), specs
     )

@@ -18,11 +18,6 @@ from tests.small_net import small_net
 from tfcompress.core.distillation.soft_loss import SoftLoss
 
 
-@pytest.fixture(scope="module")
-def batch(mnist):
-    return mnist[0][0][:32], mnist[0][1][:32]
-
-
 @pytest.mark.parametrize(
     "settings",
     [

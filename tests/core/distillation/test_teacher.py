@@ -20,11 +20,6 @@ from tests.core.distillation.distilled import (
 from tests.small_net import small_net
 
 
-@pytest.fixture(scope="module")
-def batch(mnist):
-    return mnist[0][0][:32], mnist[0][1][:32]
-
-
 def other_shape(**kwargs):
     inputs = keras.Input(kwargs.get("input", (28, 28, 1)))
     x = layers.Flatten()(inputs)

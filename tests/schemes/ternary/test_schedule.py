@@ -170,6 +170,22 @@ def test_sparsity_is_reached_with_several_steps_per_execution(
     np.testing.assert_allclose(zeros(student), 0.8, atol=0.01)
 
 
+@pytest.mark.parametrize("steps", [3, 5])
+def test_thresholds_follow_the_weights_where_several_steps_are_one_call(
+    trained, mnist, compile_for_digits, monkeypatch, steps
+):
+    monkeypatch.setattr("tests.schemes.ternary.test_schedule.STEPS", 40)
+    student = tfc.compress(trained, tfc.PrunedTernary())
+    compile_for_digits(student, "sgd", steps_per_execution=steps)
+    begun = []
+    quantizer = ternary_layers(student)[0].kernel_quantizer
+    refresh = quantizer.refresh
+    monkeypatch.setattr(quantizer, "refresh", lambda x: begun.append(1) or refresh(x))
+    fit(student, mnist, epochs=1)
+    # Four times before the finish, at the end of the ramp, and at the finish.
+    assert len(begun) == 6
+
+
 class Thresholds(keras.callbacks.Callback):
     """Records the first threshold, and the threshold of the weights, at each step."""
 

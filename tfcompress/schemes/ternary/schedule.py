@@ -55,6 +55,7 @@ class TernarySchedule(ProgressCallback):
         self.layers = ternary_layers(self.model)
         self.start: list[float] = []
         self.began = self.ramped = self.finishing = False
+        self.refreshed = 0  # step of the epoch
         self.model.search = None
 
     def state(self) -> dict[str, np.ndarray]:
@@ -96,7 +97,10 @@ class TernarySchedule(ProgressCallback):
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         super().on_train_batch_begin(batch, logs)
-        if batch % REFRESH_STEPS == 0 and not self.finishing:
+        # Several steps may be taken at once, so that not all numbers are seen.
+        is_due = batch == 0 or batch - self.refreshed >= REFRESH_STEPS
+        if is_due and not self.finishing:
+            self.refreshed = batch
             self._refresh()
 
     def _refresh(self):
