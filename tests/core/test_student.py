@@ -134,6 +134,31 @@ def test_training_step_is_traced_once(weights):
     assert found == 1
 
 
+@pytest.mark.parametrize(
+    "structure",
+    [
+        lambda a, b: a,
+        lambda a, b: [a],
+        lambda a, b: (a,),
+        lambda a, b: [a, b],
+        lambda a, b: {"a": a, "b": b},
+        lambda a, b: {"a": a},
+    ],
+    ids=["tensor", "list of one", "tuple of one", "list", "dict", "dict of one"],
+)
+def test_loss_is_of_the_whole_batch(structure):
+    inputs = keras.Input((3,))
+    heads = [keras.layers.Dense(2, name=name)(inputs) for name in "ab"]
+    model = keras.Model(inputs, structure(*heads))
+    student = tfc.compress(model, tfc.PrunedTernary(first_last="ternary"))
+    student.compile(keras.optimizers.SGD(0.0), "mse")
+    targets = keras.tree.map_structure(lambda _: SAMPLES[:, :2], model(SAMPLES))
+    found = student.fit(SAMPLES, targets, 64, verbose=0).history["loss"][0]
+    student.compile(loss="mse")
+    losses = student.evaluate(SAMPLES, targets, 64, verbose=0, return_dict=True)
+    assert found == pytest.approx(losses["loss"])
+
+
 def test_batches_with_none_in_them_train():
     batches = ((SAMPLES, SAMPLES[:, :2], None) for _ in range(100))
     assert traces_of(dense_student(), batches, steps_per_epoch=4) >= 1

@@ -146,7 +146,8 @@ def trace_once(model: keras.Model) -> None:
     model for the shapes of its outputs, which a Functional model knows.
 
     Args:
-        model: compiled Functional model that has its `train_function`.
+        model: compiled Functional model that has its `train_function`. Its step gives
+            the outputs of the graph to losses and metrics.
     """
     step = model.train_function
 
@@ -178,10 +179,11 @@ def _create_training_variables(model, specs):
         lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), specs
     )
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tensors)
+    y_pred = model.output
+    if isinstance(y_pred, (list, tuple)) and len(y_pred) == 1:
+        y_pred = y_pred[0]  # as a call returns it
     for compute in unbuilt:
-        backend.compute_output_spec(
-            compute, x, y, model.output, sample_weight=sample_weight
-        )
+        backend.compute_output_spec(compute, x, y, y_pred, sample_weight=sample_weight)
 
 
 def loss_weights(model: keras.Model) -> Any:

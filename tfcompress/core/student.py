@@ -69,7 +69,9 @@ class Student(DistilledModel):
         """Makes the compiled training step, see `keras.Model`."""
         is_new = force or self.train_function is None
         made = super().make_train_function(force)
-        if is_new and keras.backend.backend() == "tensorflow":
+        # The step of a user's class may give losses and metrics other outputs.
+        has_own_step = self.user_class is not None
+        if is_new and keras.backend.backend() == "tensorflow" and not has_own_step:
             keras_private.trace_once(self)
         return made
 
