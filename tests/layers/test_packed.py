@@ -1,10 +1,30 @@
 """Packed layers, compared with the plain layers of the same kernel."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 from tfcompress import layers
+
+# TensorFlow merges one of the two pads of a block with the convolution. If it is the
+# wrong one, the process ends, in one of three runs.
+SHORTCUTS_OF_PADS = """
+import keras
+import numpy as np
+from tfcompress.layers import PackedConv2D
+
+x = inputs = keras.Input((16, 16, 4))
+for _ in range(24):
+    pooled = keras.layers.AveragePooling2D(1)(x)
+    shortcut = keras.ops.pad(pooled, [(0, 0), (0, 0), (0, 0), (1, 1)])
+    conv = PackedConv2D(x.shape[-1] + 2, 3, kernel_bits=2)
+    x = conv(keras.layers.ZeroPadding2D()(x))
+    x = keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
+keras.Model(inputs, x).predict(np.ones((2, 16, 16, 4), "float32"), verbose=0)
+"""
 
 CASES = {
     "conv2d": (layers.PackedConv2D, {"filters": 5, "kernel_size": 3}, (8, 8, 3)),
@@ -87,3 +107,8 @@ def test_set_kernel_refuses_wrong_codes_and_scales(codes, scale, message):
 def test_packed_layer_refuses_bits_outside_of_2_to_8():
     with pytest.raises(ValueError, match="2 to 8 bits.*bits=1"):
         layers.PackedDense(5, kernel_bits=1)
+
+
+def test_shortcuts_of_pads_are_predicted_without_a_crash():
+    command = [sys.executable, "-c", SHORTCUTS_OF_PADS]
+    assert subprocess.run(command, capture_output=True).returncode == 0

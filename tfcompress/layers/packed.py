@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat.keras_private import KERNEL_NAME
+from tfcompress.compat.tensorflow_private import avoid_fused_pads
 from tfcompress.layers.kernel import ComputedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
 from tfcompress.types import ArrayLike, Tensor
@@ -139,6 +140,11 @@ class PackedConv1D(PackedKernel, keras.layers.Conv1D):
 @keras.saving.register_keras_serializable(package="tfcompress")
 class PackedConv2D(PackedKernel, keras.layers.Conv2D):
     """`keras.layers.Conv2D` on packed codes."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if self.use_bias and keras.backend.backend() == "tensorflow":
+            avoid_fused_pads()
+        super().build(input_shape)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
