@@ -25,8 +25,8 @@ from recipes.common.data import load, make_scaling
 from recipes.common.train import accuracy
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.litert import float_tflite, latency, predict
-from tfcompress.litert.check import Samples
 from tfcompress.litert.integer.static_int8 import quantized_tflite
+from tfcompress.litert.proof.samples import Samples
 
 FLAGS = flags.FLAGS
 

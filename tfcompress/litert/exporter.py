@@ -10,10 +10,11 @@ import keras
 
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.graph.signature import functional, input_names, output_names
-from tfcompress.litert.check import Samples, compare
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import Kernel, Match, packed_kernels
 from tfcompress.litert.pack import pack_kernels
+from tfcompress.litert.proof.check import compare
+from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 from tfcompress.progress_bar import announced
@@ -76,7 +77,7 @@ def export(
 
     Warns:
         UserWarning: if the batch of the model is free and that of the file is not; and
-            see `tfcompress.litert.check.compare`.
+            see `tfcompress.litert.proof.check.compare`.
     """
     _check_arguments(optimize, activations, representative_data, io)
     kernels = packed_kernels(model)

@@ -13,8 +13,8 @@ from tests.litert.packed_models import make_packed, quantize_activation
 from tfcompress.compat.litert_private import schema
 from tfcompress.graph.signature import functional
 from tfcompress.litert import export, predict
-from tfcompress.litert.check import Samples
 from tfcompress.litert.flatbuffer import constant, operator_name, read
+from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner
 
 pytest.importorskip("litert_quantizer")

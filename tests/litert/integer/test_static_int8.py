@@ -6,8 +6,8 @@ import pytest
 from keras import layers as kl
 
 from tfcompress.litert import float_tflite, predict
-from tfcompress.litert.check import Samples
 from tfcompress.litert.integer.static_int8 import quantized_tflite
+from tfcompress.litert.proof.samples import Samples
 
 pytest.importorskip("litert_quantizer")
 

@@ -11,8 +11,9 @@ from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers import QuantConv2D, QuantDense, QuantizeActivation
 from tfcompress.litert import check, export, predict
-from tfcompress.litert.check import Samples, compare
-from tfcompress.litert.levels import SameLevels, has_quantized_activations
+from tfcompress.litert.proof.check import compare
+from tfcompress.litert.proof.levels import SameLevels, has_quantized_activations
+from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner
 from tfcompress.quantizers import Uniform, UniformActivation
 

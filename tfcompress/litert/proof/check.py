@@ -1,25 +1,22 @@
 """Check that a `.tflite` holds the planned kernels and predicts like Keras."""
 
-import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.graph.signature import functional, input_names, output_names
+from tfcompress.graph.signature import functional, output_names
 from tfcompress.litert.kernels import packed_kernels
-from tfcompress.litert.levels import SameLevels, has_quantized_activations
-from tfcompress.litert.runtime import Runner, read_file, split, try_out
+from tfcompress.litert.proof.levels import SameLevels, has_quantized_activations
+from tfcompress.litert.proof.samples import Samples
+from tfcompress.litert.runtime import Runner, read_file, try_out
 from tfcompress.litert.stored import kernel_tensors, recognise
 from tfcompress.progress_bar import announced, progress_bar
 
-# Largest batch, in samples and in values of its inputs: activations are in memory.
-BATCH_SIZE = 128
-BATCH_VALUES = 2**21
 # Largest difference allowed: relative to the output's largest magnitude, and
 # absolute for an output that is all zero.
 TOLERANCE = 1e-4
@@ -29,9 +26,6 @@ NOISE = 1e-7
 # class below which the user is warned.
 ROUNDED_TOLERANCE = 0.3
 LEAST_AGREEMENT = 0.995
-# Number of random samples where none are given, and their size where it is free.
-RANDOM_SAMPLES = 8
-FREE_SIZE = 32
 
 
 def check(
@@ -71,79 +65,6 @@ def check(
         tensors = recognise(stored, kernels)
         exact = not any(tensor.native for tensor in stored)
         return {**compare(content, model, samples, exact), "tensors": tensors}
-
-
-class Samples:
-    """Iterable over checked batches of inputs, for Keras and LiteRT.
-
-    Attributes:
-        given: bool. Whether the user gave the samples; they are random otherwise.
-
-    Args:
-        model: the Functional model that takes them.
-        data: samples, as `check` takes `verify`.
-        argument: name of the user's argument, for error messages.
-    """
-
-    def __init__(self, model: keras.Model, data: Any, argument: str = "verify") -> None:
-        self.given = data is not None
-        self._argument = argument
-        self._inputs = keras.tree.flatten(model.input)
-        self._names = input_names(model)
-        # A model built with a batch size takes no other.
-        self._batch_size = self._inputs[0].shape[0] or self._fitting_batch()
-        self._data = data if self.given else self._random()
-
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
-        """Yields lists of one array per input."""
-        for batch in split(self._data, self._names, self._batch_size):
-            received = [array.shape for array in batch]
-            expected = [tuple(x.shape) for x in self._inputs]
-            if not all(map(_fits, received, expected)):
-                raise ValueError(
-                    f"`{self._argument}` should hold batches of shapes {expected} "
-                    f"(None for any size), one per input. Received: {received}."
-                )
-            yield batch
-
-    def batches(self) -> int | None:
-        """Returns the number of batches, or None if a dataset does not tell it."""
-        data = self._data
-        if hasattr(data, "cardinality"):
-            return max(0, int(data.cardinality())) or None
-        if isinstance(data, dict):
-            data = list(data.values())
-        first = data[0] if isinstance(data, (list, tuple)) else data
-        return math.ceil(len(first) / self._batch_size)
-
-    def smallest_shapes(self) -> list[tuple[int, ...]]:
-        """Returns the shape of each input for the smallest batch the model takes."""
-        return [
-            (x.shape[0] or 1, *array.shape[1:])
-            for x, array in zip(self._inputs, next(iter(self)), strict=True)
-        ]
-
-    def _fitting_batch(self) -> int:
-        sizes = [[size or FREE_SIZE for size in x.shape[1:]] for x in self._inputs]
-        return min(BATCH_SIZE, BATCH_VALUES // sum(map(math.prod, sizes)) or 1)
-
-    def _random(self) -> list[np.ndarray]:
-        rng = np.random.default_rng(0)
-        arrays = []
-        for x in self._inputs:
-            batch, *sizes = x.shape
-            shape = [batch or RANDOM_SAMPLES, *(size or FREE_SIZE for size in sizes)]
-            if "float" in x.dtype:
-                arrays.append(rng.standard_normal(shape).astype(x.dtype))
-            else:  # 0 and 1 are valid wherever integers mean something
-                arrays.append(rng.integers(0, 2, shape).astype(x.dtype))
-        return arrays
-
-
-def _fits(shape, expected):
-    return len(shape) == len(expected) and all(
-        wanted in (None, size) for size, wanted in zip(shape, expected, strict=True)
-    )
 
 
 def compare(

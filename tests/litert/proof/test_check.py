@@ -9,7 +9,6 @@ from keras import layers as kl
 
 from tests.litert.packed_models import make_packed
 from tfcompress.litert import check, export, float_tflite
-from tfcompress.litert.check import Samples
 from tfcompress.litert.flatbuffer import operator_name, read, write
 
 
@@ -41,29 +40,6 @@ def test_check_takes_the_same_random_samples_each_time(exported):
     assert reports[0] == reports[1]
     assert reports[0]["verified_on"] == "random"
     assert reports[0]["agreement"]["samples"] == 8
-
-
-@pytest.mark.parametrize(
-    ("shapes", "size"),
-    [
-        ([(28, 28, 1)], 128),
-        ([(224, 224, 3)], 13),
-        ([(224, 224, 3), (224, 224, 3)], 6),
-        ([(2000, 2000, 3)], 1),
-        ([(None, None, 3)], 128),
-    ],
-)
-def test_samples_come_in_smaller_batches_if_they_are_large(shapes, size):
-    inputs = [keras.Input(shape) for shape in shapes]
-    model = keras.Model(inputs, [kl.Identity()(x) for x in inputs])
-    zero = np.zeros((), np.float32)
-    data = [
-        np.broadcast_to(zero, (size + 1, *(axis or 8 for axis in shape)))
-        for shape in shapes
-    ]
-    samples = Samples(model, data)
-    assert [len(batch[0]) for batch in samples] == [size, 1]
-    assert samples.batches() == 2
 
 
 def test_check_takes_datasets_with_and_without_labels(exported, images):

@@ -1,0 +1,1 @@
+"""Proof that a file holds the planned kernels and predicts like Keras."""
