@@ -9,6 +9,7 @@ from recipes.common.history import SizeHistory
 from tfcompress.litert import check
 
 
+@pytest.mark.slow
 def test_a_chain_of_two_sizes_meets_both_and_writes_all_files(
     tmp_path, run_recipe, few_images, check_report, capsys
 ):

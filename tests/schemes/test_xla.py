@@ -14,7 +14,7 @@ SCHEMES = {
     "size": tfc.SizeConstrained(value_bits="1/8"),
 }
 # Compiling these takes long.
-SLOW = ("ternary", "bit sharing")
+SLOW = ("ternary", "bit sharing", "decomposition")
 
 
 def net():

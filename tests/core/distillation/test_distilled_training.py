@@ -30,7 +30,17 @@ def fit(student, data=None, epochs=2, **kwargs):
     return student.fit(**x, epochs=epochs, shuffle=False, verbose=0, **kwargs).history
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ternary",
+        "bits",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("size", "ranks", "uniform")
+        ),
+    ],
+)
 def test_schemes_distil_with_accumulated_gradients_and_two_steps_per_call(name):
     images, _ = digits()
     student = tfc.compress(small_net(), SCHEMES[name](), distill=True)
@@ -53,7 +63,7 @@ def test_schemes_distil_with_accumulated_gradients_and_two_steps_per_call(name):
     [
         ("ternary", "sum_over_batch_size"),
         ("ternary", "sum"),
-        ("bits", "sum_over_batch_size"),
+        pytest.param("bits", "sum_over_batch_size", marks=pytest.mark.slow),
     ],
 )
 def test_two_replicas_distil_as_one_device_does(name, reduction, two_replicas):
