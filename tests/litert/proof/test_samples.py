@@ -46,12 +46,15 @@ def identity(dtype):
         ("int32", np.array([[7, -7]], np.int64)),
         ("int32", np.array([[7.0, -7.0]])),
         ("uint8", np.array([[0, 255]], np.int32)),
+        ("float64", np.array([[1e300, 0.0]])),
+        ("bfloat16", np.array([[1.5, 3.0]], np.float32)),
+        ("bool", np.array([[0, 1]])),
     ],
 )
 def test_numbers_are_converted_to_the_type_of_the_input(dtype, data):
     ((batch,),) = Samples(identity(dtype), data)
     assert batch.dtype == dtype
-    np.testing.assert_allclose(batch, data, rtol=1e-3)
+    np.testing.assert_allclose(batch.astype("float64"), data, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,7 @@ def test_numbers_are_converted_to_the_type_of_the_input(dtype, data):
         ("int32", np.array([[np.nan, 1.0]]), "type float64 that it cannot hold"),
         ("int32", np.array([[2**40, 1]]), "type int64 that it cannot hold"),
         ("uint8", np.array([[-1, 1]]), "type int64 that it cannot hold"),
+        ("bool", np.array([[2, 1]]), "type int64 that it cannot hold"),
         ("float32", np.array([["a", "b"]]), "type <U1 that it cannot hold"),
         ("float32", np.array([[1j, 1.0]]), "type complex128 that it cannot hold"),
         ("float32", np.array([[None, 1.0]]), "type object that it cannot hold"),

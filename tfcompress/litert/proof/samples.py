@@ -21,8 +21,8 @@ FREE_SIZE = 32
 class Samples:
     """Iterable over checked batches of inputs, for Keras and LiteRT.
 
-    Numbers are converted to the types of the inputs: floats are rounded, as Keras does,
-    and integers are kept.
+    Numbers are converted to the types of the inputs: values of float inputs are
+    rounded, as Keras does, and those of integer and bool inputs are kept.
 
     Attributes:
         given: bool. Whether the user gave the samples; they are random otherwise.
@@ -87,14 +87,14 @@ class Samples:
         is_number = array.dtype.kind in "biuf" or array.dtype == wanted
         with np.errstate(over="ignore", invalid="ignore"):
             converted = array.astype(wanted) if is_number else array
-        if wanted.kind in "iu" and is_number and (converted != array).any():
+        if wanted.kind in "biu" and is_number and (converted != array).any():
             is_number = False  # fractions, or integers that are too large
         if not is_number:
             raise ValueError(
                 f"`{self._argument}` should hold values of type {dtype} for the input "
                 f"'{name}'. Received: values of type {array.dtype} that it cannot hold."
             )
-        finite = np.isfinite(converted.astype("float32"))
+        finite = np.isfinite(converted)
         if not finite.all():
             bad = array[~finite].ravel()
             raise ValueError(
