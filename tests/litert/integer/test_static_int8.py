@@ -43,3 +43,12 @@ def test_quantized_tflite_takes_samples_of_several_sizes():
     for part in parts:
         outputs, expected = predict(content, part), model.predict(part, verbose=0)
         assert np.abs(outputs - expected).max() < 1.0
+
+
+def test_quantized_tflite_refuses_samples_that_are_not_finite_in_their_own_words():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    samples = np.zeros((200, 2))
+    samples[150, 0] = np.nan
+    with pytest.raises(ValueError, match="^`verify` should hold finite"):
+        quantized_tflite(float_tflite(model), Samples(model, samples))

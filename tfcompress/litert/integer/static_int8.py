@@ -52,10 +52,10 @@ def quantized_tflite(
             "`tfcompress[int8]`."
         ) from error
     content = _starting_with(content, next(iter(samples)))
+    batches = list(_batches(samples, Runner(content).batch_size or BATCH_SIZE))
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
     with _quiet(), _explained():
         ranges: dict[str, dict[str, np.ndarray]] = {}
-        batches = list(_batches(samples, Runner(content).batch_size or BATCH_SIZE))
         with progress_bar("Ranges of tensors", len(batches)) as bar:
             for batch in bar.over(batches):
                 _widen(ranges, calibrate(engine, batch))
