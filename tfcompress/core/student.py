@@ -9,14 +9,20 @@ from tfcompress.compat import keras_private
 from tfcompress.core.callbacks import TrainingRun, scheme_callbacks
 from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.core.training.data import take_inputs
-from tfcompress.core.training.progress import restored_if_interrupted
+from tfcompress.core.training.progress import (
+    ProgressCallback,
+    restored_if_interrupted,
+)
+from tfcompress.core.training.recalibration import random_states
 from tfcompress.core.training.user_callbacks import arranged, warn_if_unmet
 from tfcompress.progress_bar import verbosity
 
 if TYPE_CHECKING:
     from tfcompress.core.scheme import Scheme
-    from tfcompress.core.training.search import Search
     from tfcompress.core.user_class import UserClass
+
+# Key of the states of random numbers, such as those of dropout, in a saved state.
+_SEEDS = "seeds"
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -29,7 +35,7 @@ class Student(DistilledModel):
 
     Attributes:
         scheme: `Scheme` that it was compressed with, or None.
-        search: `Search` in progress in `fit`, or None.
+        search: `ProgressCallback` in `fit` whose state is saved, or None.
         restored: dict of str to array. State of the search in the weights that were
             loaded; empty if there was none.
         counted_steps: int or None. Batches of an epoch of the present data, if reading
@@ -40,7 +46,7 @@ class Student(DistilledModel):
     """
 
     scheme: "Scheme | None" = None
-    search: "Search | None" = None
+    search: "ProgressCallback | None" = None
     restored: dict[str, np.ndarray] = {}
     counted_steps: int | None = None
     user_class: "UserClass | None" = None
@@ -176,8 +182,17 @@ class Student(DistilledModel):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)  # those of the user's class
-        for name, value in (self.search.state() if self.search else {}).items():
+        for name, value in self._training_state().items():
             store[name] = value
+
+    def _training_state(self):
+        """State of the training that goes on, which files of Keras leave out."""
+        run = getattr(self, "training_run", None)
+        if run is None or run.trainer is None:
+            return {}
+        state = self.search.training_state() if self.search else {}
+        seeds = [keras.ops.convert_to_numpy(seed) for seed in random_states(self)]
+        return {**state, _SEEDS: np.array(seeds)} if seeds else state
 
     def load_own_variables(self, store: Any) -> None:
         names = store.keys()  # Keras's stores have no other method of a mapping
@@ -185,6 +200,9 @@ class Student(DistilledModel):
         own = {name: value for name, value in values.items() if name.isdigit()}
         super().load_own_variables(own)
         self.restored = {name: values[name] for name in names if name not in own}
+        seeds = self.restored.pop(_SEEDS, np.zeros((0, 2)))
+        for seed, value in zip(random_states(self), seeds, strict=False):
+            seed.assign(value)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
