@@ -356,3 +356,18 @@ def test_messages_go_where_progress_bars_of_keras_go(interactive, capsys):
         keras.config.enable_interactive_logging()
     text = capsys.readouterr().out
     assert text.startswith("Reading\n") is ("1/2" in text) is interactive
+
+
+def test_content_of_a_weights_file_is_that_of_save_weights(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("adam", "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    path = tmp_path / "model.weights.h5"
+    path.write_bytes(keras_private.weights_file(model))
+    expected = [np.array(x) for x in (*model.weights, *model.optimizer.variables)]
+    for variable in (*model.weights, *model.optimizer.variables):
+        variable.assign(np.zeros_like(variable))
+    model.load_weights(path)
+    received = (*model.weights, *model.optimizer.variables)
+    for value, wanted in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(value, wanted)
