@@ -101,6 +101,17 @@ class ChangeRate(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = 0.05 * 0.75**epoch
 
 
+class Logs(keras.callbacks.Callback):
+    """The logs of each epoch, of losses and of the scheme's measurements."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_epoch = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.by_epoch[epoch] = dict(logs)
+
+
 def train(name, *callbacks):
     """Trains a student with a scheme, and returns the finished model."""
     keras.utils.clear_session(free_memory=False)  # as in a process of its own
@@ -127,7 +138,7 @@ def backup(folder):
 
 
 SLOW = {"cosine", "gates", "params", "groups", "value_bits", "kmeans", "bytes"}
-SLOW |= {"whole", "bits_whole", "bops"}
+SLOW |= {"whole", "bits_whole", "bops", "admm"}
 
 
 @pytest.mark.filterwarnings("ignore:The search ended|The student does not meet")
@@ -137,11 +148,13 @@ SLOW |= {"whole", "bits_whole", "bops"}
 def test_training_that_is_killed_in_every_phase_ends_in_the_same_weights(
     name, tmp_path
 ):
-    whole = train(name)
+    expected_logs, logs = Logs(), Logs()
+    whole = train(name, expected_logs)
     for epoch in KILLS:
         with pytest.raises(Killed):
-            train(name, backup(tmp_path), KillIn(epoch))
+            train(name, logs, backup(tmp_path), KillIn(epoch))
     again = train(name, backup(tmp_path))
+    assert logs.by_epoch == expected_logs.by_epoch
     for expected, received in zip(whole.weights, again.weights, strict=True):
         np.testing.assert_array_equal(received, expected, err_msg=expected.path)
 
