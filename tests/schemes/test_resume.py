@@ -119,6 +119,11 @@ def train(name, *callbacks):
     student = tfc.compress(tiny_net(), SCHEMES[name]())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     student.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss)
+    fit(student, *callbacks)
+    return tfc.finalize(student)
+
+
+def fit(student, *callbacks, **options):
     images, labels = batches()
     student.fit(
         images,
@@ -129,14 +134,15 @@ def train(name, *callbacks):
         verbose=0,
         validation_data=(images[:32], labels[:32]),
         callbacks=[ChangeRate(), *callbacks],
+        **options,
     )
-    return tfc.finalize(student)
 
 
 def backup(folder):
     return keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
 
 
+SIZED = ("value_bits", "xz", "bytes", "bops")
 SLOW = {"cosine", "gates", "params", "groups", "value_bits", "kmeans", "bytes"}
 SLOW |= {"whole", "bits_whole", "bops", "admm"}
 
@@ -156,6 +162,41 @@ def test_training_that_is_killed_in_every_phase_ends_in_the_same_weights(
     again = train(name, backup(tmp_path))
     assert logs.by_epoch == expected_logs.by_epoch
     for expected, received in zip(whole.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(received, expected, err_msg=expected.path)
+
+
+class KeepOptimizer(keras.callbacks.Callback):
+    """Values of the optimizer's variables after the second epoch, by their paths."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            variables = self.model.optimizer.variables
+            self.values = {variable.path: np.array(variable) for variable in variables}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sparsity", "macs", *(pytest.param(x, marks=pytest.mark.slow) for x in SIZED)],
+)
+def test_whole_model_that_is_saved_in_a_search_goes_on_with_its_optimizer(
+    name, tmp_path
+):
+    keep = KeepOptimizer()
+    save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    whole = train(name, save, keep)
+    student = keras.models.load_model(tmp_path / "2.keras")
+    for variable in student.optimizer.variables:
+        np.testing.assert_array_equal(variable, keep.values.pop(variable.path))
+    # Parameters of proximal steps, which the search sets anew.
+    assert {path.split("/")[-1] for path in keep.values} <= {
+        "shrinkage",
+        "rho",
+        "anchor",
+    }
+    fit(student, initial_epoch=2)
+    for expected, received in zip(
+        whole.weights, tfc.finalize(student).weights, strict=True
+    ):
         np.testing.assert_array_equal(received, expected, err_msg=expected.path)
 
 
