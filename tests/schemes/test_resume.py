@@ -147,7 +147,7 @@ SLOW = {"cosine", "gates", "params", "groups", "value_bits", "kmeans", "bytes"}
 SLOW |= {"whole", "bits_whole", "bops", "admm"}
 
 
-@pytest.mark.filterwarnings("ignore:The search ended|The student does not meet")
+@pytest.mark.filterwarnings("ignore:The search ended", "ignore:The student")
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in SCHEMES]
 )
