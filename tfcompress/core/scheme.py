@@ -177,9 +177,15 @@ class Scheme:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Scheme":
+        saved = config.get("overrides")
+        if not isinstance(saved, Mapping):
+            raise ValueError(
+                f"A configuration of {cls.__name__} is expected to have `overrides`, a "
+                f"dict. Received: {saved!r}."
+            )
         overrides = {
             pattern: keras.saving.deserialize_keras_object(value)
-            for pattern, value in config["overrides"].items()
+            for pattern, value in saved.items()
         }
         return cls(**{**config, "overrides": overrides})
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from tfcompress.compat import keras_private
 from tfcompress.core.callbacks import TrainingRun, scheme_callbacks
-from tfcompress.core.distillation.distillation import DistilledModel
-from tfcompress.core.training.data import take_inputs
+from tfcompress.core.distillation.distillation import Distillation, DistilledModel
+from tfcompress.core.training.data import check_has_samples, take_inputs
 from tfcompress.core.training.progress import (
     ProgressCallback,
     restored_if_interrupted,
@@ -137,7 +137,8 @@ class Student(DistilledModel):
 
         Raises:
             ValueError: if the student has no scheme because it is a clone, or is to be
-                distilled and has no teacher because it was loaded.
+                distilled and has no teacher because it was loaded; or if there are no
+                samples.
 
         Warns:
             UserWarning: if the student does not meet in the end what its scheme was
@@ -156,6 +157,9 @@ class Student(DistilledModel):
                 steps_per_epoch=steps_per_epoch,
                 shuffle=shuffle,
             )
+            check_has_samples("x", x, batches)
+            if validation_data is not None:
+                check_has_samples("validation_data", validation_data)
             own, recalibrate = scheme_callbacks(self, scheme, batches)
             user = keras.tree.flatten(callbacks or [])
             with self.training_run.by_own_fit(), restored_if_interrupted(own):
@@ -222,7 +226,7 @@ class Student(DistilledModel):
             return super().from_config(config, custom_objects)
         config = dict(config)
         distillation = config.pop("distillation", None)
-        scheme, user_class = config.pop("scheme"), config.pop("user_class", None)
+        scheme, user_class = config.pop("scheme", ""), config.pop("user_class", None)
         if user_class is None:
             student = super().from_config(config, custom_objects)
         else:
@@ -232,10 +236,30 @@ class Student(DistilledModel):
             student = load_user_class(user_class, custom_objects).make_student(
                 plain.input, plain.output, plain.name
             )
-        scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
         if distillation is not None:
-            settings = keras.saving.deserialize_keras_object(distillation)
+            settings = _restored("distillation", distillation, custom_objects)
             student.distillation = settings
         if scheme is not None:
-            student.set_scheme(scheme)
+            student.set_scheme(_restored("scheme", scheme, custom_objects))
         return student
+
+
+def _restored(name, config, custom_objects):
+    """Returns the scheme or the distillation of a student's configuration."""
+    from tfcompress.core.scheme import Scheme  # it imports this
+
+    kind = {"scheme": Scheme, "distillation": Distillation}[name]
+    cause = None
+    try:
+        value = keras.saving.deserialize_keras_object(config, custom_objects)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        value, cause = config, error
+    if not isinstance(value, kind):
+        reason = f" ({cause})" if cause else ""
+        raise ValueError(
+            f"A student's configuration is expected to have its `{name}`, a "
+            f"{kind.__name__} as `get_config` wrote it. Received: {config!r:.200}"
+            f"{reason}. The file is damaged, or a class is missing: import its module, "
+            "or pass `custom_objects`."
+        ) from cause
+    return value
