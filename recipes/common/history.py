@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 
-from recipes.common.files import write_whole
+from recipes.common.saving.files import write_whole
 from tfcompress.cost.arithmetic import FLOAT_BITS
 
 

@@ -12,8 +12,8 @@ import keras
 import tfcompress as tfc
 from recipes.common import flags, models
 from recipes.common.data import load, make_scaling
-from recipes.common.files import FolderLock, ends_in_one_line, written_whole
 from recipes.common.pipeline import choose_augmentation, train_pipeline
+from recipes.common.saving.files import FolderLock, ends_in_one_line, written_whole
 from recipes.common.strategy import make_devices
 from recipes.common.train import (
     FLOAT_LEARNING_RATE,

@@ -5,8 +5,8 @@ import shutil
 
 import keras
 
-from recipes.common.backup import Backup
-from recipes.common.files import write_whole
+from recipes.common.saving.backup import Backup
+from recipes.common.saving.files import write_whole
 
 WARM_UP = 0.05  # share of the steps
 # Both as in the ResNet paper. Keras applies weight decay outside of the momentum: the

@@ -13,7 +13,7 @@ from keras import layers
 
 from recipes.common import data, models
 from recipes.common import run as run_lib
-from recipes.common.backup import Backup
+from recipes.common.saving.backup import Backup
 
 
 @pytest.fixture(scope="session")

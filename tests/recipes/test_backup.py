@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from keras import layers
 
-from recipes.common.backup import KEPT, Backup
-from recipes.common.files import (
+from recipes.common.history import History
+from recipes.common.saving.backup import KEPT, Backup
+from recipes.common.saving.files import (
     LOCK,
     FolderLock,
     ends_in_one_line,
     write_whole,
     written_whole,
 )
-from recipes.common.history import History
 from recipes.common.train import UnfinishedRun
 
 X, Y = np.eye(8, 4, dtype="float32"), np.ones((8, 3), "float32")
@@ -170,7 +170,7 @@ def test_damaged_settings_of_an_unfinished_run_start_it_anew(content, tmp_path):
 
 HOLD = """
 import pathlib, sys
-from recipes.common.files import FolderLock
+from recipes.common.saving.files import FolderLock
 lock = FolderLock(pathlib.Path(sys.argv[1]))
 print("locked", flush=True)
 input()

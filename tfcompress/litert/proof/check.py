@@ -59,9 +59,9 @@ def check(
         kernels = packed_kernels(model)
         model = functional(model)
         samples = Samples(model, verify)
-        try_out(path, samples.smallest_shapes())
         content = read_file(path)
         stored = kernel_tensors(content)
+        try_out(path, samples.smallest_shapes())
         tensors = recognise(stored, kernels)
         exact = not any(tensor.native for tensor in stored)
         return {**compare(content, model, samples, exact), "tensors": tensors}

@@ -29,7 +29,7 @@ EPS = 2.0**-23
 _ROUNDINGS = 4
 
 
-def run_with_errors(model: keras.Model, inputs: Any, exact: type) -> None:
+def run_with_errors(model: keras.Model, inputs: Any, exact: Any) -> None:
     """Runs a model with errors of float32 arithmetic added to its layers' outputs.
 
     Args:
@@ -39,9 +39,9 @@ def run_with_errors(model: keras.Model, inputs: Any, exact: type) -> None:
     """
     signs = np.random.default_rng(0)
 
-    def with_errors(operation: Any) -> Callable[..., Any]:
+    def with_errors(operation: Any) -> Callable:
         if isinstance(operation, exact):
-            return operation.__call__
+            return lambda *args, **_: operation(*args)
         if isinstance(operation, keras.Sequential):
             return lambda x, **_: _in_sequence(map(with_errors, operation.layers), x)
         if is_model(operation):

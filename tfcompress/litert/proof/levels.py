@@ -19,7 +19,7 @@ from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.proof.float_errors import run_with_errors
+from tfcompress.litert.proof.float_errors import EPS, run_with_errors
 from tfcompress.litert.runtime import Runner
 from tfcompress.types import Tensor
 
@@ -101,7 +101,8 @@ class SameLevels:
         """
         if self._replayed is not None:
             rounding = next(self._replayed)
-            self._errors.append(float(np.abs(exact - rounding.exact).max()))
+            moved = float(np.abs(exact - rounding.exact).max())
+            self._errors.append(moved + EPS * layer.high)  # that of the division
             return rounding.levels
         best, levels = np.inf, exact
         for pair in self._pairs:

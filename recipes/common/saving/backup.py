@@ -5,7 +5,7 @@ import re
 
 import keras
 
-from recipes.common.files import write_whole
+from recipes.common.saving.files import write_whole
 from tfcompress.compat import keras_private
 
 # States that are kept: the last one, and one more for where that is damaged.
