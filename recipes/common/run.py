@@ -64,14 +64,14 @@ class Experiment:
             self._devices = make_devices()
             self.schemes = make_schemes()
             self.folder = flags.make_output_dir(recipe)
-            is_chief = self._devices.is_chief
-            self._lock = FolderLock(self.folder) if is_chief else None
             self.model, data = _model_and_data()
             self._distillation = _distillation(self.model)
             scaling = make_scaling(flags.input_scaling(), data.train_images)
             augmentation = choose_augmentation(data, FLAGS.max_shift)
             for scheme in self.schemes:
-                print(tfc.plan(self.model, scheme))
+                _print_plan(self.model, scheme)
+            is_chief = self._devices.is_chief
+            self._lock = FolderLock(self.folder) if is_chief else None
         except ValueError as error:
             sys.exit(f"{recipe}: {error}")
         print(f"Input scaling {scaling}")
@@ -266,6 +266,17 @@ class Experiment:
                 callbacks=[self._follow_epochs, *callbacks],
                 **options,
             )
+
+
+def _print_plan(model, scheme):
+    plan = tfc.plan(model, scheme)
+    print(plan)
+    if not plan.treated():
+        raise ValueError(
+            f"Expected --model to have layers that {type(scheme).__name__} compresses. "
+            f"Received: '{model.name}', in which every layer is left alone, for the "
+            "reasons above."
+        )
 
 
 def _model_and_data():
