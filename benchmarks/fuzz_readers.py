@@ -109,12 +109,13 @@ def main():
             content = stream.read()
         accepted, slowest = 0, 0.0
         for seed in range(options.first, options.first + options.count):
-            start = time.perf_counter()
+            damaged = mutated(content, seed)
+            start = time.process_time()  # other programs may run
             try:
-                accepted += read_all(mutated(content, seed))
+                accepted += read_all(damaged)
             except Exception as error:
                 sys.exit(f"{path}, copy {seed}: {type(error).__name__}: {error}")
-            taken = time.perf_counter() - start
+            taken = time.process_time() - start
             slowest = max(slowest, taken)
             if taken > SECONDS:
                 sys.exit(f"{path}, copy {seed}: {taken:.1f} s")

@@ -11,9 +11,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.core.training import data
 
 SCHEMES = {
     "sparsity": lambda: tfc.PrunedTernary(sparsity=0.8, first_last="ternary"),
@@ -161,6 +163,49 @@ def test_training_that_is_killed_in_every_phase_ends_in_the_same_weights(
             train(name, logs, backup(tmp_path), KillIn(epoch))
     again = train(name, backup(tmp_path))
     assert logs.by_epoch == expected_logs.by_epoch
+    for expected, received in zip(whole.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(received, expected, err_msg=expected.path)
+
+
+def of_unknown_length():
+    """More batches than are read before a training, which then tells of no length."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(70 * 32, 8)).astype("float32")
+    labels = (images[:, 0] > 0).astype("int32")
+
+    def generate():
+        for start in range(0, len(images), 32):
+            yield images[start : start + 32], labels[start : start + 32]
+
+    kinds = {np.dtype("float32"): (None, 8), np.dtype("int32"): (None,)}
+    return tf.data.Dataset.from_generator(
+        generate,
+        output_signature=tuple(tf.TensorSpec(y, x) for x, y in kinds.items()),
+    )
+
+
+@pytest.mark.parametrize("name", ["sparsity", "value_bits"])
+def test_killed_training_on_data_of_unknown_length_ends_in_the_same_weights(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "READ_FACTOR", 1)
+
+    def finished(*callbacks):
+        keras.utils.set_random_seed(0)
+        x = inputs = keras.Input((8,))
+        for units in (32, 32, 2):
+            x = layers.Dense(units)(x)
+        student = tfc.compress(keras.Model(inputs, x), SCHEMES[name]())
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        student.compile(keras.optimizers.SGD(0.01), loss)
+        student.fit(of_unknown_length(), epochs=4, verbose=0, callbacks=list(callbacks))
+        assert student.counted_steps in (None, 70)
+        return student
+
+    whole = finished()
+    with pytest.raises(Killed):
+        finished(backup(tmp_path), KillIn(2))
+    again = finished(backup(tmp_path))
     for expected, received in zip(whole.weights, again.weights, strict=True):
         np.testing.assert_array_equal(received, expected, err_msg=expected.path)
 
