@@ -11,7 +11,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
@@ -169,6 +168,8 @@ def test_training_that_is_killed_in_every_phase_ends_in_the_same_weights(
 
 def of_unknown_length():
     """More batches than are read before a training, which then tells of no length."""
+    import tensorflow as tf
+
     rng = np.random.default_rng(0)
     images = rng.normal(size=(70 * 32, 8)).astype("float32")
     labels = (images[:, 0] > 0).astype("int32")
