@@ -123,7 +123,8 @@ class FilterGate(TrainingForm, keras.layers.Layer):
                 "expected to know it. Received: no call of `connect`. Students made "
                 "by `tfcompress.compress` or `keras.models.load_model` are connected."
             )
-        magnitudes = _relative_magnitudes(*F.read(self._kernel()), self.group_sizes())
+        (kernel,) = F.read(self._kernel())
+        magnitudes = _relative_magnitudes(kernel, self.group_sizes())
         return magnitudes * ops.convert_to_tensor(self.sensitivities)
 
     def set_costs(self, costs: ArrayLike) -> None:

@@ -68,7 +68,10 @@ class BitSearch(Search):
 
     def on_progress(self, share: float) -> None:
         super().on_progress(share)
-        if self.space.set_searching(bool(self.searching)):
+        self._set_searching(bool(self.searching))
+
+    def _set_searching(self, searching):
+        if self.space.set_searching(searching):
             keras_private.rebuild_train_function(training_model(self.model))
 
     def begin(self, share: float) -> None:
@@ -140,6 +143,7 @@ class BitSearch(Search):
         # average says which of them matter.
         average = np.mean(self.margins, axis=0)
         self.space.freeze(_unflatten(average, margins), self.budget)
+        self._set_searching(False)  # the passes below are shorter without gates
         # In the search one range served all candidates.
         calibrate_weights(self.model)
         self.recalibrate()

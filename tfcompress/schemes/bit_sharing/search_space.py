@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from tfcompress.compat import keras_private
 from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import quantized_layers
 from tfcompress.cost.arithmetic import FLOAT_BITS
@@ -132,6 +133,8 @@ class SearchSpace:
         is_new = any(part.is_searching != searching for part in parts)
         for part in parts:
             part.is_searching = searching
+        if not searching:
+            keras_private.expect_no_gradients(x.raw for x in self.thresholds())
         return is_new
 
     def is_frozen(self) -> bool:
