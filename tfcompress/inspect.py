@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from tfcompress.cost.arithmetic import xz_bytes
@@ -35,7 +36,7 @@ def inspect(path: str | os.PathLike, against: str | os.PathLike | None = None) -
 
     Raises:
         OSError: if a file cannot be read.
-        ValueError: if LiteRT refuses one.
+        ValueError: if one is no `.tflite` file, or a damaged one.
     """
     with announced(f"Contents of '{os.fspath(path)}'"):
         return _described(path, against)
@@ -62,7 +63,7 @@ def _described(path, against):
         table.add_column(title, footer, justify="right", no_wrap=True)
     for row, other in zip(rows, _counterparts(rows, others), strict=True):
         cells = [
-            row.name or row.role,
+            _as_text(row.name or row.role),
             row.read_by,
             row.type,
             " x ".join(map(str, row.shape)),
@@ -75,6 +76,11 @@ def _described(path, against):
             cells += [f"{other.bytes:,}", f"{other.bytes / row.bytes:.1f}x"]
         table.add_row(*cells)
     return f"{render(table)}\n{render(_file_table(path, against))}"
+
+
+def _as_text(name):
+    """The name of a tensor, of which nothing is taken for markup or for commands."""
+    return escape("".join(x if x.isprintable() else "?" for x in name))
 
 
 def _counterparts(rows, others):
@@ -104,7 +110,9 @@ def _file_table(path, against):
         ratios = []
         if against:
             ratios = [f"{sizes[1][i] / (size, compressed)[i]:.2f}x" for i in (0, 1)]
-        table.add_row(os.path.basename(file), f"{size:,}", f"{compressed:,}", *ratios)
+        table.add_row(
+            _as_text(os.path.basename(file)), f"{size:,}", f"{compressed:,}", *ratios
+        )
     return table
 
 

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 
+from recipes.common.saving.files import write_whole
 from tfcompress.cost.arithmetic import FLOAT_BITS
 
 
@@ -37,7 +38,7 @@ class History(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._unprinted = None
         if self.path.exists():
-            self.epochs = json.loads(self.path.read_text())
+            self.epochs = self._read()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._print()
@@ -46,12 +47,19 @@ class History(keras.callbacks.Callback):
         state = self.state()
         # A run that was interrupted may have stored later epochs than it backed up.
         self.epochs = [*self.epochs[:epoch], state]
-        self.path.write_text(json.dumps(self.epochs))
+        write_whole(self.path, json.dumps(self.epochs).encode())
         # Keras ends the line of its progress bar only after this callback.
         self._unprinted = state
 
     def on_train_end(self, logs=None):
         self._print()
+
+    def _read(self):
+        try:
+            return json.loads(self.path.read_bytes())
+        except ValueError:
+            print(f"The history of the search is damaged and left out: {self.path}")
+            return []
 
     def _print(self):
         if self._unprinted is not None:

@@ -13,6 +13,7 @@ import tfcompress as tfc
 from recipes.common import flags, models
 from recipes.common.data import load, make_scaling
 from recipes.common.pipeline import choose_augmentation, train_pipeline
+from recipes.common.saving.files import FolderLock, ends_in_one_line, written_whole
 from recipes.common.strategy import make_devices
 from recipes.common.train import (
     FLOAT_LEARNING_RATE,
@@ -68,7 +69,9 @@ class Experiment:
             scaling = make_scaling(flags.input_scaling(), data.train_images)
             augmentation = choose_augmentation(data, FLAGS.max_shift)
             for scheme in self.schemes:
-                print(tfc.plan(self.model, scheme))
+                _print_plan(self.model, scheme)
+            is_chief = self._devices.is_chief
+            self._lock = FolderLock(self.folder) if is_chief else None
         except ValueError as error:
             sys.exit(f"{recipe}: {error}")
         print(f"Input scaling {scaling}")
@@ -88,6 +91,7 @@ class Experiment:
         images = scaling(data.train_images[:64])
         self._from_logits = models.outputs_logits(self.model, images)
 
+    @ends_in_one_line
     def train_float(self):
         """Trains a built-in model and writes `float.keras`; measures any model."""
         if not models.is_file(FLAGS.model):
@@ -98,7 +102,8 @@ class Experiment:
                 FLOAT_LEARNING_RATE,
                 weight_decay=FLOAT_WEIGHT_DECAY,
             )
-            self.model.save(self.folder / "float.keras")
+            with written_whole(self.folder / "float.keras") as path:
+                self.model.save(path)
         self._float_accuracy = _accuracy(self.model, self._test)
         print(
             f"Float accuracy on {len(self._test[1])} test images: "
@@ -106,6 +111,7 @@ class Experiment:
         )
         self._float_seconds = time.perf_counter() - self._start
 
+    @ends_in_one_line
     def compress(self, scheme, subfolder=".", callbacks=(), budget=None, start=None):
         """Compresses, trains, exports, measures and reports.
 
@@ -136,6 +142,7 @@ class Experiment:
         tiny, name = tfc.finalize(self.student), type(scheme).__name__
         return self._report(tiny, name, subfolder, seconds, budget)
 
+    @ends_in_one_line
     def train(self, model, name, subfolder, learning_rate, budget=None):
         """Trains a plain model for as many epochs as a scheme, and reports it alike.
 
@@ -164,7 +171,8 @@ class Experiment:
         start = time.perf_counter()
         folder = self.folder / subfolder
         folder.mkdir(exist_ok=True)
-        tiny.save(folder / "model.keras")
+        with written_whole(folder / "model.keras") as path:
+            tiny.save(path)
         if keras.backend.backend() != "tensorflow":
             print(
                 f"Test accuracy: {_accuracy(tiny, self._test):.4f}. Written: {folder}/"
@@ -216,6 +224,8 @@ class Experiment:
     def finish(self):
         """Removes the backups, once all results are written."""
         self.unfinished.finish()
+        if self._lock is not None:
+            self._lock.release()
 
     def _write_to_temporary_folder(self):
         """Leaves the folder of the flags to the chief, and copies its backups."""
@@ -256,6 +266,17 @@ class Experiment:
                 callbacks=[self._follow_epochs, *callbacks],
                 **options,
             )
+
+
+def _print_plan(model, scheme):
+    plan = tfc.plan(model, scheme)
+    print(plan)
+    if not plan.treated():
+        raise ValueError(
+            f"Expected --model to have layers that {type(scheme).__name__} compresses. "
+            f"Received: '{model.name}', in which every layer is left alone, for the "
+            "reasons above."
+        )
 
 
 def _model_and_data():

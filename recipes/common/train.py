@@ -5,6 +5,9 @@ import shutil
 
 import keras
 
+from recipes.common.saving.backup import Backup
+from recipes.common.saving.files import write_whole
+
 WARM_UP = 0.05  # share of the steps
 # Both as in the ResNet paper. Keras applies weight decay outside of the momentum: the
 # paper's 1e-4 with momentum 0.9 amounts to this.
@@ -63,8 +66,9 @@ def fit(
         from_logits: bool. Whether the model ends in logits, not probabilities.
         precision: str. Keras dtype policy to train under.
         weight_decay: float or None. Weight decay of the optimizer.
-        backup_dir: str. Folder of the state after each epoch. Training goes on from a
-            state that is found there, and ends at once if it is the last epoch's.
+        backup_dir: `pathlib.Path`. Folder of the state after each epoch, see `Backup`.
+            Training goes on from a state that is found there, and ends at once if it is
+            the last epoch's.
         callbacks: Keras callbacks. Their `on_epoch_end` comes before the backup.
     """
     set_precision(model, precision)
@@ -74,10 +78,11 @@ def fit(
         metrics=["accuracy"],
         jit_compile=jit_compile(),
     )
-    backup = keras.callbacks.BackupAndRestore(backup_dir, delete_checkpoint=False)
+    backup = Backup(backup_dir)
     model.fit(
         train,
         epochs=epochs,
+        initial_epoch=backup.restore(model),
         validation_data=test,
         callbacks=[*callbacks, backup],
         shuffle=False,
@@ -146,16 +151,16 @@ class UnfinishedRun:
         self.folder = folder
         recorded = folder / "settings.json"
         text = json.dumps(settings, indent=2)
-        if recorded.exists() and recorded.read_text() == text:
+        if recorded.exists() and recorded.read_bytes() == text.encode():
             print(f"Going on with the interrupted run in {folder}.")
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        recorded.write_text(text)
+        write_whole(recorded, text.encode())
 
     def backup_dir(self, phase):
         """Returns the path of the folder for the backups of one phase of training."""
-        return str(self.folder / phase)
+        return self.folder / phase
 
     def finish(self):
         """Removes the folder, once the results are written."""

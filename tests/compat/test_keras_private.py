@@ -371,3 +371,18 @@ def test_optimizers_warn_of_missing_gradients_unless_they_are_expected(expected,
         keras_private.expect_no_gradients(variables[: len(expected)])
         keras.optimizers.SGD().apply(gradients, variables)
     assert len(caught) == warns
+
+
+def test_content_of_a_weights_file_is_that_of_save_weights(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("adam", "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    path = tmp_path / "model.weights.h5"
+    path.write_bytes(keras_private.weights_file(model))
+    expected = [np.array(x) for x in (*model.weights, *model.optimizer.variables)]
+    for variable in (*model.weights, *model.optimizer.variables):
+        variable.assign(np.zeros_like(variable))
+    model.load_weights(path)
+    received = (*model.weights, *model.optimizer.variables)
+    for value, wanted in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(value, wanted)

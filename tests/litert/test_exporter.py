@@ -128,7 +128,8 @@ def test_export_keeps_the_old_file_when_the_new_one_fails(tmp_path, monkeypatch)
             export(digit_model, path)
         with pytest.raises(ValueError, match="does not predict"):
             export(digit_model, tmp_path / "other.tflite")
-    assert os.listdir(tmp_path) == ["model.tflite"]
+    names = ["model.refused.tflite", "model.tflite", "other.refused.tflite"]
+    assert sorted(os.listdir(tmp_path)) == names
     assert path.read_bytes() == before
     export(digit_model, path)
     assert path.read_bytes() != before
@@ -146,7 +147,7 @@ def test_export_reads_back_the_written_file(digit_model, tmp_path, monkeypatch):
     monkeypatch.setattr(exporter, "pack_kernels", swapped)
     with pytest.raises(ValueError, match="planned type, codes and scales"):
         export(digit_model, tmp_path / "model.tflite")
-    assert not os.listdir(tmp_path)
+    assert os.listdir(tmp_path) == ["model.refused.tflite"]
 
 
 def test_export_refuses_unwritable_paths_before_conversion(

@@ -51,6 +51,7 @@ def test_write_and_read_are_inverse():
 def test_read_moves_buffers_after_the_flatbuffer_into_it():
     data = floats(*range(9))
     model = model_of([None, floats(1), None])
+    model.subgraphs[0].tensors[2].shape = np.array([9], np.int32)
     model.buffers[2].offset = model.buffers[2].size = 36
     # Written twice: the offset is the length, which does not depend on it.
     model.buffers[2].offset = len(flatbuffer.write(model))

@@ -117,7 +117,7 @@ def test_kernel_tensors_refuse_malformed_tensors(digit_content, changes):
     for field, value in changes.items():
         setattr(head.quantization, field, value)
     with pytest.raises(
-        ValueError, match=r"'head', INT2 of shape \(10, 5\), should have"
+        ValueError, match=r"'head', INT2 of shape \(10, 5\), should|scales fit no axis"
     ):
         kernel_tensors(write(model))
 
@@ -127,5 +127,5 @@ def test_kernel_tensors_refuse_truncated_codes(digit_content):
     (head,) = [t for t in model.subgraphs[0].tensors if t.name == b"head"]
     buffer = model.buffers[head.buffer]
     buffer.data = buffer.data[:-1]
-    with pytest.raises(ValueError, match="Received: 12 bytes of codes"):
+    with pytest.raises(ValueError, match="a constant of 50 elements has 12 bytes"):
         kernel_tensors(write(model))

@@ -124,13 +124,13 @@ def test_ternary_discrepancy_is_a_loss_of_one_minus_the_mean_cosine():
 
 @pytest.mark.parametrize("sparsity", [0, 1, -0.5, 1.5, float("nan")])
 def test_ternary_refuses_a_sparsity_out_of_range(sparsity):
-    with pytest.raises(ValueError, match=r"number in \(0, 1\).*Received"):
+    with pytest.raises(ValueError, match=r"zero weights in \(0, 1\).*Received"):
         Ternary(sparsity=sparsity)
 
 
 @pytest.mark.parametrize("discrepancy", [-1, float("nan"), float("inf")])
 def test_ternary_refuses_a_discrepancy_out_of_range(discrepancy):
-    with pytest.raises(ValueError, match="finite number >= 0"):
+    with pytest.raises(ValueError, match="number from 0 to 1000"):
         Ternary(discrepancy=discrepancy)
 
 

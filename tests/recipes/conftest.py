@@ -13,6 +13,7 @@ from keras import layers
 
 from recipes.common import data, models
 from recipes.common import run as run_lib
+from recipes.common.saving.backup import Backup
 
 
 @pytest.fixture(scope="session")
@@ -99,18 +100,17 @@ def refuses(run_recipe, few_images, monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def interrupted_students():
     """Context in which the training of a student is interrupted after an epoch."""
-    backup = keras.callbacks.BackupAndRestore
-    on_epoch_end = backup.on_epoch_end
+    on_epoch_end = Backup.on_epoch_end
 
     def interrupt(self, epoch, logs=None):
         on_epoch_end(self, epoch, logs)
-        if self.backup_dir.endswith("student"):
+        if self.folder.name == "student":
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def context():
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(backup, "on_epoch_end", interrupt)
+            patched.setattr(Backup, "on_epoch_end", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 yield
 

@@ -11,6 +11,7 @@ from recipes import pruned_ternary
 from recipes.common import data as data_lib
 from recipes.common import models
 from recipes.common import run as run_lib
+from tests.litert.packed_models import make_digit_model
 from tfcompress.litert import check
 
 ARTEFACTS = ["float.keras", "layers.png", "model.keras", "model.tflite", "report.json"]
@@ -86,6 +87,14 @@ def test_a_model_for_other_images_is_refused(refuses, tmp_path):
     models.resnet8((32, 32, 3), 10).save(path)
     message = r"mnist5k.*28, 28, 1.*32, 32, 3"
     refuses(pruned_ternary, message, model=path, input_scaling="unit")
+
+
+def test_a_model_that_is_compressed_already_is_refused_in_one_line(refuses, tmp_path):
+    path = tmp_path / "tiny.keras"
+    make_digit_model().save(path)
+    message = "every layer is left alone, for the reasons above"
+    refuses(pruned_ternary, message, model=path, input_scaling="unit")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_positional_arguments_are_refused():

@@ -68,7 +68,7 @@ def test_mixed_float16_scales_the_loss(tmp_path):
         learning_rate=0.01,
         from_logits=True,
         precision="mixed_float16",
-        backup_dir=str(tmp_path),
+        backup_dir=tmp_path,
     )
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
@@ -83,7 +83,7 @@ def test_unfinished_run_keeps_its_backups_only_with_equal_settings(tmp_path):
     folder = tmp_path / "unfinished_run"
     state = folder / "float" / "state"
     first = train.UnfinishedRun(folder, {"epochs": 2, "sparsity": None})
-    assert first.backup_dir("float") == str(state.parent)
+    assert first.backup_dir("float") == state.parent
     state.parent.mkdir()
     state.touch()
     train.UnfinishedRun(folder, {"epochs": 2, "sparsity": None})

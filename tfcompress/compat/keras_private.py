@@ -5,6 +5,7 @@ for each.
 """
 
 import contextlib
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from keras.src import backend
 from keras.src.backend import distribution_lib
 from keras.src.backend.common import global_state
+from keras.src.saving import saving_lib
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import io_utils
 
@@ -286,6 +288,25 @@ def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     The public `layers` is an attribute of models only.
     """
     return layer._flatten_layers()
+
+
+def weights_file(model: keras.Model) -> bytes:
+    """Returns the content of a `.weights.h5` file, with the optimizer's state.
+
+    `Model.save_weights` has HDF5 write to the disk. Where that is full, HDF5 ends the
+    process with a segmentation fault.
+    """
+    content = io.BytesIO()
+    store = saving_lib.H5IOStore(content, mode="w")
+    saving_lib._save_state(
+        model,
+        weights_store=store,
+        assets_store=None,
+        inner_path="",
+        visited_saveables=set(),
+    )
+    store.close()
+    return content.getvalue()
 
 
 def is_tensor(array: Any) -> bool:

@@ -1,10 +1,11 @@
 """Budgets, as counts or as shares of the float model."""
 
 import contextlib
-import numbers
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 import keras
 
+from tfcompress.arguments import is_number
 from tfcompress.cost.input_shape import InputShape, example_input_shape
 from tfcompress.cost.layer_costs import layer_costs
 
@@ -31,6 +32,21 @@ def excess(received: float, budget: float, unit: str) -> str | None:
     )
 
 
+def at_least(bound: float) -> str:
+    """Returns a lower bound as text of four digits, which itself keeps the bound."""
+    return _rounded(bound, ROUND_CEILING)
+
+
+def at_most(bound: float) -> str:
+    """Returns an upper bound as text of four digits, which itself keeps the bound."""
+    return _rounded(bound, ROUND_FLOOR)
+
+
+def _rounded(value, rounding):
+    digits = Decimal(value).normalize(Context(prec=4, rounding=rounding))
+    return f"{float(digits):.4g}"
+
+
 def parse_budget(budget: float | str, reference: float, name: str) -> float:
     """Returns a budget in absolute units, a float above 0.
 
@@ -47,7 +63,7 @@ def parse_budget(budget: float | str, reference: float, name: str) -> float:
         part, slash, whole = budget.partition("/")
         with contextlib.suppress(ValueError, ArithmeticError):
             value = float(part) / (float(whole) if slash else 1.0) * reference
-    elif isinstance(budget, numbers.Real) and not isinstance(budget, bool):
+    elif is_number(budget):
         with contextlib.suppress(OverflowError):
             value = float(budget)
     if value is None or not 0 < value < float("inf"):

@@ -8,6 +8,9 @@ from tfcompress.compat import keras_private
 from tfcompress.graph.graph import Graph, check_has_graph, is_model, own_classes
 from tfcompress.layers.cloning import clone_layer
 
+# Weights of trainings that did not diverge are far below.
+_LARGE = 1e4
+
 
 def check_finite(model: keras.Model, hint: str) -> None:
     """Checks that all weights are finite.
@@ -24,6 +27,34 @@ def check_finite(model: keras.Model, hint: str) -> None:
         raise ValueError(
             f"All weights of '{model.name}' must be finite. Received NaN or "
             f"infinity in: {', '.join(bad)}. {hint}"
+        )
+
+
+def check_finite_outputs(model: keras.Model, hint: str) -> None:
+    """Checks that very large weights do not make outputs NaN or infinite.
+
+    Only models of float inputs of known sizes are checked, on inputs of ones. Models of
+    usual weights are not, since some of them are not finite on such inputs.
+
+    Args:
+        model: Functional model with finite weights.
+        hint: str. Last sentence of the error.
+
+    Raises:
+        ValueError: if an output is not finite.
+    """
+    weights = [x for x in model.weights if "float" in x.dtype]
+    largest = max((float(ops.max(ops.abs(x))) for x in weights), default=0.0)
+    taken = all("float" in x.dtype and None not in x.shape[1:] for x in model.inputs)
+    if largest < _LARGE or not taken:
+        return
+    ones = [np.ones((x.shape[0] or 1, *x.shape[1:]), x.dtype) for x in model.inputs]
+    inputs = keras.tree.pack_sequence_as(model.input, ones)
+    outputs = keras.tree.flatten(model(inputs, training=False))
+    if not all(np.isfinite(ops.convert_to_numpy(x)).all() for x in outputs):
+        raise ValueError(
+            f"Finite outputs of '{model.name}' are expected. Received: NaN or infinity "
+            f"on inputs of ones, with weights up to {largest:.3g}. {hint}"
         )
 
 

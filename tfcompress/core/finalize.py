@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from tfcompress.core.checks import check_finite
+from tfcompress.core.checks import check_finite, check_finite_outputs
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.dead_branches import remove_dead_branches
@@ -43,8 +43,8 @@ def finalize(student: keras.Model) -> keras.Model:
         loads without the scheme.
 
     Raises:
-        ValueError: if the model has no graph, no training layers, weights that are
-            not finite, or a `Quant*` layer with a float kernel or an
+        ValueError: if the model has no graph, no training layers, weights or outputs
+            that are not finite, or a `Quant*` layer with a float kernel or an
             `input_quantizer` that is no `ActivationQuantizer`.
 
     Warns:
@@ -53,7 +53,10 @@ def finalize(student: keras.Model) -> keras.Model:
     """
     with announced(f"Finalization of '{student.name}'"):
         _check(student, _training_layers(Graph(student)))
-        return inference_model(student)
+        model = inference_model(student)
+        check_finite(model, DIVERGED)
+        check_finite_outputs(model, DIVERGED)
+        return model
 
 
 def inference_model(student: keras.Model) -> keras.Model:

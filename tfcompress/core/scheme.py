@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from tfcompress.arguments import check_number
 from tfcompress.compat import keras_private
 from tfcompress.core.budget import excess
 from tfcompress.core.config import KeepFloat, QuantizeConfig, Treatment
@@ -46,13 +47,13 @@ class Scheme:
         overrides: dict of str to `KeepFloat` or a treatment. A key is a regular
             expression that matches a whole layer name ("outer/inner" in nested
             models). The first match takes the place of the scheme's choice.
-        weight_decay: float, 0 or more. L2 penalty `weight_decay / 2 * ||w||^2` on the
+        weight_decay: float, 0 to 1. L2 penalty `weight_decay / 2 * ||w||^2` on the
             kernel of each treated layer that has no regularizer of its own.
 
     Raises:
         TypeError: if an override is of another type.
-        ValueError: if a key is no regular expression, or `weight_decay` is negative or
-            not finite.
+        ValueError: if a key is no regular expression, or `weight_decay` is no number
+            from 0 to 1.
     """
 
     treatment: type[Treatment] = QuantizeConfig
@@ -74,11 +75,9 @@ class Scheme:
                     "The key of an override is a layer name or a regular "
                     f"expression. Received: {pattern!r} ({error})."
                 ) from None
-        if not 0 <= weight_decay < float("inf"):
-            raise ValueError(
-                "`weight_decay` is a finite number >= 0. Received: "
-                f"weight_decay={weight_decay}."
-            )
+        check_number(
+            "weight_decay", weight_decay, "a number from 0 to 1", lambda x: 0 <= x <= 1
+        )
         self.overrides = dict(overrides or {})
         self.weight_decay = weight_decay
 
@@ -178,9 +177,15 @@ class Scheme:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Scheme":
+        saved = config.get("overrides")
+        if not isinstance(saved, Mapping):
+            raise ValueError(
+                f"A configuration of {cls.__name__} is expected to have `overrides`, a "
+                f"dict. Received: {saved!r}."
+            )
         overrides = {
             pattern: keras.saving.deserialize_keras_object(value)
-            for pattern, value in config["overrides"].items()
+            for pattern, value in saved.items()
         }
         return cls(**{**config, "overrides": overrides})
 
@@ -203,11 +208,12 @@ class SearchingScheme(Scheme):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(overrides, weight_decay)
-        if not 0 < search_fraction <= 1:
-            raise ValueError(
-                "`search_fraction` is the share of the first fit that searches, in "
-                f"(0, 1]. Received: search_fraction={search_fraction}."
-            )
+        check_number(
+            "search_fraction",
+            search_fraction,
+            "the share of the first fit that searches, in (0, 1]",
+            lambda x: 0 < x <= 1,
+        )
         self.search_fraction = search_fraction
 
     def cost_name(self) -> str:

@@ -7,16 +7,22 @@ import numpy as np
 
 from tfcompress.compat import keras_private
 from tfcompress.core.callbacks import TrainingRun, scheme_callbacks
-from tfcompress.core.distillation.distillation import DistilledModel
-from tfcompress.core.training.data import take_inputs
-from tfcompress.core.training.progress import restored_if_interrupted
+from tfcompress.core.distillation.distillation import Distillation, DistilledModel
+from tfcompress.core.training.data import check_has_samples, take_inputs
+from tfcompress.core.training.progress import (
+    ProgressCallback,
+    restored_if_interrupted,
+)
+from tfcompress.core.training.recalibration import random_states
 from tfcompress.core.training.user_callbacks import arranged, warn_if_unmet
 from tfcompress.progress_bar import verbosity
 
 if TYPE_CHECKING:
     from tfcompress.core.scheme import Scheme
-    from tfcompress.core.training.search import Search
     from tfcompress.core.user_class import UserClass
+
+# Key of the states of random numbers, such as those of dropout, in a saved state.
+_SEEDS = "seeds"
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -29,7 +35,7 @@ class Student(DistilledModel):
 
     Attributes:
         scheme: `Scheme` that it was compressed with, or None.
-        search: `Search` in progress in `fit`, or None.
+        search: `ProgressCallback` in `fit` whose state is saved, or None.
         restored: dict of str to array. State of the search in the weights that were
             loaded; empty if there was none.
         counted_steps: int or None. Batches of an epoch of the present data, if reading
@@ -40,7 +46,7 @@ class Student(DistilledModel):
     """
 
     scheme: "Scheme | None" = None
-    search: "Search | None" = None
+    search: "ProgressCallback | None" = None
     restored: dict[str, np.ndarray] = {}
     counted_steps: int | None = None
     user_class: "UserClass | None" = None
@@ -131,7 +137,8 @@ class Student(DistilledModel):
 
         Raises:
             ValueError: if the student has no scheme because it is a clone, or is to be
-                distilled and has no teacher because it was loaded.
+                distilled and has no teacher because it was loaded; or if there are no
+                samples.
 
         Warns:
             UserWarning: if the student does not meet in the end what its scheme was
@@ -150,6 +157,9 @@ class Student(DistilledModel):
                 steps_per_epoch=steps_per_epoch,
                 shuffle=shuffle,
             )
+            check_has_samples("x", x, batches)
+            if validation_data is not None:
+                check_has_samples("validation_data", validation_data)
             own, recalibrate = scheme_callbacks(self, scheme, batches)
             user = keras.tree.flatten(callbacks or [])
             with self.training_run.by_own_fit(), restored_if_interrupted(own):
@@ -176,8 +186,17 @@ class Student(DistilledModel):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)  # those of the user's class
-        for name, value in (self.search.state() if self.search else {}).items():
+        for name, value in self._training_state().items():
             store[name] = value
+
+    def _training_state(self):
+        """State of the training that goes on, which files of Keras leave out."""
+        run = getattr(self, "training_run", None)
+        if run is None or run.trainer is None:
+            return {}
+        state = self.search.training_state() if self.search else {}
+        seeds = [keras.ops.convert_to_numpy(seed) for seed in random_states(self)]
+        return {**state, _SEEDS: np.array(seeds)} if seeds else state
 
     def load_own_variables(self, store: Any) -> None:
         names = store.keys()  # Keras's stores have no other method of a mapping
@@ -185,6 +204,9 @@ class Student(DistilledModel):
         own = {name: value for name, value in values.items() if name.isdigit()}
         super().load_own_variables(own)
         self.restored = {name: values[name] for name in names if name not in own}
+        seeds = self.restored.pop(_SEEDS, np.zeros((0, 2)))
+        for seed, value in zip(random_states(self), seeds, strict=False):
+            seed.assign(value)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -204,7 +226,7 @@ class Student(DistilledModel):
             return super().from_config(config, custom_objects)
         config = dict(config)
         distillation = config.pop("distillation", None)
-        scheme, user_class = config.pop("scheme"), config.pop("user_class", None)
+        scheme, user_class = config.pop("scheme", ""), config.pop("user_class", None)
         if user_class is None:
             student = super().from_config(config, custom_objects)
         else:
@@ -214,10 +236,30 @@ class Student(DistilledModel):
             student = load_user_class(user_class, custom_objects).make_student(
                 plain.input, plain.output, plain.name
             )
-        scheme = keras.saving.deserialize_keras_object(scheme, custom_objects)
         if distillation is not None:
-            settings = keras.saving.deserialize_keras_object(distillation)
+            settings = _restored("distillation", distillation, custom_objects)
             student.distillation = settings
         if scheme is not None:
-            student.set_scheme(scheme)
+            student.set_scheme(_restored("scheme", scheme, custom_objects))
         return student
+
+
+def _restored(name, config, custom_objects):
+    """Returns the scheme or the distillation of a student's configuration."""
+    from tfcompress.core.scheme import Scheme  # it imports this
+
+    kind = {"scheme": Scheme, "distillation": Distillation}[name]
+    cause = None
+    try:
+        value = keras.saving.deserialize_keras_object(config, custom_objects)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        value, cause = config, error
+    if not isinstance(value, kind):
+        reason = f" ({cause})" if cause else ""
+        raise ValueError(
+            f"A student's configuration is expected to have its `{name}`, a "
+            f"{kind.__name__} as `get_config` wrote it. Received: {config!r:.200}"
+            f"{reason}. The file is damaged, or a class is missing: import its module, "
+            "or pass `custom_objects`."
+        ) from cause
+    return value

@@ -7,7 +7,7 @@ import numpy as np
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import NATIVE_BITS
-from tfcompress.litert.runtime import File, Runner, read_file
+from tfcompress.litert.runtime import File, read_file
 from tfcompress.quantizers.packing import unpack
 
 # Roles of the inputs of operators that read kernels, by position.
@@ -57,9 +57,8 @@ def constants(path: File) -> list[Constant]:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if LiteRT refuses it.
+        ValueError: if it is no `.tflite` file, or a damaged one. LiteRT does not run.
     """
-    Runner(path)  # it verifies the structure, unlike Python's reader
     model = flatbuffer.read(read_file(path))
     return [found for graph in model.subgraphs for found in _of_graph(model, graph)]
 

@@ -1,9 +1,8 @@
 """Export of a finalized Keras model to a proven `.tflite`."""
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,6 +13,11 @@ from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import Kernel, Match, packed_kernels
 from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.proof.check import compare
+from tfcompress.litert.proof.output import (
+    kept_if_refused,
+    output_path,
+    replaced_when_done,
+)
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
@@ -25,7 +29,7 @@ DTYPES = ("float", "int8")
 
 def export(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | bytes | os.PathLike,
     verify: Any = None,
     optimize: str = "size",
     activations: str = "float",
@@ -46,6 +50,7 @@ def export(
         model: a Functional model with packed layers, as `tfcompress.finalize`
             returns it.
         path: path of the file. An existing file is replaced only by one that passed.
+            One that did not is kept as "model.refused.tflite" beside "model.tflite".
         verify: samples to compare on: an array, a list or dict of arrays for
             several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
             None takes a few random samples.
@@ -79,6 +84,7 @@ def export(
         UserWarning: if the batch of the model is free and that of the file is not; and
             see `tfcompress.litert.proof.check.compare`.
     """
+    path = output_path(path)
     _check_arguments(optimize, activations, representative_data, io)
     kernels = packed_kernels(model)
     model = functional(model)
@@ -86,9 +92,9 @@ def export(
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
         next(iter(given))  # wrong samples raise an error before the work starts
-    with announced(f"Export of '{os.fspath(path)}'"):
+    with announced(f"Export of '{path}'"):
         ranges = None
-        with _replaced_when_done(path) as temporary:
+        with replaced_when_done(path) as temporary:
             if activations == "int8":
                 float_content, content, matches, ranges = _integer(
                     model, kernels, representative, io == "float"
@@ -99,12 +105,13 @@ def export(
                 stream.write(content)
             with open(temporary, "rb") as stream:
                 content = stream.read()
-            comparison = compare(content, model, samples, exact=optimize == "size")
-            tensors = kernel_tensors(content)
-            if activations == "int8":  # layers kept in float have integer kernels too
-                planned = {found.kernel.layer for found in matches}
-                tensors = [tensor for tensor in tensors if tensor.name in planned]
-            check_written(tensors, matches)
+            with kept_if_refused(temporary, path):
+                comparison = compare(content, model, samples, optimize == "size")
+                tensors = kernel_tensors(content)
+                if activations == "int8":  # layers kept in float have integer kernels
+                    planned = {found.kernel.layer for found in matches}
+                    tensors = [tensor for tensor in tensors if tensor.name in planned]
+                check_written(tensors, matches)
         batch_size = Runner(content).batch_size
         is_narrow = batch_size is not None and model.inputs[0].shape[0] is None
         if is_narrow:
@@ -189,28 +196,3 @@ def _check_arguments(optimize, activations, representative_data, io):
             "io='int8' is expected with activations='int8'. Received: "
             "activations='float'."
         )
-
-
-@contextlib.contextmanager
-def _replaced_when_done(path: str | os.PathLike) -> Iterator[str]:
-    """Yields a temporary path; moves the file to `path` unless an error is raised."""
-    path = os.fspath(path)
-    if os.path.isdir(path):
-        raise IsADirectoryError(
-            f"`path` should name a file. Received: '{path}', a directory."
-        )
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        open(temporary, "wb").close()
-    except OSError as error:
-        raise type(error)(
-            error.errno,
-            "`path` should be writable, in a directory that exists. Received: "
-            f"'{path}', {error.strerror}",
-        ) from error
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)

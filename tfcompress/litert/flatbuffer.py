@@ -3,8 +3,8 @@
 import numpy as np
 
 from tfcompress.compat.litert_private import SharingBuilder, schema
-
-IDENTIFIER = b"TFL3"
+from tfcompress.litert.proof.structure import read_structure
+from tfcompress.litert.runtime import IDENTIFIER
 
 # Value of the old one-byte field of an operator's code where the code needs more.
 PLACEHOLDER = 127
@@ -24,17 +24,14 @@ OPERATOR_NAMES = {
 
 
 def read(content: bytes) -> schema.ModelT:
-    """Parses the bytes of a file that a runtime has verified.
+    """Parses the bytes of any file, see `read_structure`.
 
     Some tools append large buffers after the flatbuffer. Their data is moved into it.
+
+    Raises:
+        ValueError: if it is no `.tflite` file, or a damaged one.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
-    for buffer in model.buffers:
-        if buffer.offset > 1:  # 0 and 1 stand for none
-            last = buffer.offset + buffer.size
-            buffer.data = np.frombuffer(content[buffer.offset : last], np.uint8)
-            buffer.offset = buffer.size = 0
-    return model
+    return read_structure(content)
 
 
 def write(model: schema.ModelT) -> bytes:

@@ -17,6 +17,8 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 # A path, or the content of a file.
 File: TypeAlias = str | os.PathLike | bytes
 
+# Bytes 4 to 7 of a file.
+IDENTIFIER = b"TFL3"
 # Time limit of `try_out`, in seconds.
 TRY_OUT_SECONDS = 60
 
@@ -204,11 +206,23 @@ def _explained(name, action):
 
 
 def read_file(file: File) -> bytes:
-    """Returns the content of a file; bytes are returned as they are."""
+    """Returns the content of a file; bytes are returned as they are.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it does not begin as a `.tflite`; no more of it is read then.
+    """
     if isinstance(file, bytes):
         return file
     with open(file, "rb") as stream:
-        return stream.read()
+        head = stream.read(8)
+        if head[4:] != IDENTIFIER:
+            raise ValueError(
+                "A .tflite file is expected, with 'TFL3' after its first four bytes. "
+                f"Received: '{os.fspath(file)}', which is empty, truncated or another "
+                "file."
+            )
+        return head + stream.read()
 
 
 def predict(

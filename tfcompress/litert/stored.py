@@ -53,7 +53,7 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
     """Reads the constant integer tensors that are kernels, or decoded to kernels.
 
     Args:
-        content: bytes of a `.tflite` that LiteRT has loaded.
+        content: bytes of a `.tflite`.
 
     Returns:
         List of `KernelTensor`.
@@ -94,6 +94,10 @@ def _kernel_tensor(model, tensor, native):
     bits = flatbuffer.TENSOR_BITS[tensor.type]
     packed = flatbuffer.constant(model, tensor)
     quantization = tensor.quantization
+    if quantization is None or quantization.scale is None:
+        raise ValueError(
+            f"Codes should have a scale. Received: '{name}', {type_name}, without any."
+        )
     axis, scale = quantization.quantizedDimension, quantization.scale
     shape = tuple(int(size) for size in tensor.shape)
     if (

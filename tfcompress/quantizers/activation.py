@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.arguments import check_number
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.quantizers.quantizer import Quantizer
@@ -132,11 +133,12 @@ class UniformActivation(ActivationQuantizer):
     ) -> None:
         super().__init__(signed=signed, **kwargs)
         activation_range(bits, signed)  # raises if `bits` is out of range
-        if not 0 < initial_clip < float("inf"):
-            raise ValueError(
-                "`initial_clip` is a positive finite number. Received: "
-                f"initial_clip={initial_clip}."
-            )
+        check_number(
+            "initial_clip",
+            initial_clip,
+            "a positive finite number",
+            lambda x: 0 < x < float("inf"),
+        )
         self.bits = int(bits)
         self.initial_clip = initial_clip
 

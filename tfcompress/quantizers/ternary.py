@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.arguments import check_number
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.quantizer import Quantizer
 from tfcompress.types import ArrayLike, Tensor
@@ -27,7 +28,7 @@ class Ternary(Quantizer):
 
     Args:
         sparsity: float in (0, 1), or None. Share of zeros in the kernel.
-        discrepancy: float, 0 or more. Weight of the loss `mean(1 - cos)`, which draws
+        discrepancy: float, 0 to 1000. Weight of the loss `mean(1 - cos)`, which draws
             filters towards their ternary version.
 
     Attributes:
@@ -55,11 +56,12 @@ class Ternary(Quantizer):
     ) -> None:
         super().__init__(**kwargs)
         check_sparsity(sparsity)
-        if not 0 <= discrepancy < float("inf"):
-            raise ValueError(
-                "`discrepancy` is the weight of a loss term, a finite number >= 0. "
-                f"Received: discrepancy={discrepancy}."
-            )
+        check_number(
+            "discrepancy",
+            discrepancy,
+            "the weight of a loss term, a number from 0 to 1000",
+            lambda x: 0 <= x <= 1000,
+        )
         self.sparsity = sparsity
         self.discrepancy = discrepancy
         self.holds_threshold = False
@@ -177,8 +179,10 @@ class Ternary(Quantizer):
 
 def check_sparsity(sparsity: float | None) -> None:
     """Raises ValueError unless `sparsity` is None or a number in (0, 1)."""
-    if sparsity is not None and not 0 < sparsity < 1:
-        raise ValueError(
-            "`sparsity` is the share of zero weights, a number in (0, 1), or None "
-            f"for the best cosine. Received: sparsity={sparsity}."
+    if sparsity is not None:
+        check_number(
+            "sparsity",
+            sparsity,
+            "the share of zero weights in (0, 1), or None for the best cosine",
+            lambda x: 0 < x < 1,
         )

@@ -8,6 +8,7 @@ import tf_keras
 from tensorflow_model_optimization.quantization import keras as tfmot
 
 from tfcompress import quantizers
+from tfcompress.arguments import check_number
 from tfcompress.graph.signs import NON_NEGATIVE_ACTIVATIONS
 from tfcompress.layers.registry import FORMS
 from tfcompress.tfmot.quantizer import PricedQuantizer, Quantizer
@@ -206,11 +207,12 @@ class BitSharingQuantizeConfig(Config):
         initial_clip: float = 6.0,
     ) -> None:
         super().__init__(activation_bits, initial_clip)
-        if not 0 <= penalty < float("inf"):
-            raise ValueError(
-                "`penalty` is a finite number >= 0, in units of the loss per billion "
-                f"bit operations. Received: penalty={penalty}."
-            )
+        check_number(
+            "penalty",
+            penalty,
+            "a finite number >= 0, in units of the loss per billion bit operations",
+            lambda x: 0 <= x < float("inf"),
+        )
         self.penalty = penalty
         self.bits = tuple(bits)
         self.kernel_quantizer()  # checks the argument

@@ -11,6 +11,8 @@ from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers import QuantConv2D, QuantDense, QuantizeActivation
 from tfcompress.litert import check, export, predict
+from tfcompress.litert.proof import check as check_module
+from tfcompress.litert.proof import levels as levels_module
 from tfcompress.litert.proof.check import compare
 from tfcompress.litert.proof.levels import SameLevels, has_quantized_activations
 from tfcompress.litert.proof.samples import Samples
@@ -153,6 +155,52 @@ def test_compare_finds_parameters_that_differ_by_1_percent(layer, trained, prove
     activation.set_scale(float(activation.scale) * 1.01)
     with pytest.raises(ValueError, match=MESSAGE):
         prove(tiny)
+
+
+def test_float_errors_make_up_for_long_sums_and_for_nothing_more(
+    tiny, prove, monkeypatch
+):
+    """Without the constant tolerance, the errors of float32 decide alone."""
+    monkeypatch.setattr(check_module, "TOLERANCE", 0.0)
+    monkeypatch.setattr(check_module._Comparison, "check_equal", lambda self: None)
+    prove(tiny)
+    for layer in LAYERS[:-1]:  # no rounding follows the last
+        for name in ("kernel_scale", "bias"):
+            variable = getattr(Graph(tiny).layers()[layer], name)
+            before = np.array(variable)
+            variable.assign(1.01 * before)
+            with pytest.raises(ValueError, match="round what Keras rounds"):
+                prove(tiny)
+            variable.assign(before)
+
+
+def test_export_proves_a_range_that_is_small_beside_its_sums(
+    tiny, digits, tmp_path, monkeypatch
+):
+    activation = tiny.get_layer("last_input")
+    activation.set_scale(1e-4 * float(activation.scale))
+    with monkeypatch.context() as patched:
+        patched.setattr(levels_module, "_MARGIN", 0.0)
+        with pytest.raises(ValueError, match=r"rounds: 'last_input' within 0\.0007"):
+            export(tiny, tmp_path / "tiny.tflite", verify=digits[0][-64:])
+    export(tiny, tmp_path / "tiny.tflite", verify=digits[0][-64:])
+
+
+def test_float_errors_grow_with_terms_that_cancel(prove, tiny, monkeypatch):
+    seen = []
+    real = SameLevels._float_errors
+
+    def recorded(self, inputs):
+        seen.append(real(self, inputs))
+        return seen[-1]
+
+    monkeypatch.setattr(SameLevels, "_float_errors", recorded)
+    monkeypatch.setattr(check_module, "TOLERANCE", 0.0)
+    monkeypatch.setattr(check_module._Comparison, "check_equal", lambda self: None)
+    prove(tiny)
+    first, *others = seen[0]
+    assert first == pytest.approx(255 * 2**-23)  # no sum precedes the first rounding
+    assert min(others) > 0 and max(others) < 1e-2
 
 
 def test_compare_finds_a_wrong_code(tiny, prove):

@@ -188,8 +188,12 @@ def test_bounds_that_the_error_names_can_be_met(trained):
         tfc.plan(trained, tfc.BitSharing(bops=1))
     numbers = re.search(r"from (\S+) .* to (\S+) \(highest", str(error.value))
     lowest, highest = map(float, numbers.groups())
-    tfc.plan(trained, tfc.BitSharing(bops=lowest * 1.01))
-    tfc.plan(trained, tfc.BitSharing(bops=highest * 0.99))
+    shares = re.search(r"met: (1/\S+) to (1/\S+) of", str(error.value)).groups()
+    for budget in (lowest, highest, *shares):
+        tfc.plan(trained, tfc.BitSharing(bops=budget))
+    for budget in (0.998 * lowest, 1.002 * highest):
+        with pytest.raises(ValueError, match="can be met"):
+            tfc.plan(trained, tfc.BitSharing(bops=budget))
 
 
 class Interrupt(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """Students of decomposition, and the models that `finalize` makes of them."""
 
+import re
 import warnings
 
 import keras
@@ -177,6 +178,16 @@ def test_a_budget_that_cannot_be_met_raises_with_the_bounds(trained, budget):
     for refuse in (tfc.plan, tfc.compress):
         with pytest.raises(ValueError, match=r"1/[\d.]+ to 1/1 .* can be met"):
             refuse(trained, scheme)
+
+
+@pytest.mark.parametrize("unit", ["macs", "params"])
+def test_bounds_that_the_error_names_can_be_met(trained, unit):
+    with pytest.raises(ValueError) as error:
+        tfc.plan(trained, tfc.Decomposition(**{unit: 1}))
+    numbers = re.search(r"from (\S+) to (\S+), (1/\S+) to (1/1) of", str(error.value))
+    lowest, highest, *shares = numbers.groups()
+    for budget in (float(lowest), float(highest), *shares):
+        tfc.plan(trained, tfc.Decomposition(**{unit: budget}))
 
 
 def test_a_model_without_removable_channels_or_ranks_raises():

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.arguments import check_number
 from tfcompress.compat import keras_private
 from tfcompress.core.checks import check_call, check_finite
 from tfcompress.core.distillation.soft_loss import (
@@ -61,16 +62,18 @@ class Distillation:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                "`temperature` divides logits, a finite number > 0. Received: "
-                f"temperature={self.temperature}."
-            )
-        if not 0 < self.weight <= 1:
-            raise ValueError(
-                "`weight` is the teacher's share of the loss, in (0, 1]. Received: "
-                f"weight={self.weight}."
-            )
+        check_number(
+            "temperature",
+            self.temperature,
+            "the divisor of logits, a finite number > 0",
+            lambda x: 0 < x < math.inf,
+        )
+        check_number(
+            "weight",
+            self.weight,
+            "the teacher's share of the loss, in (0, 1]",
+            lambda x: 0 < x <= 1,
+        )
         if not (self.teacher is None or isinstance(self.teacher, keras.Model)):
             raise TypeError(
                 "A teacher is a Keras 3 model, or None for the compressed model. "

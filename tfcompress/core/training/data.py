@@ -82,7 +82,8 @@ def take_inputs(
         batches = _from_py_dataset(data, samples, steps_per_epoch)
         return Inputs(_resized(batches, size), data)
     if _are_arrays(data):
-        count = int(_leaves(data)[0].shape[0] * (1.0 - validation_split))
+        _check_lengths(data)
+        count = int(_size(data) * (1.0 - validation_split))
         if not batch_size:
             batch_size = math.ceil(count / steps_per_epoch) if steps_per_epoch else 32
         rows, parts = _choose_rows(
@@ -100,10 +101,47 @@ def take_inputs(
     return Inputs(_resized(reader.batches(), size), data, reader.steps)
 
 
+def check_has_samples(name: str, data: Any, batches: list[Any] | None = None) -> None:
+    """Checks that there is at least one sample to train or validate on.
+
+    Args:
+        name: str. Name of the argument.
+        data: the argument, as `keras.Model.fit` takes it.
+        batches: those that `take_inputs` read; None if none were. Then only data that
+            tell their number are checked.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if batches is not None:
+        has_samples = any(_size(batch) for batch in batches)
+    elif hasattr(data, "cardinality"):
+        has_samples = int(data.cardinality()) != 0
+    elif _are_arrays(data):
+        has_samples = _size(data) > 0
+    else:
+        has_samples = True
+    if not has_samples:
+        raise ValueError(
+            f"At least one sample is expected in `{name}`: arrays, batches that can be "
+            f"read, or a dataset. Received: an object of type {type(data).__name__} "
+            "without any."
+        )
+
+
 def fixed_batch_size(model: keras.Model) -> int | None:
     """Returns the batch size that a model's inputs require, or None for any."""
     sizes = {tensor.shape[0] for tensor in model.inputs} - {None}
     return sizes.pop() if sizes else None
+
+
+def _check_lengths(arrays):
+    lengths = [int(leaf.shape[0]) for leaf in _leaves(arrays)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "As many samples in each array of `x` are expected. Received: arrays of "
+            f"{lengths} samples."
+        )
 
 
 def _choose_rows(arrays, count, batch_size, samples, exactly):
@@ -245,7 +283,7 @@ def _resized(batches, size):
 
 def _are_arrays(data):
     leaves = _leaves(data)
-    return bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+    return bool(leaves) and all(len(getattr(x, "shape", ())) > 0 for x in leaves)
 
 
 def _leaves(data):

@@ -10,6 +10,9 @@ import keras
 from tfcompress.compat import keras_private
 from tfcompress.core.training.learning_rate import training_model
 
+# Key of the number of steps of an epoch in a saved state.
+STEPS = "steps_per_epoch"
+
 
 class ProgressCallback(keras.callbacks.Callback):
     """Callback that calls `on_progress(share)` with the share of the training so far.
@@ -23,6 +26,7 @@ class ProgressCallback(keras.callbacks.Callback):
     _epoch = -1
     _batches = 0  # of this epoch, so far
     _counted: int | None = None
+    _whole: int | None = None  # batches of the last epoch that has ended
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -56,6 +60,37 @@ class ProgressCallback(keras.callbacks.Callback):
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         self._batches = batch + 1
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._whole = self._batches or None
+
+    def state(self) -> dict[str, Any]:
+        """Returns the arrays and numbers that this training needs to be continued.
+
+        Those that no variable holds. `Student` saves them with the weights.
+        """
+        return {}
+
+    def training_state(self) -> dict[str, Any]:
+        """Returns `state`, with the number of steps of an epoch once it is known."""
+        steps = self.steps_per_epoch or self._whole
+        return {**self.state(), **({STEPS: steps} if steps else {})}
+
+    def take_restored(self, share: float) -> dict[str, Any]:
+        """Returns the state that the model was restored with, and forgets it there.
+
+        It is empty in a training that starts from its first epoch.
+
+        Args:
+            share: float. Share of the training that has passed.
+        """
+        restored, self.model.restored = dict(self.model.restored), {}
+        if not share:
+            return {}
+        steps = int(restored.pop(STEPS, 0))
+        if steps and not self.steps_per_epoch:
+            self.model.counted_steps = steps
+        return restored
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         stopped = getattr(training_model(self.model), "stop_training", False)

@@ -51,6 +51,12 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
         self.training = False
 
 
+def random_states(model: keras.Model) -> list[Any]:
+    """Returns the variables of a model's random numbers, such as those of dropout."""
+    weights = {id(variable) for variable in model.non_trainable_weights}
+    return [x for x in model.non_trainable_variables if id(x) not in weights]
+
+
 class Recalibration:
     """Function that sets batch normalization statistics to their mean over batches.
 
@@ -86,8 +92,7 @@ class Recalibration:
         run = getattr(model, "training_run", None)
         self._own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
-        weights = {id(variable) for variable in model.non_trainable_weights}
-        self._seeds = [x for x in self._state if id(x) not in weights]
+        self._seeds = random_states(model)
         self._forward = compiled(model, lambda inputs: self._statistics(model, *inputs))
 
     def refresh(self) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 STEPS_PER_EPOCH = 100
 # Factor by which callbacks may change the learning rate before a search follows.
 RATE_CHANGE = 1.5
+# Key of the learning rate that a search was planned with, in a saved state.
+_PLANNED_RATE = "planned_rate"
 
 
 class Search(ProgressCallback):
@@ -29,8 +31,10 @@ class Search(ProgressCallback):
 
     After an interrupted search the student is not frozen, and the next `fit` searches
     again. `begin` and `freeze` set all variables or none, also where an exception ends
-    them. A student that diverged is never frozen. Subclasses define `begin`, `state`,
-    `resume`, `advance`, `on_rate_change` and `freeze`.
+    them. A student that diverged is never frozen. Subclasses define `begin`,
+    `search_state`, `resume`, `advance`, `on_rate_change` and `freeze`.
+
+    The state is restored before anything is decided, in the search and after it.
 
     Args:
         space: search space. `space.is_frozen()` returns whether its search is over.
@@ -59,16 +63,30 @@ class Search(ProgressCallback):
         """
 
     def state(self) -> dict[str, Any]:
+        return self.search_state() if self.searching else self.frozen_state()
+
+    def search_state(self) -> dict[str, Any]:
         """Returns the arrays and numbers that `resume` needs and no variable holds."""
         raise NotImplementedError
+
+    def frozen_state(self) -> dict[str, Any]:
+        """Returns those that `resume_frozen` needs, once the search is over."""
+        return {}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Begins, in place of `begin`, in a `fit` that was restored from a backup.
 
         Args:
-            state: result of `state()` in the interrupted `fit`.
+            state: result of `search_state()` in the interrupted `fit`.
         """
         raise NotImplementedError
+
+    def resume_frozen(self, state: dict[str, Any]) -> None:
+        """Continues a `fit` that was restored from a backup after its search.
+
+        Args:
+            state: result of `frozen_state()` in the interrupted `fit`.
+        """
 
     def advance(self, share: float) -> None:
         """Updates the search, about a hundred times per training.
@@ -96,9 +114,7 @@ class Search(ProgressCallback):
     def on_progress(self, share: float) -> None:
         if self.searching is None:
             # Not in `on_train_begin`, where a later callback restores a backup.
-            self.searching = not self.space.is_frozen()
-            if self.searching:
-                self._start(share / self.fraction)
+            self._start(share / self.fraction)
         if not self.searching:
             return
         if share >= self.fraction:
@@ -108,6 +124,8 @@ class Search(ProgressCallback):
             self.advance(share / self.fraction)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.searching is None and self.params["epochs"] and self.model.restored:
+            self._start(1.0)  # from a backup of the last epoch
         # A search that takes the whole training ends here.
         if self.searching and is_finite(self.model):
             if self.fraction < 1.0:
@@ -116,17 +134,28 @@ class Search(ProgressCallback):
         self.searching, self.model.search = False, None
 
     def _start(self, share):
-        restored, self.model.restored = self.model.restored, {}
-        self._planned_rate = constant_rate(inner_optimizer(self.model))
-        with (
-            announced("Preparation of the search"),
-            undone_on_failure(self.model.variables),
-        ):
-            if share and restored:
-                self.resume(restored)
-            else:
-                self.begin(share)
+        self.searching = not self.space.is_frozen()
+        restored = self.take_restored(share)
+        rate = constant_rate(inner_optimizer(self.model))
+        self._planned_rate = rate and float(restored.pop(_PLANNED_RATE, rate))
+        if self.searching:
+            with (
+                announced("Preparation of the search"),
+                undone_on_failure(self.model.variables),
+            ):
+                if restored:
+                    self.resume(restored)
+                else:
+                    self.begin(share)
+        elif restored:
+            self.resume_frozen(restored)
         self.model.search = self
+
+    def training_state(self) -> dict[str, Any]:
+        state = super().training_state()
+        if self._planned_rate is not None:
+            state[_PLANNED_RATE] = self._planned_rate
+        return state
 
     def _freeze(self):
         check_finite(self.model, "Its training diverged: lower the learning rate.")
@@ -135,7 +164,7 @@ class Search(ProgressCallback):
             undone_on_failure(self.model.variables),
         ):
             self.freeze()
-        self.searching, self.model.search = False, None
+        self.searching = False
         restart_averages(self.model)
 
     def _follow_rate(self):

@@ -59,9 +59,9 @@ def check(
         kernels = packed_kernels(model)
         model = functional(model)
         samples = Samples(model, verify)
-        try_out(path, samples.smallest_shapes())
         content = read_file(path)
         stored = kernel_tensors(content)
+        try_out(path, samples.smallest_shapes())
         tensors = recognise(stored, kernels)
         exact = not any(tensor.native for tensor in stored)
         return {**compare(content, model, samples, exact), "tensors": tensors}
@@ -76,7 +76,8 @@ def compare(
     the last bit moves a rounded activation by a whole level, which moves later ones
     too. There every step must agree instead of the predictions. On the levels that
     LiteRT rounds to, Keras must return LiteRT's outputs. Before each rounding the two
-    may differ by `TOLERANCE` of the largest level. The agreement returned is that of
+    may differ by `TOLERANCE` of the largest level, and by the error of float32 sums
+    where that is larger, see `SameLevels`. The agreement returned is that of
     the predictions, each with its own levels.
 
     Args:

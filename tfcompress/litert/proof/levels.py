@@ -7,7 +7,9 @@ same: Keras computes with the levels that LiteRT rounded to, and the two must ag
 the values before each rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,8 +19,12 @@ from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import flatbuffer
+from tfcompress.litert.proof.float_errors import EPS, run_with_errors
 from tfcompress.litert.runtime import Runner
 from tfcompress.types import Tensor
+
+# Difference of two float32 computations, as a multiple of the error of one.
+_MARGIN = 4.0
 
 
 def has_quantized_activations(model: keras.Model) -> bool:
@@ -35,8 +41,9 @@ class SameLevels:
     Args:
         content: bytes of a `.tflite` that LiteRT has loaded.
         model: the Functional model that it was exported from.
-        tolerance: float. Largest difference of values before they are rounded,
-            relative to the largest level.
+        tolerance: float. Difference of values before they are rounded, relative to the
+            largest level, that is allowed in any case. Where sums are long, or their
+            terms large, `_MARGIN` times the error of float32 sums is.
     """
 
     def __init__(self, content: bytes, model: keras.Model, tolerance: float) -> None:
@@ -46,8 +53,10 @@ class SameLevels:
         self._tolerance = tolerance
         # Inputs and outputs of the file's roundings, for one batch.
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        # Each call's layer, and its distance from the closest of them, in levels.
-        self._distances: list[tuple[_GivenLevels, float]] = []
+        self._roundings: list[_Rounding] = []
+        # In a run with errors: the roundings that are taken again, and their errors.
+        self._replayed: Iterator[_Rounding] | None = None
+        self._errors: list[float] = []
 
     def __call__(
         self, batch: Sequence[np.ndarray]
@@ -67,17 +76,19 @@ class SameLevels:
         results = self._runner(batch)
         received, rounded = results[: self._count], results[self._count :]
         self._pairs = list(zip(rounded[::2], rounded[1::2], strict=True))
-        self._distances = []
+        self._roundings = []
         inputs = keras.tree.pack_sequence_as(self._model.input, batch)
         outputs = keras.tree.flatten(self._model(inputs, training=False))
-        for layer, distance in self._distances:
-            # Not `>`, which is false for NaN.
-            if not distance <= self._tolerance * layer.high:
+        limits = [self._tolerance * x.layer.high for x in self._roundings]
+        if not _are_within(self._roundings, limits):
+            limits = np.maximum(limits, _MARGIN * self._float_errors(inputs)).tolist()
+        for rounding, limit in zip(self._roundings, limits, strict=True):
+            if not _are_within([rounding], [limit]):
                 raise ValueError(
-                    f"LiteRT should round what Keras rounds: '{layer.name}' within "
-                    f"{self._tolerance * layer.high:.3g} levels. Received: a "
-                    f"difference of {distance:.3g} levels at least. The file is not "
-                    "this model's, or the runtime computes one of its operators "
+                    f"LiteRT should round what Keras rounds: '{rounding.layer.name}' "
+                    f"within {limit:.3g} levels. Received: a difference of "
+                    f"{rounding.distance:.3g} levels at least. The file is not this "
+                    "model's, or the runtime computes one of its operators "
                     "differently."
                 )
         return [ops.convert_to_numpy(output) for output in outputs], received
@@ -85,9 +96,14 @@ class SameLevels:
     def _levels(self, layer: "_GivenLevels", exact: np.ndarray) -> np.ndarray:
         """Returns the file's levels for the values that a layer is to round.
 
-        The rounding of the file with the closest values is taken. `_distances` gets
+        The rounding of the file with the closest values is taken. `_roundings` gets
         the largest difference from them, or from a correct rounding, in levels.
         """
+        if self._replayed is not None:
+            rounding = next(self._replayed)
+            moved = float(np.abs(exact - rounding.exact).max())
+            self._errors.append(moved + EPS * layer.high)  # that of the division
+            return rounding.levels
         best, levels = np.inf, exact
         for pair in self._pairs:
             if pair[0].size != exact.size:
@@ -97,8 +113,42 @@ class SameLevels:
             distance = max(distance, np.abs(after - before).max() - 0.5)
             if distance < best:
                 best, levels = distance, after
-        self._distances.append((layer, best))
+        self._roundings.append(_Rounding(layer, exact, levels, best))
         return levels
+
+    def _float_errors(self, inputs: Any) -> np.ndarray:
+        """Returns the errors of float32 arithmetic before each rounding, in levels."""
+        self._errors, self._replayed = [], iter(self._roundings)
+        try:
+            run_with_errors(self._model, inputs, _GivenLevels)
+        finally:
+            self._replayed = None
+        return np.array(self._errors)
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Call of a layer that rounds.
+
+    Attributes:
+        layer: `_GivenLevels`.
+        exact: float32 array. Keras's values before the rounding, in levels.
+        levels: float32 array. The file's levels.
+        distance: float. Largest difference of the file's values from them, in levels.
+    """
+
+    layer: "_GivenLevels"
+    exact: np.ndarray
+    levels: np.ndarray
+    distance: float
+
+
+def _are_within(roundings, limits):
+    # Not `>`, which is false for NaN.
+    return all(
+        rounding.distance <= limit
+        for rounding, limit in zip(roundings, limits, strict=True)
+    )
 
 
 def _returning_levels(content: bytes) -> bytes:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.arguments import check_number
 from tfcompress.graph.channels import Channels
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import functional as F
@@ -69,11 +70,12 @@ class FilterGate(TrainingForm, keras.layers.Layer):
                 raise ValueError(
                     f"`{name}` is a positive integer. Received: {name}={value}."
                 )
-        if not 0 <= max_closed < 1:
-            raise ValueError(
-                "`max_closed` is a share of the groups in [0, 1). Received: "
-                f"max_closed={max_closed}."
-            )
+        check_number(
+            "max_closed",
+            max_closed,
+            "a share of the groups in [0, 1)",
+            lambda x: 0 <= x < 1,
+        )
         self.source = source
         self.filters = filters
         self.group_size = group_size

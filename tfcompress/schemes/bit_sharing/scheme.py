@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from tfcompress.core.budget import check_sizes_known, parse_budget
+from tfcompress.arguments import check_number
+from tfcompress.core.budget import at_least, at_most, check_sizes_known, parse_budget
 from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_config
 from tfcompress.core.plan import Plan
 from tfcompress.core.scheme import Place, SearchingScheme
@@ -89,9 +90,9 @@ class BitSharing(SearchingScheme):
             )
         if bops is not None:
             parse_budget(bops, 1.0, "bops")
-        elif penalty is not None and not 0 <= penalty < float("inf"):
-            raise ValueError(
-                f"`penalty` is a finite number >= 0. Received: penalty={penalty}."
+        elif penalty is not None:
+            check_number(
+                "penalty", penalty, "a number from 0 to 1000", lambda x: 0 <= x <= 1000
             )
         self.bops = bops
         self.penalty = penalty
@@ -139,10 +140,10 @@ class BitSharing(SearchingScheme):
         )
         if not lowest <= budget <= highest:
             raise ValueError(
-                f"A BOPs budget from {lowest:.4g} (lowest bits, most filters removed) "
-                f"to {highest:.4g} (highest bits) can be met: 1/"
-                f"{bops_model.float_bops / lowest:.1f} to 1/"
-                f"{bops_model.float_bops / highest:.1f} of the float model's "
+                f"A BOPs budget from {at_least(lowest)} (lowest bits, most filters "
+                f"removed) to {at_most(highest)} (highest bits) can be met: 1/"
+                f"{at_most(bops_model.float_bops / lowest)} to 1/"
+                f"{at_least(bops_model.float_bops / highest)} of the float model's "
                 f"{bops_model.float_bops:.4g}. Received: bops={self.bops!r}, "
                 f"{budget:.4g}."
             )

@@ -87,7 +87,7 @@ class BitSearch(Search):
                 self._bops(), self.budget, share, reached or 1.0
             )
 
-    def state(self) -> dict[str, Any]:
+    def search_state(self) -> dict[str, Any]:
         state = {"margins": np.array(self.margins)}
         return state | (
             vars(self.penalty_multiplier) if self.budget is not None else {}
@@ -122,13 +122,6 @@ class BitSearch(Search):
         if self.budget is not None:
             penalty = self.penalty_multiplier.penalty(share, self._bops())
         self._strength.assign(penalty)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self.searching is None and float(ops.convert_to_numpy(self._strength)):
-            # A backup from between the last step of the search and its end.
-            self.searching = True
-            self.begin(1.0)
-        super().on_train_end(logs)
 
     def _record_margins(self) -> Margins:
         margins = self.space.margins()

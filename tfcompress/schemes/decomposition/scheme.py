@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from tfcompress.core.budget import check_sizes_known, parse_budget
+from tfcompress.arguments import check_number
+from tfcompress.core.budget import at_least, at_most, check_sizes_known, parse_budget
 from tfcompress.core.config import KeepFloat
 from tfcompress.core.plan import Plan
 from tfcompress.core.scheme import Place, SearchingScheme
@@ -49,9 +50,9 @@ class Decomposition(SearchingScheme):
             the model's as text, such as "1/2" or "0.45". The finished model takes at
             most that, and at least 98 % of it wherever single channels allow that.
         params: int, float or str. Budget of parameters in place of one of MACs.
-        penalty: float. Strength of the group lasso in place of a budget, on the paper's
-            sigmoid ramp. At 1 the mean group would be zero at the end of the search if
-            the loss did not oppose.
+        penalty: float, 0 to 1000. Strength of the group lasso in place of a budget, on
+            the paper's sigmoid ramp. At 1 the mean group would be zero at the end of
+            the search if the loss did not oppose.
         start: str. Start of the factorization. "svd": for trained models, rotated to
             the principal axes of the layer's outputs when `fit` begins. "identity": the
             kernel times the identity.
@@ -104,19 +105,17 @@ class Decomposition(SearchingScheme):
                 "One of `macs` and `params`, a budget, and `penalty` is expected. "
                 f"Received: macs={macs!r}, params={params!r}, penalty={penalty!r}."
             )
-        if penalty is not None and not 0 <= penalty < float("inf"):
-            raise ValueError(
-                f"`penalty` is a finite number >= 0. Received: penalty={penalty}."
+        if penalty is not None:
+            check_number(
+                "penalty", penalty, "a number from 0 to 1000", lambda x: 0 <= x <= 1000
             )
         self.unit = "macs" if params is None else "params"
         self.budget = macs if params is None else params
         if self.budget is not None:
             parse_budget(self.budget, 1.0, self.unit)
-        in_range = not isinstance(margin, str) and 0 < margin <= 1
-        if margin != MEASURED and not in_range:
-            raise ValueError(
-                f"`margin` is in (0, 1] or '{MEASURED}'. Received: margin={margin!r}."
-            )
+        if margin != MEASURED:
+            expected = f"in (0, 1] or '{MEASURED}'"
+            check_number("margin", margin, expected, lambda x: 0 < x <= 1)
         if not isinstance(round_to, int) or round_to < 1:
             raise ValueError(
                 f"`round_to` is a positive integer. Received: round_to={round_to!r}."
@@ -152,8 +151,9 @@ class Decomposition(SearchingScheme):
         budget = parse_budget(self.budget, full, self.unit)
         if not lowest <= budget <= full:
             raise ValueError(
-                f"A budget of {self.unit} from {lowest:.4g} to {full:.4g}, 1/"
-                f"{full / lowest:.1f} to 1/1 of the model's, can be met. Received: "
+                f"A budget of {self.unit} from {at_least(lowest)} to {at_most(full)}, "
+                f"1/{at_most(full / lowest)} to 1/1 of the model's, can be met. "
+                "Received: "
                 f"{self.unit}={self.budget!r}, {budget:.4g}."
             )
 

@@ -87,7 +87,7 @@ class RankSearch(Search):
         self.space.normalize()
         self.unit = self.space.mean_norm() / self.sum_of_learning_rates()
 
-    def state(self) -> dict[str, Any]:
+    def search_state(self) -> dict[str, Any]:
         # The names are those of earlier files.
         return {"scales": self.space.scales(), "unit": self.unit}
 

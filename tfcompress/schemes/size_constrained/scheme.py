@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from tfcompress.arguments import check_number
 from tfcompress.core.budget import parse_budget
 from tfcompress.core.compress import compress
 from tfcompress.core.config import QuantizeConfig
@@ -73,9 +74,10 @@ class SizeConstrained(SearchingScheme):
         compression: str. "xz": `size` is measured after xz, as downloads, app bundles
             and firmware images are packed. "none": of the file as it is, where zeros
             save nothing.
-        rho: float or None. Penalty parameter of ADMM (in the paper 0.05 for LeNet-5 and
-            1e-3 for AlexNet, with SGD). A step draws kernels by learning rate * rho.
-            None takes 2 over the sum of the learning rates to come in ADMM.
+        rho: float from 0 to 1e6, or None. Penalty parameter of ADMM (in the paper 0.05
+            for LeNet-5 and 1e-3 for AlexNet, with SGD). A step draws kernels by
+            learning rate * rho. None takes 2 over the sum of the learning rates to come
+            in ADMM.
         search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         weight_decay, overrides: see `Scheme`.
 
@@ -102,8 +104,8 @@ class SizeConstrained(SearchingScheme):
         super().__init__(search_fraction, overrides, weight_decay)
         _check_budget(size, value_bits)
         _check_codebook(codebook, compression)
-        if rho is not None and not 0 <= rho < float("inf"):
-            raise ValueError(f"`rho` is a finite number >= 0. Received: rho={rho}.")
+        if rho is not None:
+            check_number("rho", rho, "a number from 0 to 1e6", lambda x: 0 <= x <= 1e6)
         self.size: Any = size  # or None, and then `value_bits` is not
         self.value_bits: Any = value_bits
         self.codebook = codebook
@@ -138,7 +140,8 @@ class SizeConstrained(SearchingScheme):
         if not lowest <= total:
             unit = self.unit().replace("_", " ")
             raise ValueError(
-                f"A budget of at least {lowest:,.0f} {unit} can be met. Received: "
+                f"A budget of at least {math.ceil(lowest):,} {unit} can be met. "
+                "Received: "
                 f"{self._received()}, {total:,.0f}. Ask for more, or make the model "
                 "smaller first, as `tfcompress.Decomposition` does."
             )

@@ -110,31 +110,41 @@ class SizeSearch(Search):
             rho = RHO_SCALE / sum_of_learning_rates(optimizer, steps)
         self.admm.start(rho)
 
-    def state(self) -> dict[str, float]:
+    def search_state(self) -> dict[str, float]:
         # The keys are the file format.
-        budget = self.space.allocation.budget
         return {
             "admm": self.descent.begin,
             "pull": self.admm.rho,
             "next_projection": self.schedule.next_share,
             "loose": self.descent.relaxation,
+            **self.frozen_state(),
+        }
+
+    def frozen_state(self) -> dict[str, float]:
+        budget = self.space.allocation.budget
+        if not self.artifact.is_measured:
+            return {}
+        return {
             "nominal_per_real": budget.nominal_per_real,
             "overhead": budget.overhead,
             "xz_per_fast": budget.xz_per_fast,
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        budget = self.space.allocation.budget
+        self.resume_frozen(state)
         self.descent.begin = float(state["admm"])
         self.admm.rho = float(state["pull"])
         self.schedule.next_share = float(state["next_projection"])
         self.descent.relaxation = float(state["loose"])
+        if not self.descent.relaxation:  # files have no variables of the step
+            self.admm.start(self.admm.rho)
+
+    def resume_frozen(self, state: Mapping[str, Any]) -> None:
+        budget = self.space.allocation.budget
         budget.nominal_per_real = float(state["nominal_per_real"])
         budget.overhead = float(state["overhead"])
         budget.xz_per_fast = float(state.get("xz_per_fast", 1.0))  # in no early file
         self.artifact.is_measured = True
-        if not self.descent.relaxation:  # files have no variables of the step
-            self.admm.start(self.admm.rho)
 
     def on_rate_change(self, factor: float) -> None:
         if self.rho is None and not self.descent.relaxation:
@@ -148,6 +158,7 @@ class SizeSearch(Search):
         self._prepare_validation()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_end(epoch, logs)
         self._prepare_validation()
 
     def _prepare_validation(self):

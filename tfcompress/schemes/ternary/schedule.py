@@ -59,15 +59,14 @@ class TernarySchedule(ProgressCallback):
         self.model.search = None
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the state that continues the ramp and is in no variable."""
         return {"ramp_start": np.array(self.start)}
 
     def _begin(self, share):
         # Not in `on_train_begin`, where a later callback restores a backup.
-        restored, self.model.restored = self.model.restored, {}
+        restored = self.take_restored(share)
         self.model.search = self
         self.began = True
-        if share and "ramp_start" in restored:
+        if "ramp_start" in restored:
             self.start = [float(sparsity) for sparsity in restored["ramp_start"]]
             return
         for layer in self.layers:
@@ -109,6 +108,9 @@ class TernarySchedule(ProgressCallback):
             layer.kernel_quantizer.refresh(layer.latent_kernel)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if not self.began and self.params["epochs"] and self.model.restored:
+            self.on_progress(1.0)  # from a backup of the last epoch
+            return
         was_finishing = self.finishing
         super().on_train_end(logs)
         self.model.search = None

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
+from tfcompress.core.budget import SLACK
 from tfcompress.core.config import KeepFloat, QuantizeConfig
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import Ternary, Uniform
 from tfcompress.quantizers.ternary import check_sparsity
 from tfcompress.schemes.ternary.schedule import (
@@ -18,6 +20,9 @@ from tfcompress.schemes.ternary.schedule import (
     TernarySchedule,
     ternary_layers,
 )
+
+if TYPE_CHECKING:
+    from tfcompress.core.plan import Plan
 
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
@@ -120,12 +125,31 @@ class PrunedTernary(Scheme):
             size, count, budget = _weights(layer)
             # The largest weight of each filter always stays.
             filters = math.prod(kernel.shape[axis] for axis in layer.channel_axes)
-            if quantizer.unfinished() or count > budget + filters:
-                reasons.append(
+            unfinished, excess = quantizer.unfinished(), count - budget
+            if unfinished or excess > min(filters, SLACK * size):
+                reason = (
                     f"'{layer.name}' has a sparsity of {1.0 - count / size:.3f} in "
                     f"place of {quantizer.sparsity}"
                 )
+                if not unfinished and excess <= filters:
+                    reason += f" (each filter keeps one of {size // filters} weights)"
+                reasons.append(reason)
         return ", ".join(reasons) or None
+
+    def notes(self, model: keras.Model, plan: "Plan") -> dict[str, str]:
+        notes = {}
+        for row in plan.treated():
+            quantizer = row.config.kernel_quantizer
+            if isinstance(quantizer, Ternary) and quantizer.sparsity is not None:
+                shape = row.layer.kernel.shape
+                axes = forms_of(row.layer).channel_axes
+                filters = math.prod(shape[axis] for axis in axes)
+                most = 1.0 - filters / math.prod(shape)
+                if most < quantizer.sparsity:
+                    notes[row.name] = (
+                        f"at most {most:.3f} zeros, as each filter keeps a weight"
+                    )
+        return notes
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,28 @@
+"""Checks of arguments that are numbers."""
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a real number; text and booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_number(
+    name: str, value: Any, expected: str, is_valid: Callable[[Any], bool]
+) -> None:
+    """Checks an argument that is a number.
+
+    Args:
+        name: str. Name of the argument.
+        value: the argument.
+        expected: str. What it is, with its bounds: the predicate of a sentence.
+        is_valid: function that returns whether a number is within the bounds.
+
+    Raises:
+        ValueError: if it is no number, or is out of its bounds.
+    """
+    if not is_number(value) or not is_valid(value):
+        raise ValueError(f"`{name}` is {expected}. Received: {name}={value!r}.")
