@@ -19,8 +19,8 @@ import numpy as np
 
 from tfcompress.layers import PackedConv2D, PackedDense, PackedDepthwiseConv2D
 from tfcompress.litert import flatbuffer, float_tflite, latency
-from tfcompress.litert.kernels import packed_kernels
-from tfcompress.litert.pack import find_kernels, kernel_tensor
+from tfcompress.litert.kernels import kernel_tensor, packed_kernels
+from tfcompress.litert.pack import find_kernels
 from tfcompress.litert.runtime import Runner
 
 CONTAINERS = (8, 4, 2)

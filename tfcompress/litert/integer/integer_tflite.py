@@ -19,8 +19,9 @@ from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, levels_of, limits_of
 from tfcompress.litert.integer.static_int8 import quantized_tflite
-from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match
-from tfcompress.litert.pack import find_kernels, kernel_tensor, rename
+from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, kernel_tensor
+from tfcompress.litert.lowering.lowering import Lowering
+from tfcompress.litert.pack import find_kernels, rename
 
 # Largest relative difference of equal scales: the quantizer computes them from limits.
 ROUNDING = 1e-5
@@ -32,6 +33,7 @@ def integer_tflite(
     samples: Iterable[Sequence[np.ndarray]],
     names: tuple[Sequence[str], Sequence[str]],
     float_ends: bool,
+    lowering: Lowering,
 ) -> tuple[bytes, list[Match], dict[str, int]]:
     """Makes the integer file of a finalized model.
 
@@ -41,6 +43,7 @@ def integer_tflite(
         samples: batches of representative inputs, lists of arrays.
         names: `(input names, output names)`.
         float_ends: bool. Whether inputs and outputs are float32, or int8 as well.
+        lowering: choice of the operators and containers of kernels.
 
     Returns:
         `(content, matches, ranges)`: the file's bytes; the `Match` of each kernel in
@@ -60,8 +63,9 @@ def integer_tflite(
     writer = _TrainedWriter(calibrated, trained)
     writer.run()
     rename(writer.model, *names)
+    matches = lowering.apply(writer.model, writer.places)
     flatbuffer.strip(writer.model)
-    return flatbuffer.write(writer.model), writer.matches, writer.ranges
+    return flatbuffer.write(writer.model), matches, writer.ranges
 
 
 def _without_quantized_inputs(model: keras.Model) -> keras.Model:
@@ -162,7 +166,7 @@ class _TrainedWriter:
 
     Attributes:
         model: the parsed file.
-        matches: list of the `Match` of each kernel written.
+        places: list of `(graph, tensor index, Match)` of each kernel written.
         ranges: {"learned", "calibrated"}, numbers of inputs with either range.
 
     Args:
@@ -172,19 +176,22 @@ class _TrainedWriter:
 
     def __init__(self, content: bytes, trained: _TrainedOperators) -> None:
         self.model = flatbuffer.read(content)
-        self.matches: list[Match] = []
+        self.places: list[tuple[schema.SubGraphT, int, Match]] = []
         self.ranges = {"learned": 0, "calibrated": 0}
         self._trained = trained
         self._graph: schema.SubGraphT = None
         # Indices of tensors on given levels, which several operators may read:
         # `{(index of the tensor before, scale, zero point): index}`.
         self._requantized: dict[tuple[int, float, int], int] = {}
+        # Indices of kernels, which several operators may read, by the `Match`'s id.
+        self._kernels: dict[int, int] = {}
 
     def run(self) -> None:
         """Replaces the parameters of all operators."""
         for graph in self.model.subgraphs:
             self._graph = graph
             self._requantized.clear()
+            self._kernels.clear()
             operators, graph.operators = graph.operators, []
             for operator in operators:
                 output = graph.tensors[operator.outputs[0]].name
@@ -205,9 +212,12 @@ class _TrainedWriter:
             source = self._on_levels(source, trained.levels)
         self.ranges["calibrated" if trained.levels is None else "learned"] += 1
         match = _with_scales_of_zeros(trained.match)
-        self.matches.append(match)
-        kernel = kernel_tensor(self.model, match)
-        inputs = [source, flatbuffer.append_tensor(self._graph, kernel)]
+        key = id(trained.match)
+        if key not in self._kernels:
+            kernel = kernel_tensor(self.model, match)
+            self._kernels[key] = flatbuffer.append_tensor(self._graph, kernel)
+            self.places.append((self._graph, self._kernels[key], match))
+        inputs = [source, self._kernels[key]]
         if trained.bias is not None:
             scale = self._scale(source)[0] * match.scale
             bias = self._bias_tensor(layer, trained.bias, scale)
