@@ -23,6 +23,8 @@ NATIVE_BITS = {
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (2, 4, 8),
 }
+# The version of DEQUANTIZE with per-channel scales and types of less than a byte.
+DEQUANTIZE_VERSION = 6
 # Largest relative difference of equal values. Folding a factor into `codes * scale`
 # rounds a few times by 6e-8; neighbouring codes differ by 8e-3 at least.
 ROUNDING = 1e-6
@@ -134,6 +136,26 @@ def kernel_tensor(model: schema.ModelT, found: Match) -> schema.TensorT:
             zeroPoint=np.zeros(found.scale.size, np.int64),
             quantizedDimension=found.axis,
         ),
+    )
+
+
+def decode(
+    model: schema.ModelT, graph: schema.SubGraphT, index: int, found: Match
+) -> None:
+    """Computes a tensor of a graph from a new integer constant, by DEQUANTIZE.
+
+    Args:
+        model: a parsed file, which is changed.
+        graph: one of its graphs.
+        index: index of the tensor, which becomes a computed float tensor.
+        found: `Match` of the kernel that it holds.
+    """
+    source = flatbuffer.append_tensor(graph, kernel_tensor(model, found))
+    graph.tensors[index] = flatbuffer.computed_tensor(
+        graph.tensors[source], schema.TensorType.FLOAT32
+    )
+    graph.operators.insert(
+        0, flatbuffer.operator(model, "DEQUANTIZE", source, index, DEQUANTIZE_VERSION)
     )
 
 

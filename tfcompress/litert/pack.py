@@ -10,14 +10,12 @@ from tfcompress.litert.kernels import (
     NATIVE_BITS,
     Kernel,
     Match,
+    decode,
     kernel_tensor,
     match,
 )
 from tfcompress.litert.lowering.lowering import Lowering
 from tfcompress.progress_bar import progress_bar
-
-# The version of DEQUANTIZE with per-channel scales and types of less than a byte.
-DEQUANTIZE_VERSION = 6
 
 
 def pack_kernels(
@@ -53,7 +51,7 @@ def pack_kernels(
     matches = [found for *_, found in places]
     if lowering is None:
         for graph, index, found in places:
-            _insert_dequantize(model, graph, index, found)
+            decode(model, graph, index, found)
     else:
         for graph, index, found in places:
             graph.tensors[index] = kernel_tensor(model, found)
@@ -146,15 +144,6 @@ def _assign(constants, kernels):
             )
             used.add(assigned[i].kernel.layer)
     return assigned
-
-
-def _insert_dequantize(model, graph, index, found):
-    """Computes the tensor `index` from a new integer constant."""
-    graph.tensors[index].buffer = 0
-    source = flatbuffer.append_tensor(graph, kernel_tensor(model, found))
-    graph.operators.insert(
-        0, flatbuffer.operator(model, "DEQUANTIZE", source, index, DEQUANTIZE_VERSION)
-    )
 
 
 def rename(

@@ -23,9 +23,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("optimize", ["latency", "balanced"])
 @pytest.mark.parametrize("build", MODELS)
-def test_integer_export_takes_every_kind_of_model(build, optimize, tmp_path):
+def test_integer_export_takes_every_kind_of_model(build, tmp_path):
     model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
     samples = [np.concatenate([x] * 2) for x in next(iter(Samples(model, None)))]
     if model.inputs[0].shape[0]:
@@ -34,7 +33,7 @@ def test_integer_export_takes_every_kind_of_model(build, optimize, tmp_path):
     report = export(
         model,
         path,
-        optimize=optimize,
+        optimize="latency",
         activations="int8",
         representative_data=samples,
     )

@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import OpResolverType
 from tfcompress.compat.litert_private import schema
 from tfcompress.cost.knapsack import multiple_choice_knapsack
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import CONTAINERS, Match, kernel_tensor
+from tfcompress.litert.kernels import Match, decode, kernel_tensor
 from tfcompress.litert.lowering.costs import CostTable
 from tfcompress.litert.lowering.dense import DenseWriter
 from tfcompress.litert.lowering.reader import Reader, free_sizes, readers
@@ -20,7 +20,10 @@ from tfcompress.quantizers.packing import packed_bytes
 
 # Predicted time that each way to optimize allows, relative to a file of the same graph.
 ALLOWANCES = {"latency": 1.05, "balanced": 1.0}
-REFERENCES = {"latency": "the file with INT8 kernels", "balanced": "the float file"}
+REFERENCES = {
+    "latency": "the fastest file with INT8 kernels",
+    "balanced": "the float file",
+}
 # Bytes of an operator with its result and its constants in a flatbuffer.
 OPERATOR_BYTES = 200
 
@@ -50,12 +53,14 @@ class Option:
     """Container of a kernel, and the operator that reads it.
 
     Attributes:
-        bits: int. Bits of the container: 8 for the operator as it is, 4 or 2 for
-            FULLY_CONNECTED.
+        form: "kept" for the operator as it is, "dense" for FULLY_CONNECTED, or
+            "decoded" for the operator on a kernel that DEQUANTIZE makes float.
+        bits: int. Bits of the container.
         bytes: int. Bytes of the kernel, and of operators that are added.
         time: float. Predicted microseconds of all operators that read the kernel.
     """
 
+    form: str
     bits: int
     bytes: int
     time: float
@@ -125,11 +130,14 @@ class Lowering:
         for (graph, index, found), by, offered, option in zip(
             places, reading, options, chosen, strict=True
         ):
-            if option.bits < 8:
+            if option.form == "dense":
                 found = found.in_container(option.bits, as_matrix=True)
                 graph.tensors[index] = kernel_tensor(model, found)
                 for reader in by:
                     _replace(graph, reader, writers[id(graph)].operators(reader))
+            elif option.form == "decoded":
+                found = found.in_container(option.bits)
+                decode(model, graph, index, found)
             matches.append(found)
             rows.append(_row(found, by, offered, option))
         self.report["layers"] = rows
@@ -154,26 +162,28 @@ class Lowering:
     def _options(self, found: Match, reading: Sequence[Reader]) -> list[Option]:
         """Returns the options of a kernel, INT8 first."""
         size, least = found.codes.size, found.bits_of_codes()
-        options = []
-        for bits in sorted(CONTAINERS, reverse=True):
-            as_dense = bits < 8
-            if bits < least or (as_dense and any(r.obstacle(bits) for r in reading)):
+        options = [Option("kept", 8, size, self._time(reading, "INT8"))]
+        for bits in (4, 2):
+            if bits < least or any(reader.obstacle(bits) for reader in reading):
                 continue
-            extra = sum(reader.extra_operators() for reader in reading) * as_dense
-            time = sum(self._table.time(reader, f"INT{bits}") for reader in reading)
+            extra = sum(reader.extra_operators() for reader in reading)
             count = packed_bytes(size, bits) + OPERATOR_BYTES * extra
-            options.append(Option(bits, count, time))
+            time = self._time(reading, f"INT{bits}")
+            options.append(Option("dense", bits, count, time))
+        if all(reader.activations == "float" for reader in reading):
+            # XNNPACK decodes constants of INT8 when it loads a file, and no others.
+            time = self._time(reading, "FLOAT32")
+            options.append(Option("decoded", 8, size + OPERATOR_BYTES, time))
         return options
+
+    def _time(self, reading: Sequence[Reader], container: str) -> float:
+        return sum(self._table.time(reader, container) for reader in reading)
 
     def _choose(
         self, options: Sequence[Sequence[Option]], every: Sequence[Reader]
     ) -> list[Option]:
         now = sum(self._time_now(reader) for reader in every)
-        reference = now
-        if self._optimize == "balanced":
-            reference = sum(
-                self._table.time(reader, "FLOAT32", "float") for reader in every
-            )
+        reference = sum(self._reference(reader) for reader in every)
         fixed = now - sum(offered[0].time for offered in options)
         fastest = sum(min(option.time for option in offered) for offered in options)
         # Some files with integer kernels are slower than the float file in any case.
@@ -195,6 +205,14 @@ class Lowering:
         }
         return chosen
 
+    def _reference(self, reader: Reader) -> float:
+        """Returns the time of an operator in the file to compare with."""
+        decoded = self._table.time(reader, "FLOAT32", "float")
+        if self._optimize == "balanced":
+            return decoded
+        now = self._time_now(reader)
+        return now if reader.activations == "int8" else min(now, decoded)
+
     def _time_now(self, reader: Reader) -> float:
         is_float = reader.kernel_type == schema.TensorType.FLOAT32
         return self._table.time(reader, "FLOAT32" if is_float else "INT8")
@@ -210,8 +228,10 @@ def _row(found, reading, offered, option):
     """Returns the line of a kernel in the report."""
     slower = option.time / offered[0].time
     smaller = min(offered, key=lambda other: other.bytes)
-    if option.bits < 8:
+    if option.form == "dense":
         reason = f"FULLY_CONNECTED reads {option.bits} bits at {slower:.2f} of the time"
+    elif option.form == "decoded":
+        reason = f"decoded to float when loaded: {slower:.2f} of the time"
     elif found.bits_of_codes() == 8:
         reason = "its codes need 8 bits"
     elif len(offered) == 1:
@@ -225,7 +245,7 @@ def _row(found, reading, offered, option):
         )
     return {
         "layer": found.kernel.layer,
-        "operator": "FULLY_CONNECTED" if option.bits < 8 else reading[0].name,
+        "operator": "FULLY_CONNECTED" if option.form == "dense" else reading[0].name,
         "type": f"INT{option.bits}",
         "bytes": packed_bytes(found.codes.size, option.bits),
         "time": round(float(slower), 2),
