@@ -23,6 +23,9 @@ from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, kernel_tensor
 from tfcompress.litert.lowering.lowering import Lowering
 from tfcompress.litert.pack import find_kernels, rename
 
+# Operators whose results are some of their inputs, in the same scale. Levels of what
+# reads a result are levels of the input.
+PASSING = ("MAX_POOL_2D", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
 # Largest relative difference of equal scales: the quantizer computes them from limits.
 ROUNDING = 1e-5
 
@@ -131,19 +134,28 @@ class _TrainedOperators:
             for graph, index, match in find_kernels(model, kernels, native=True)
         }
         for graph in model.subgraphs:
-            for operator in graph.operators:
+            for index in graph.outputs:
+                self._add_reader(graph, index, None)
+            for operator in reversed(graph.operators):  # readers of results come first
+                name = flatbuffer.operator_name(model, operator)
                 match = None
-                if flatbuffer.operator_name(model, operator) in NATIVE_BITS:
+                if name in NATIVE_BITS:
                     match = matches.get((id(graph), operator.inputs[1]))
                 bound = levels.get(match.kernel.layer) if match else None
                 for place, index in enumerate(operator.inputs):
-                    self._add_reader(graph, index, bound if place == 0 else None)
+                    found = [bound if place == 0 else None]
+                    if name in PASSING and place == 0:
+                        found = self._levels_of_readers(graph, operator.outputs[0])
+                    for each in found:
+                        self._add_reader(graph, index, each)
                 if match:
                     output = graph.tensors[operator.outputs[0]].name
                     bias = _float_bias(model, graph, operator)
                     self.by_output[output] = _TrainedOperator(match, bias, bound)
-            for index in graph.outputs:
-                self._add_reader(graph, index, None)
+
+    def _levels_of_readers(self, graph, index):
+        name = flatbuffer.tensor_name(graph.tensors[index])
+        return self._readers.get(name) or [None]
 
     def _add_reader(self, graph, index, levels):
         if index >= 0:  # -1 stands for an optional input that is left out

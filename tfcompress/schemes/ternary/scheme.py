@@ -67,7 +67,8 @@ class PrunedTernary(Scheme):
     ) -> None:
         super().__init__(overrides, weight_decay)
         check_sparsity(sparsity)
-        learned_range_inputs(activation_bits, False)  # checks them
+        Ternary(sparsity, discrepancy)  # checks them, as the next line does
+        learned_range_inputs(activation_bits, False)
         if first_last not in ("8bit", "ternary", "float"):
             raise ValueError(
                 "`first_last` is '8bit', 'ternary' or 'float'. Received: "
