@@ -111,11 +111,10 @@ class Reader:
         elements of the patches that FULLY_CONNECTED would read.
         """
         outputs, weights = math.prod(self._output), math.prod(self._weights)
-        channels = self._output[-1]
-        per_output = weights if self.name == "DEPTHWISE_CONV_2D" else weights / channels
-        if self.name == "DEPTHWISE_CONV_2D":
-            per_output = math.prod(self.window)
-        patches = outputs / channels * math.prod(self.window) * self._input[-1]
+        channels, window = self._output[-1], math.prod(self.window)
+        is_depthwise = self.name == "DEPTHWISE_CONV_2D"
+        per_output = window if is_depthwise else weights / channels
+        patches = outputs / channels * window * self._input[-1]
         moved = math.prod(self._input) + outputs
         return np.array([1, outputs * per_output, weights, moved, patches], float)
 
@@ -129,8 +128,10 @@ class Reader:
 
 def free_sizes(tensor: schema.TensorT) -> list[int]:
     """Returns the sizes of a tensor, -1 for those that are free."""
-    has_signature = tensor.shapeSignature is not None and len(tensor.shapeSignature)
-    return list(map(int, tensor.shapeSignature if has_signature else tensor.shape))
+    for sizes in (tensor.shapeSignature, tensor.shape):
+        if sizes is not None and np.size(sizes):
+            return [int(size) for size in np.atleast_1d(sizes)]
+    return []
 
 
 def readers(
