@@ -6,12 +6,16 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema, sort_arguments
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, match
+from tfcompress.litert.kernels import (
+    NATIVE_BITS,
+    Kernel,
+    Match,
+    decode,
+    kernel_tensor,
+    match,
+)
+from tfcompress.litert.lowering.lowering import Lowering
 from tfcompress.progress_bar import progress_bar
-from tfcompress.quantizers.packing import pack
-
-# The version of DEQUANTIZE with per-channel scales and types of less than a byte.
-DEQUANTIZE_VERSION = 6
 
 
 def pack_kernels(
@@ -19,9 +23,9 @@ def pack_kernels(
     kernels: Sequence[Kernel],
     input_names: Sequence[str],
     output_names: Sequence[str],
-    native: bool = False,
+    lowering: Lowering | None = None,
 ) -> tuple[bytes, list[Match]]:
-    """Replaces float kernels by packed integers, each followed by DEQUANTIZE.
+    """Replaces float kernels by packed integers.
 
     Constants are found by content, since the converter renames, transposes and fuses
     them. A factor per channel that it folds into a kernel goes into the scale. A kernel
@@ -31,8 +35,8 @@ def pack_kernels(
         content: bytes of `tfcompress.litert.float_tflite`.
         kernels: kernels to replace.
         input_names, output_names: the model's, in the order of `float_tflite`.
-        native: whether operators read the integers themselves, without DEQUANTIZE. See
-            `find_kernels`.
+        lowering: choice of the operators and containers where operators read the
+            integers themselves. None decodes them by DEQUANTIZE.
 
     Returns:
         `(content, matches)`: bytes of the smaller `.tflite`, and the `Match` of each of
@@ -42,15 +46,18 @@ def pack_kernels(
         ValueError: if a kernel is not in the file.
     """
     model = flatbuffer.read(content)
-    places = find_kernels(model, kernels, native)
-    for graph, index, found in places:
-        if native:
-            graph.tensors[index] = kernel_tensor(model, found)
-        else:
-            _insert_dequantize(model, graph, index, found)
     rename(model, input_names, output_names)
+    places = find_kernels(model, kernels, native=lowering is not None)
+    matches = [found for *_, found in places]
+    if lowering is None:
+        for graph, index, found in places:
+            decode(model, graph, index, found)
+    else:
+        for graph, index, found in places:
+            graph.tensors[index] = kernel_tensor(model, found)
+        matches = lowering.apply(model, places)
     flatbuffer.strip(model)
-    return flatbuffer.write(model), [found for *_, found in places]
+    return flatbuffer.write(model), matches
 
 
 def find_kernels(
@@ -62,7 +69,7 @@ def find_kernels(
         model: a parsed float file.
         kernels: kernels to find.
         native: whether operators are to read the integers themselves. Each kernel then
-            gets a container that all its readers support.
+            is in INT8, which all of them read.
 
     Returns:
         List of `(graph, tensor index, Match)`.
@@ -71,29 +78,29 @@ def find_kernels(
         ValueError: if a kernel is not in the file.
     """
     constants = [
-        (graph, index, readers)
+        (graph, index)
         for graph in model.subgraphs
-        for index, readers in _kernel_constants(model, graph)
+        for index in _kernel_constants(model, graph)
     ]
-    values = [_values(model, graph.tensors[index]) for graph, index, _ in constants]
+    values = [_values(model, graph.tensors[index]) for graph, index in constants]
     assigned = zip(constants, _assign(values, kernels), strict=True)
     return [
-        (graph, index, found.read_by(readers) if native else found)
-        for (graph, index, readers), found in assigned
+        (graph, index, found.in_container(8) if native else found)
+        for (graph, index), found in assigned
         if found
     ]
 
 
 def _kernel_constants(model, graph):
-    """Lists `(index, names of its readers)` of the float constants read as kernels."""
-    readers = {}
-    for operator in graph.operators:
-        name = flatbuffer.operator_name(model, operator)
-        if name in NATIVE_BITS:
-            readers.setdefault(operator.inputs[1], set()).add(name)
+    """Lists the indices of the float constants read as kernels."""
+    read = {
+        int(operator.inputs[1])
+        for operator in graph.operators
+        if flatbuffer.operator_name(model, operator) in NATIVE_BITS
+    }
     return [
-        (index, readers[index])
-        for index in sorted(readers)
+        index
+        for index in sorted(read)
         if graph.tensors[index].type == schema.TensorType.FLOAT32
         and flatbuffer.constant(model, graph.tensors[index]) is not None
     ]
@@ -137,32 +144,6 @@ def _assign(constants, kernels):
             )
             used.add(assigned[i].kernel.layer)
     return assigned
-
-
-def _insert_dequantize(model, graph, index, found):
-    """Computes the tensor `index` from a new integer constant."""
-    graph.tensors[index].buffer = 0
-    source = flatbuffer.append_tensor(graph, kernel_tensor(model, found))
-    graph.operators.insert(
-        0, flatbuffer.operator(model, "DEQUANTIZE", source, index, DEQUANTIZE_VERSION)
-    )
-
-
-def kernel_tensor(model: schema.ModelT, found: Match) -> schema.TensorT:
-    """Creates the constant integer tensor of a `Match`, and its buffer in the model."""
-    bits = found.kernel.bits
-    return schema.TensorT(
-        name=found.kernel.layer,
-        shape=np.array(found.codes.shape, np.int32),
-        hasRank=True,
-        type=flatbuffer.TENSOR_TYPES[bits],
-        buffer=flatbuffer.append_buffer(model, pack(found.codes, bits)),
-        quantization=schema.QuantizationParametersT(
-            scale=found.scale,
-            zeroPoint=np.zeros(found.scale.size, np.int64),
-            quantizedDimension=found.axis,
-        ),
-    )
 
 
 def rename(
