@@ -9,6 +9,7 @@ from keras import ops
 from tfcompress.compat.litert_private import schema
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import PackedKernel, TrainingForm
+from tfcompress.layers.kernel import by_channel
 from tfcompress.litert import flatbuffer
 from tfcompress.quantizers.packing import pack
 
@@ -23,6 +24,8 @@ NATIVE_BITS = {
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (2, 4, 8),
 }
+# Operators that read such kernels as decoded floats alone.
+DECODED = ("TRANSPOSE_CONV", "CONV_3D")
 # The version of DEQUANTIZE with per-channel scales and types of less than a byte.
 DEQUANTIZE_VERSION = 6
 # Largest relative difference of equal values. Folding a factor into `codes * scale`
@@ -116,9 +119,8 @@ def packed_kernels(model: keras.Model) -> list[Kernel]:
 
 
 def _kernel(name, layer):
-    # Output channels are the last axes of every Keras kernel.
     scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
-    codes = layer.codes.reshape(-1, scale.size)
+    codes = by_channel(layer.codes, layer.channel_axes)
     return Kernel(name, codes, scale, layer.container_bits)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from tfcompress.compat.litert_private import schema, sort_arguments
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import (
+    DECODED,
     NATIVE_BITS,
     Kernel,
     Match,
@@ -14,7 +15,7 @@ from tfcompress.litert.kernels import (
     kernel_tensor,
     match,
 )
-from tfcompress.litert.lowering.lowering import Lowering
+from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.progress_bar import progress_bar
 
 
@@ -47,60 +48,64 @@ def pack_kernels(
     """
     model = flatbuffer.read(content)
     rename(model, input_names, output_names)
-    places = find_kernels(model, kernels, native=lowering is not None)
-    matches = [found for *_, found in places]
+    decoded, read = find_kernels(model, kernels)
     if lowering is None:
-        for graph, index, found in places:
-            decode(model, graph, index, found)
-    else:
-        for graph, index, found in places:
+        decoded, read = decoded + read, []
+    matches = [found for *_, found in decoded]
+    if lowering is not None:
+        read = [(graph, index, found.in_container(8)) for graph, index, found in read]
+        for graph, index, found in read:
             graph.tensors[index] = kernel_tensor(model, found)
-        matches = lowering.apply(model, places)
+        matches += lowering.apply(model, read)
+    for graph, index, found in decoded:
+        decode(model, graph, index, found)
     flatbuffer.strip(model)
     return flatbuffer.write(model), matches
 
 
 def find_kernels(
-    model: schema.ModelT, kernels: Sequence[Kernel], native: bool
-) -> list[tuple[schema.SubGraphT, int, Match]]:
+    model: schema.ModelT, kernels: Sequence[Kernel]
+) -> tuple[list[Place], list[Place]]:
     """Finds the constants that hold kernels, by content.
 
     Args:
         model: a parsed float file.
         kernels: kernels to find.
-        native: whether operators are to read the integers themselves. Each kernel then
-            is in INT8, which all of them read.
 
     Returns:
-        List of `(graph, tensor index, Match)`.
+        `(decoded, read)`, lists of `(graph, tensor index, Match)`: kernels for operators
+        that read floats alone, and those for operators that read INT8 as well.
 
     Raises:
         ValueError: if a kernel is not in the file.
     """
     constants = [
-        (graph, index)
+        (graph, index, is_decoded)
         for graph in model.subgraphs
-        for index in _kernel_constants(model, graph)
+        for index, is_decoded in _kernel_constants(model, graph)
     ]
-    values = [_values(model, graph.tensors[index]) for graph, index in constants]
-    assigned = zip(constants, _assign(values, kernels), strict=True)
-    return [
-        (graph, index, found.in_container(8) if native else found)
-        for (graph, index), found in assigned
-        if found
-    ]
+    values = [_values(model, graph.tensors[index]) for graph, index, _ in constants]
+    decoded: list[Place] = []
+    read: list[Place] = []
+    for (graph, index, is_decoded), found in zip(
+        constants, _assign(values, kernels), strict=True
+    ):
+        if found:
+            (decoded if is_decoded else read).append((graph, index, found))
+    return decoded, read
 
 
 def _kernel_constants(model, graph):
-    """Lists the indices of the float constants read as kernels."""
-    read = {
-        int(operator.inputs[1])
-        for operator in graph.operators
-        if flatbuffer.operator_name(model, operator) in NATIVE_BITS
-    }
+    """Lists `(index, whether it has to be decoded)` of the float kernels."""
+    decoded: dict[int, bool] = {}
+    for operator in graph.operators:
+        name = flatbuffer.operator_name(model, operator)
+        if name in NATIVE_BITS or name in DECODED:
+            index = int(operator.inputs[1])
+            decoded[index] = decoded.get(index, False) or name in DECODED
     return [
-        index
-        for index in sorted(read)
+        (index, decoded[index])
+        for index in sorted(decoded)
         if graph.tensors[index].type == schema.TensorType.FLOAT32
         and flatbuffer.constant(model, graph.tensors[index]) is not None
     ]

@@ -129,9 +129,17 @@ class _TrainedOperators:
         self.by_output: dict[bytes, _TrainedOperator] = {}
         self._readers: dict[str, list[Levels | None]] = {}
         model = flatbuffer.read(content)
+        decoded, read = find_kernels(model, kernels)
+        if decoded:
+            names = [found.kernel.layer for *_, found in decoded]
+            raise ValueError(
+                "Layers with an integer form are expected with activations='int8', such "
+                f"as Conv2D and Dense. Received: {names}, whose kernels this export "
+                "only writes for float activations. Leave these layers in float, or "
+                "export with activations='float'."
+            )
         matches = {
-            (id(graph), index): match
-            for graph, index, match in find_kernels(model, kernels, native=True)
+            (id(graph), index): found.in_container(8) for graph, index, found in read
         }
         for graph in model.subgraphs:
             for index in graph.outputs:

@@ -111,7 +111,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
     def connect(self, layer: keras.layers.Layer) -> None:
         """Sets the layer that makes the channels, a convolution or dense layer."""
         # A closure, so that Keras does not take the layer for a part of this one.
-        self._kernel = lambda: ops.convert_to_tensor(layer.kernel_variable)
+        self._kernel = lambda: _filters_last(layer)
 
     def importances(self) -> Tensor:
         """Returns the importances of the groups, float32 (groups,).
@@ -125,8 +125,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
                 "expected to know it. Received: no call of `connect`. Students made "
                 "by `tfcompress.compress` or `keras.models.load_model` are connected."
             )
-        (kernel,) = F.read(self._kernel())
-        magnitudes = _relative_magnitudes(kernel, self.group_sizes())
+        magnitudes = _relative_magnitudes(self._kernel(), self.group_sizes())
         return magnitudes * ops.convert_to_tensor(self.sensitivities)
 
     def set_costs(self, costs: ArrayLike) -> None:
@@ -226,6 +225,13 @@ class FilterGate(TrainingForm, keras.layers.Layer):
             "group_size": self.group_size,
             "max_closed": self.max_closed,
         }
+
+
+def _filters_last(layer):
+    """Kernel of a layer, with its filters in the last axis."""
+    (kernel,) = F.read(layer.kernel_variable)
+    (axis,) = layer.channel_axes
+    return kernel if axis == -1 else ops.moveaxis(kernel, axis, -1)
 
 
 def _of_filters(groups, group_size, filters):
