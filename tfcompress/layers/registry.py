@@ -7,9 +7,8 @@ import keras
 
 from tfcompress.layers import factorized, factorized_norm, packed, quantized
 
-# A kernel ends in its output channels, a transposed one in its input channels, which
-# come after them. The last two axes of a depthwise kernel, input channel and multiplier,
-# are its output channels together.
+# Axes of output channels. A transposed kernel has its input channels after them. Those
+# of a depthwise kernel are input channel and multiplier, together.
 LAST_AXIS = (-1,)
 TRANSPOSED_AXIS = (-2,)
 DEPTHWISE_AXES = (-2, -1)

@@ -73,8 +73,8 @@ def find_kernels(
         kernels: kernels to find.
 
     Returns:
-        `(decoded, read)`, lists of `(graph, tensor index, Match)`: kernels for operators
-        that read floats alone, and those for operators that read INT8 as well.
+        `(decoded, read)`, lists of `(graph, tensor index, Match)`: kernels of operators
+        that read floats alone, and of those that read INT8 as well.
 
     Raises:
         ValueError: if a kernel is not in the file.

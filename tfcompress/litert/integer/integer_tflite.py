@@ -133,10 +133,10 @@ class _TrainedOperators:
         if decoded:
             names = [found.kernel.layer for *_, found in decoded]
             raise ValueError(
-                "Layers with an integer form are expected with activations='int8', such "
-                f"as Conv2D and Dense. Received: {names}, whose kernels this export "
-                "only writes for float activations. Leave these layers in float, or "
-                "export with activations='float'."
+                "Layers with an integer form, such as Conv2D and Dense, are expected "
+                f"with activations='int8'. Received: {names}, which have a float form "
+                "alone. Leave these layers in float, or export with "
+                "activations='float'."
             )
         matches = {
             (id(graph), index): found.in_container(8) for graph, index, found in read
