@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from recipes.common.arguments import refuse_arguments
-from tfcompress.core.knapsack import multiple_choice_knapsack
+from tfcompress.cost.knapsack import multiple_choice_knapsack
 from tfcompress.quantizers.clustering import SortedNonZeros, kmeans, uniform_step
 from tfcompress.schemes.size_constrained.allocation import keep_largest
 from tfcompress.schemes.size_constrained.budget import SizeBudget

@@ -1,5 +1,7 @@
 """Private APIs of Keras still exist and mean the same."""
 
+import warnings
+
 import keras
 import numpy as np
 import pandas
@@ -356,6 +358,19 @@ def test_messages_go_where_progress_bars_of_keras_go(interactive, capsys):
         keras.config.enable_interactive_logging()
     text = capsys.readouterr().out
     assert text.startswith("Reading\n") is ("1/2" in text) is interactive
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="no warning on other backends"
+)
+@pytest.mark.parametrize("expected, warns", [("ab", False), ("a", True)])
+def test_optimizers_warn_of_missing_gradients_unless_they_are_expected(expected, warns):
+    variables = [keras.Variable(1.0, name=name) for name in "abc"]
+    gradients = [None, None, ops.ones(())]
+    with warnings.catch_warnings(record=True) as caught:
+        keras_private.expect_no_gradients(variables[: len(expected)])
+        keras.optimizers.SGD().apply(gradients, variables)
+    assert len(caught) == warns
 
 
 def test_content_of_a_weights_file_is_that_of_save_weights(tmp_path):

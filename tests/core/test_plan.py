@@ -1,5 +1,7 @@
 """Plans of a compression."""
 
+import warnings
+
 import keras
 import pytest
 from keras import layers
@@ -79,7 +81,7 @@ def test_plan_describes_a_treatment_in_the_terms_of_its_scheme(
 
 def test_plan_gives_reasons_for_unsupported_layers():
     inputs = keras.Input((8, 8, 3))
-    x = layers.Conv2DTranspose(3, 3, name="transposed")(inputs)
+    x = layers.EinsumDense("abcd,de->abce", (8, 8, 3), name="einsum")(inputs)
     x = layers.BatchNormalization(name="bn")(x)
     x = layers.Conv2D(4, 3, name="conv")(x)
     lora = layers.Dense(4, name="lora")
@@ -88,8 +90,8 @@ def test_plan_gives_reasons_for_unsupported_layers():
     lora.enable_lora(2)
     model.get_layer("int8").quantize("int8")
     found = treatments(model, tfc.PrunedTernary())
-    kinds = "only layers of type Conv1D, Conv2D, Dense, DepthwiseConv2D"
-    assert kinds in found["transposed"]
+    kinds = "only layers of type Conv1D, Conv2D, Dense, Conv3D"
+    assert kinds in found["einsum"]
     assert "batch normalization" in found["bn"]
     assert "LoRA" in found["lora"]
     assert "quantized by Keras (int8)" in found["int8"]
@@ -108,6 +110,28 @@ def test_overrides_match_by_name_and_by_pattern(trained):
     assert found["conv0"] == found["conv2"] == "4-bit weights"
     assert found["conv1"] == "left alone: its output is read elsewhere"
     assert found["head"] == "ternary weights"
+
+
+def test_override_by_a_pattern_is_for_the_layers_that_can_be_compressed(trained):
+    overrides = {".*": tfc.QuantizeConfig(Uniform(4))}
+    found = treatments(trained, tfc.PrunedTernary(overrides=overrides))
+    assert {x for x in found.values() if "left alone" not in x} == {"4-bit weights"}
+    assert "left alone: has no weights" in found.values()
+
+
+@pytest.mark.parametrize("units, warns", [(4, False), (64, True)])
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_large_share_without_a_form_is_warned_of(units, warns, is_asked):
+    inputs = keras.Input((5, 4))
+    x = layers.Dense(8, name="dense")(layers.LSTM(units, name="lstm")(inputs))
+    model = keras.Model(inputs, layers.Dense(600, name="head")(x))
+    overrides = {"lstm": tfc.KeepFloat()} if is_asked else {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tfc.compress(model, tfc.PrunedTernary(overrides=overrides))
+    found = [str(x.message) for x in caught if "left alone" in str(x.message)]
+    assert len(found) == (warns and not is_asked)
+    assert all("'lstm', of type LSTM," in text for text in found)
 
 
 def test_layers_of_nested_models_are_named_by_their_path():
@@ -131,7 +155,7 @@ def test_printed_plan_has_a_row_per_layer(trained):
 def test_wrong_overrides_are_refused(trained):
     with pytest.raises(ValueError, match="Received: 'stem'; the layers are.*conv0"):
         tfc.plan(trained, tfc.PrunedTernary(overrides={"stem": tfc.KeepFloat()}))
-    with pytest.raises(ValueError, match="override for layer 'bn0'.*BatchNorm"):
+    with pytest.raises(ValueError, match="'bn0' asks for.*'bn0': batch norm"):
         overrides = {"bn0": tfc.QuantizeConfig(Ternary())}
         tfc.plan(trained, tfc.PrunedTernary(overrides=overrides))
     with pytest.raises(TypeError, match="Received: 'float' for 'conv0'"):

@@ -1,11 +1,11 @@
 """Models of every kind that can be exported, and checks that tests share."""
 
 import keras
+import numpy as np
 from keras import layers as kl
 
-import tfcompress as tfc
-from tfcompress.graph.graph import Graph
 from tfcompress.litert.flatbuffer import operator_name, read
+from tfcompress.litert.kernels import NATIVE_BITS, packed_kernels
 
 
 def stacked(inputs, stack):
@@ -174,12 +174,18 @@ MODELS = [
 
 
 def check_native_types(report, model):
-    """Checks for INT4 in dense layers of at most 4 bits, and INT8 elsewhere."""
-    layers = Graph(model).layers()
+    """Checks that each kernel has a container of its codes that its operator reads."""
+    rows = {row["layer"]: row for row in report["layers"]}
+    kernels = {kernel.layer: kernel for kernel in packed_kernels(model)}
+    assert rows.keys() <= kernels.keys()
     for row in report["tensors"]:
-        layer = layers[row["layer"]]
-        few = isinstance(layer, tfc.layers.PackedDense) and layer.kernel_bits <= 4
-        assert row["type"] == ("INT4" if few else "INT8")
+        assert row["type"] in {x["type"] for x in report["layers"]}
+    for name, row in rows.items():
+        bits = int(row["type"].removeprefix("INT"))
+        is_decoded = row["reason"].startswith("decoded")
+        assert bits in NATIVE_BITS[row["operator"]] or is_decoded
+        assert np.abs(kernels[name].codes).max() <= 2 ** (bits - 1) - 1
+        assert row["reason"]
 
 
 def operators(content):

@@ -35,4 +35,4 @@ def test_constants_of_files_for_latency_have_native_types(digit_model, tmp_path)
     path = tmp_path / "model.tflite"
     export(digit_model, path, optimize="latency")
     kernels = [c for c in constants(path) if c.role == "kernel"]
-    assert [c.type for c in kernels] == ["INT8", "INT8", "INT8", "INT4"]
+    assert [c.type for c in kernels] == ["INT8"] * 4

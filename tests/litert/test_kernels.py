@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from tfcompress import layers, quantizers
-from tfcompress.litert.kernels import FIRST_WEIGHTS, Kernel, match, packed_kernels
+from tfcompress.litert.kernels import (
+    FIRST_WEIGHTS,
+    Kernel,
+    Match,
+    match,
+    packed_kernels,
+)
 
 
 @pytest.fixture
@@ -86,22 +92,23 @@ def test_match_refuses_other_shapes(kernel, shape):
 
 
 @pytest.mark.parametrize(
-    ("operators", "bits", "container"),
-    [
-        ({"FULLY_CONNECTED"}, 2, 4),
-        ({"FULLY_CONNECTED"}, 4, 4),
-        ({"FULLY_CONNECTED"}, 8, 8),
-        ({"CONV_2D"}, 2, 8),  # INT2 makes it return NaN
-        ({"CONV_2D", "FULLY_CONNECTED"}, 2, 8),
-    ],
+    ("codes", "bits"),
+    [([0], 2), ([-2, 1], 2), ([2], 4), ([-3], 4), ([-8, 7], 4), ([8], 8), ([-9], 8)],
 )
-def test_read_by_takes_the_smallest_container_of_all_operators(
-    kernel, operators, bits, container
-):
-    found = match(kernel.codes * kernel.scale, replace(kernel, bits=bits))
-    native = found.read_by(operators)
-    assert native.kernel.bits == container
-    assert replace(native, kernel=found.kernel) == found
+def test_bits_of_codes_are_those_of_the_smallest_container(kernel, codes, bits):
+    found = match(kernel.codes * kernel.scale, kernel)
+    found = replace(found, codes=np.array(codes, np.int8))
+    assert found.bits_of_codes() == bits
+
+
+def test_in_container_keeps_codes_in_the_order_of_rows():
+    codes = np.arange(24, dtype=np.int8).reshape(2, 2, 2, 3)
+    found = Match(
+        Kernel("a", codes.reshape(2, 12).T, np.ones(2), 8), 0, codes, 1, False
+    )
+    received = found.in_container(4, as_matrix=True)
+    assert received.kernel.bits == 4
+    np.testing.assert_array_equal(received.codes, codes.reshape(2, 12))
 
 
 def test_packed_kernels_name_nested_layers_by_their_path():

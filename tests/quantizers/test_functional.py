@@ -26,6 +26,22 @@ def gradient(function, x):
     return tape.gradient(y, x).numpy()
 
 
+def test_custom_gradient_goes_to_the_values_and_not_to_the_constants():
+    def function(a, b, c, nothing):
+        assert nothing is None
+        return a * b * c, lambda upstream: (2.0 * upstream, 3.0 * upstream)
+
+    tensors = [tf.constant(x) for x in (2.0, 5.0, 7.0)]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        *values, constant = tensors
+        product = F.custom_gradient(function, *values, constants=[constant, None])
+        loss = 10.0 * product
+    assert product == 70
+    zero = tf.UnconnectedGradients.ZERO
+    assert tape.gradient(loss, tensors, unconnected_gradients=zero) == [20, 30, 0]
+
+
 def test_straight_through_returns_the_value_with_the_surrogates_gradient():
     x = kernel((1000,)) * 1e3
     value = np.float32(0.1) * np.round(x)

@@ -6,7 +6,9 @@ for each.
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -137,6 +139,20 @@ def rebuild_train_function(model: keras.Model) -> None:
     The argument `force` is undocumented.
     """
     model.make_train_function(force=True)
+
+
+def expect_no_gradients(variables: Iterable[keras.Variable]) -> None:
+    """Silences the optimizer's warning that exactly these variables have no gradient.
+
+    Optimizers warn when a step is traced. Keras has no other way to say that trainable
+    variables rest.
+    """
+    paths = "|".join(re.escape(variable.path) for variable in variables)
+    if paths:
+        listed = rf"\[('({paths})'(, )?)+\]"
+        warnings.filterwarnings(
+            "ignore", f"Gradients do not exist for variables {listed}"
+        )
 
 
 def trace_once(model: keras.Model) -> None:

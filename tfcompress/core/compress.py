@@ -4,7 +4,12 @@ import keras
 
 from tfcompress.core.checks import check_compressible
 from tfcompress.core.distillation.distillation import Distillation, check_teacher
-from tfcompress.core.plan import FROZEN, FROZEN_HINT, plan_of_checked, warn_if_frozen
+from tfcompress.core.plan import (
+    FROZEN,
+    FROZEN_HINT,
+    plan_of_checked,
+    warn_of_left_alone,
+)
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.user_class import copy_state, user_class_of
@@ -53,7 +58,7 @@ def compress(
 
     Warns:
         UserWarning: if a fifth or more of the weights is left alone because it is
-            frozen.
+            frozen, or because the scheme has no form for its layers.
     """
     distillation, teacher = Distillation.of(distill), model
     check_compressible(model)
@@ -85,7 +90,7 @@ def _student_of(model, scheme, unfreeze):
             "There must be at least one layer to compress. Received: a model in which "
             f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
         )
-    warn_if_frozen(planned)
+    warn_of_left_alone(planned, scheme)
 
     before = scheme.layers_before(model, planned)
 

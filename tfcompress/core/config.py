@@ -212,10 +212,28 @@ def learned_range_config(
         ValueError: if the bits are no such candidates, or the grid is unknown.
     """
 
-    def candidates(bits):
-        return bits if isinstance(bits, (list, tuple)) else (bits,)
-
     return QuantizeConfig(
-        BitSharing(candidates(weight_bits), grid),
-        BitSharingActivation(candidates(activation_bits), signed),
+        BitSharing(_candidates(weight_bits), grid),
+        learned_range_inputs(activation_bits, signed),
     )
+
+
+def learned_range_inputs(
+    activation_bits: int | Sequence[int] | None, signed: bool
+) -> BitSharingActivation | None:
+    """Returns a quantizer of a layer's input with a learned range, None for no bits.
+
+    Args:
+        activation_bits: int, ints as candidates for gates, or None.
+        signed: bool. Whether the input has negative values.
+
+    Raises:
+        ValueError: if the bits are no such candidates.
+    """
+    if activation_bits is None:
+        return None
+    return BitSharingActivation(_candidates(activation_bits), signed)
+
+
+def _candidates(bits):
+    return bits if isinstance(bits, (list, tuple)) else (bits,)

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ from tfcompress.reporting.tables import render
 
 FROZEN = "is frozen (trainable=False)"
 FROZEN_HINT = "Frozen layers are left alone; unfreeze=True compresses and trains them."
-# Share of the weights from which on frozen layers are worth a warning.
+# Share of the weights from which on layers that are left alone are worth a warning.
 LARGE_SHARE = 0.2
 
 
@@ -123,8 +123,16 @@ def _planned(model, scheme, unfreeze):
         model = split_separable(model)
         graph = Graph(model)
     named = graph.layers()
-    _check_overrides(scheme.overrides, named)
     why_not = scheme.treatment.why_not
+    stays_frozen = set() if unfreeze else is_frozen
+    reasons = {
+        name: FROZEN
+        if (reason := why_not(layer)) is None
+        and separable_of.get(name, name) in stays_frozen
+        else reason
+        for name, layer in named.items()
+    }
+    _check_overrides(scheme, reasons)
     first = _border_layers(graph.calls, why_not)
     last = _border_layers(graph.calls[::-1], why_not, reverse=True)
     negative = may_be_negative(graph)
@@ -133,8 +141,7 @@ def _planned(model, scheme, unfreeze):
         if isinstance(layer, keras.layers.InputLayer):
             continue
         whole = separable_of.get(name, name)
-        stays_frozen = not unfreeze and whole in is_frozen
-        choice = _requested(scheme, name, whole, layer, stays_frozen)
+        choice = _requested(scheme.overrides, name, whole, reasons[name])
         if choice is None:
             signed = any(negative(x) for c in graph.calls_of(layer) for x in c.inputs)
             place = Place(id(layer) in first, id(layer) in last, signed)
@@ -146,20 +153,11 @@ def _planned(model, scheme, unfreeze):
     return _checked(scheme, *_unfrozen(model, rows))
 
 
-def _requested(scheme, name, whole, layer, stays_frozen):
+def _requested(overrides, name, whole, reason):
     """Treatment that overrides or the layer itself ask for, or None."""
-    choice = _override(scheme.overrides, name)
-    reason = scheme.treatment.why_not(layer)
-    hint = ""
-    if reason is None and stays_frozen and not isinstance(choice, KeepFloat):
-        reason, hint = FROZEN, " Pass unfreeze=True to compress and train it."
-    if reason is None:
-        return choice or _override(scheme.overrides, whole)
-    if isinstance(choice, scheme.treatment):
-        raise ValueError(
-            f"The override for layer '{name}' asks for its compression. "
-            f"Received a layer of type {type(layer).__name__}: {reason}.{hint}"
-        )
+    choice = _override(overrides, name) or _override(overrides, whole)
+    if reason is None or isinstance(choice, KeepFloat):
+        return choice
     return KeepFloat(reason)
 
 
@@ -192,20 +190,36 @@ def _checked(scheme, model, rows):
     return Plan(model, tuple(rows))
 
 
-def warn_if_frozen(plan: Plan) -> None:
-    """Warns if a large share of a model's weights is left alone as it is frozen.
+def warn_of_left_alone(plan: Plan, scheme: Scheme) -> None:
+    """Warns if a large share of a model's weights is left alone, and nobody asked.
 
     Args:
         plan: plan of the model.
+        scheme: its scheme.
     """
     frozen = [row.layer for row in plan.rows if row.reason == FROZEN]
-    share = sum(layer.count_params() for layer in frozen) / plan.model.count_params()
+    share = _share(plan, frozen)
     if share >= LARGE_SHARE:
         warnings.warn(
             f"{len(frozen)} layers with {share:.0%} of the weights are frozen and left "
             "alone. unfreeze=True compresses and trains them.",
             stacklevel=4,
         )
+    why_not = scheme.treatment.why_not
+    unknown = [row.layer for row in plan.rows if row.reason == why_not(row.layer)]
+    share = _share(plan, unknown)
+    if share >= LARGE_SHARE:
+        largest = max(unknown, key=lambda layer: layer.count_params())
+        warnings.warn(
+            f"{share:.0%} of the weights are left alone, since {type(scheme).__name__} "
+            f"has no form for their layers: '{largest.name}', of type "
+            f"{type(largest).__name__}, has the most. `tfcompress.plan` lists all.",
+            stacklevel=4,
+        )
+
+
+def _share(plan, layers):
+    return sum(layer.count_params() for layer in layers) / plan.model.count_params()
 
 
 def _border_layers(
@@ -240,10 +254,26 @@ def _override(overrides: Mapping[str, Any], name: str) -> Any:
     return None
 
 
-def _check_overrides(overrides: Mapping[str, Any], names: Iterable[str]) -> None:
-    for pattern in overrides:
-        if not any(re.fullmatch(pattern, name) for name in names):
+def _check_overrides(scheme: Scheme, reasons: Mapping[str, str | None]) -> None:
+    """Raises an error for an override that has no effect.
+
+    Args:
+        scheme: scheme with the overrides.
+        reasons: `{layer name: reason why it cannot be compressed, or None}`.
+    """
+    for pattern, config in scheme.overrides.items():
+        found = {n: why for n, why in reasons.items() if re.fullmatch(pattern, n)}
+        if not found:
             raise ValueError(
                 "Each override must match the whole name of at least one layer. "
-                f"Received: {pattern!r}; the layers are {', '.join(names)}."
+                f"Received: {pattern!r}; the layers are {', '.join(reasons)}."
+            )
+        if isinstance(config, scheme.treatment) and None not in found.values():
+            name, reason = next(iter(found.items()))
+            hint = " Pass unfreeze=True to compress and train it."
+            raise ValueError(
+                f"The override {pattern!r} asks for compression of a layer that cannot "
+                f"be compressed. Received: '{name}': {reason}."
+                + hint
+                * (reason == FROZEN)
             )

@@ -13,6 +13,7 @@ from tfcompress.compat import keras_private
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import ComputedKernel, channel_axis
 from tfcompress.layers.training_form import TrainingForm
+from tfcompress.quantizers import functional as F
 from tfcompress.types import Tensor
 
 STARTS = ("svd", "identity")
@@ -329,15 +330,13 @@ def width_argument(layer: keras.layers.Layer) -> str:
     return "units" if isinstance(layer, keras.layers.Dense) else "filters"
 
 
-@ops.custom_gradient
 def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
     """Returns `x`; its gradient is multiplied by `scale`, which broadcasts to `x`."""
 
-    def gradient(*upstream, **keywords):
-        (upstream,) = upstream or (keywords["upstream"],)
-        return upstream * scale, ops.zeros_like(scale)
+    def forward(x, scale):
+        return x, lambda upstream: (upstream * scale,)
 
-    return x, gradient
+    return F.custom_gradient(forward, x, constants=[scale])
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

@@ -1,5 +1,7 @@
 """Mixin of layers that compute their kernel from a variable."""
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -32,6 +34,14 @@ def channel_axis(layer: keras.layers.Layer) -> int:
         return 1
     axis = getattr(layer, "axis", -1)
     return axis if isinstance(axis, int) else -1
+
+
+def by_channel(array: np.ndarray, channel_axes: Sequence[int]) -> np.ndarray:
+    """Returns a kernel as (weights per output channel, output channels)."""
+    last = range(-len(channel_axes), 0)
+    moved = np.moveaxis(array, channel_axes, last)
+    channels = math.prod(moved.shape[-len(channel_axes) :])
+    return moved.reshape(-1, channels)
 
 
 class ComputedKernel(_Layer):

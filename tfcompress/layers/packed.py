@@ -148,6 +148,26 @@ class PackedConv2D(PackedKernel, keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
+class PackedConv1DTranspose(PackedKernel, keras.layers.Conv1DTranspose):
+    """`keras.layers.Conv1DTranspose` on packed codes."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedConv2DTranspose(PackedKernel, keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose` on packed codes."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedConv3D(PackedKernel, keras.layers.Conv3D):
+    """`keras.layers.Conv3D` on packed codes."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedDepthwiseConv1D(PackedKernel, keras.layers.DepthwiseConv1D):
+    """`keras.layers.DepthwiseConv1D` on packed codes."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
 class PackedDepthwiseConv2D(PackedKernel, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` on packed codes."""
 

@@ -186,6 +186,26 @@ class QuantConv2D(QuantizedKernel, keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
+class QuantConv1DTranspose(QuantizedKernel, keras.layers.Conv1DTranspose):
+    """`keras.layers.Conv1DTranspose` with `kernel_quantizer` and `input_quantizer`."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class QuantConv2DTranspose(QuantizedKernel, keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose` with `kernel_quantizer` and `input_quantizer`."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class QuantConv3D(QuantizedKernel, keras.layers.Conv3D):
+    """`keras.layers.Conv3D` with `kernel_quantizer` and `input_quantizer`."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class QuantDepthwiseConv1D(QuantizedKernel, keras.layers.DepthwiseConv1D):
+    """`keras.layers.DepthwiseConv1D` with `kernel_quantizer`, `input_quantizer`."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
 class QuantDepthwiseConv2D(QuantizedKernel, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` with `kernel_quantizer`, `input_quantizer`."""
 

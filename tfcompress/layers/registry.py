@@ -7,9 +7,10 @@ import keras
 
 from tfcompress.layers import factorized, factorized_norm, packed, quantized
 
-# A kernel ends in its output channels; the last two axes of a depthwise kernel, input
-# channel and multiplier, are its output channels together.
+# Axes of output channels. A transposed kernel has its input channels after them. Those
+# of a depthwise kernel are input channel and multiplier, together.
 LAST_AXIS = (-1,)
+TRANSPOSED_AXIS = (-2,)
 DEPTHWISE_AXES = (-2, -1)
 
 
@@ -22,7 +23,8 @@ class Forms:
         quantized: type. Training layer with a quantized kernel.
         packed: type. Inference layer with integer codes.
         factorized: type or None. Training layer with a factorized kernel; None for
-            depthwise kernels, which have no low rank.
+            depthwise kernels, which have no low rank, and for transposed and
+            three-dimensional ones.
         factorized_norm: type or None. The same with batch normalization between the
             factors.
         channel_axes: tuple of int. Axes of output channels in the kernel, negative.
@@ -73,6 +75,26 @@ FORMS = (
         packed.PackedDense,
         factorized.FactorizedDense,
         factorized_norm.FactorizedNormDense,
+    ),
+    Forms(keras.layers.Conv3D, quantized.QuantConv3D, packed.PackedConv3D),
+    Forms(
+        keras.layers.Conv1DTranspose,
+        quantized.QuantConv1DTranspose,
+        packed.PackedConv1DTranspose,
+        channel_axes=TRANSPOSED_AXIS,
+    ),
+    Forms(
+        keras.layers.Conv2DTranspose,
+        quantized.QuantConv2DTranspose,
+        packed.PackedConv2DTranspose,
+        channel_axes=TRANSPOSED_AXIS,
+    ),
+    Forms(
+        keras.layers.DepthwiseConv1D,
+        quantized.QuantDepthwiseConv1D,
+        packed.PackedDepthwiseConv1D,
+        channel_axes=DEPTHWISE_AXES,
+        legacy_kernel="depthwise_kernel",
     ),
     Forms(
         keras.layers.DepthwiseConv2D,

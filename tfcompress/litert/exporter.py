@@ -11,6 +11,8 @@ from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import Kernel, Match, packed_kernels
+from tfcompress.litert.lowering.lowering import Lowering, check_allowance
+from tfcompress.litert.memory import peak_memory
 from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.proof.check import compare
 from tfcompress.litert.proof.output import (
@@ -23,7 +25,7 @@ from tfcompress.litert.runtime import Runner
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 from tfcompress.progress_bar import announced
 
-OPTIMIZE = ("size", "latency")
+OPTIMIZE = ("size", "balanced", "latency")
 DTYPES = ("float", "int8")
 
 
@@ -35,13 +37,16 @@ def export(
     activations: str = "float",
     representative_data: Any = None,
     io: str = "float",
+    allowance: float | None = None,
 ) -> dict[str, Any]:
     """Writes the `.tflite` of a finalized model, and proves it.
 
     Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale per
-    output channel, which the runtime decodes exactly. For latency, operators read the
-    same codes and scales themselves, from INT8 tensors, or from INT4 ones where that is
-    as fast (`litert.kernels.NATIVE_BITS`). They round their inputs to 8 bits.
+    output channel, which the runtime decodes exactly. In the other two modes operators
+    read the same codes and scales themselves, and round their inputs to 8 bits. Each
+    kernel then is in INT8, or in INT4 or INT2 where its operator can be written as
+    FULLY_CONNECTED and the predicted time of the file stays within an allowance
+    (`litert.lowering`).
 
     The file is read back before it appears at `path`. The type and bytes of each tensor
     are compared with the plan, and the stock LiteRT runtime must predict like Keras.
@@ -54,9 +59,11 @@ def export(
         verify: samples to compare on: an array, a list or dict of arrays for
             several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
             None takes a few random samples.
-        optimize: "size", for the smallest file, which computes in float; or "latency",
-            for runtimes whose 8-bit kernels are the fastest, as on most phones.
-        activations: "float", or "int8" with optimize="latency", for a file that
+        optimize: "size", for the smallest file, which computes in float and decodes all
+            kernels to float in memory; "latency", for the fewest bytes in about the
+            time of a file with INT8 kernels; or "balanced", for the fewest bytes in the
+            time of the float file.
+        activations: "float", or "int8" unless optimize="size", for a file that
             computes with integers throughout. Learned ranges of activations are kept;
             others come from `representative_data`. Layers kept in float are quantized
             to 8 bits as well.
@@ -65,13 +72,18 @@ def export(
         io: dtype of the file's inputs and outputs: "float", or "int8" with
             activations="int8", for devices that read sensors as integers. Scales and
             zero points are in the file; `tfcompress.litert.predict` applies them.
+        allowance: predicted time of the operators that read kernels, relative to a
+            file of the same graph: for optimize="latency" the one with INT8 kernels,
+            1.05 by default; for "balanced" the float file, 1.0 by default.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
-        "tflite_bytes", "tflite_xz_bytes"}: bytes of the same graph with float32
-        kernels, of the file, and of the file after xz. "batch_size" is 1 if the file
-        takes one sample at a time although the model takes any number; the key is
-        missing otherwise. With activations="int8" also
+        "tflite_bytes", "tflite_xz_bytes", "arena_bytes"}: bytes of the same graph with
+        float32 kernels, of the file, of the file after xz, and of the memory that the
+        interpreter plans for one sample. Unless optimize="size" also
+        "predicted_time" and "layers" of `Lowering.report`. "batch_size" is 1 if the
+        file takes one sample at a time although the model takes any number; the key
+        is missing otherwise. With activations="int8" also
         "ranges": {"learned", "calibrated"}, numbers of layers whose inputs have either.
 
     Raises:
@@ -86,6 +98,7 @@ def export(
     """
     path = output_path(path)
     _check_arguments(optimize, activations, representative_data, io)
+    check_allowance(allowance, optimize)
     kernels = packed_kernels(model)
     model = functional(model)
     samples = Samples(model, verify)
@@ -93,14 +106,17 @@ def export(
     for given in (samples, representative):
         next(iter(given))  # wrong samples raise an error before the work starts
     with announced(f"Export of '{path}'"):
-        ranges = None
+        ranges, shapes = None, samples.smallest_shapes()
+        lowering = None
+        if optimize != "size":
+            lowering = Lowering(optimize, shapes, allowance)
         with replaced_when_done(path) as temporary:
-            if activations == "int8":
+            if lowering is not None and activations == "int8":
                 float_content, content, matches, ranges = _integer(
-                    model, kernels, representative, io == "float"
+                    model, kernels, representative, io == "float", lowering
                 )
             else:
-                float_content, content, matches = _packed(model, kernels, optimize)
+                float_content, content, matches = _packed(model, kernels, lowering)
             with open(temporary, "wb") as stream:
                 stream.write(content)
             with open(temporary, "rb") as stream:
@@ -127,7 +143,9 @@ def export(
                 "float_tflite_bytes": len(float_content),
                 "tflite_bytes": len(content),
                 "tflite_xz_bytes": xz_bytes(content),
+                "arena_bytes": peak_memory(content, shapes),
             },
+            **(lowering.report if lowering else {}),
             **({"batch_size": batch_size} if is_narrow else {}),
             **comparison,
             **({} if ranges is None else {"ranges": ranges}),
@@ -151,24 +169,28 @@ def packed_size(model: keras.Model, compressed: bool) -> int:
 
 
 def _packed(
-    model: keras.Model, kernels: Sequence[Kernel], optimize: str = "size"
+    model: keras.Model, kernels: Sequence[Kernel], lowering: Lowering | None = None
 ) -> tuple[bytes, bytes, list[Match]]:
     """Returns `(content of the float file, content of the packed file, matches)`."""
     float_content = float_tflite(model)
     names = input_names(model), output_names(model)
-    packed = pack_kernels(float_content, kernels, *names, optimize == "latency")
+    packed = pack_kernels(float_content, kernels, *names, lowering)
     return float_content, *packed
 
 
 def _integer(
-    model: keras.Model, kernels: Sequence[Kernel], samples: Samples, float_ends: bool
+    model: keras.Model,
+    kernels: Sequence[Kernel],
+    samples: Samples,
+    float_ends: bool,
+    lowering: Lowering,
 ) -> tuple[bytes, bytes, list[Match], dict[str, int]]:
     """Returns the same of the integer file, and the numbers of its ranges' sources."""
     # Not at the top: it is rarely needed.
     from tfcompress.litert.integer.integer_tflite import integer_tflite
 
     names = input_names(model), output_names(model)
-    integer = integer_tflite(model, kernels, samples, names, float_ends)
+    integer = integer_tflite(model, kernels, samples, names, float_ends, lowering)
     return float_tflite(model), *integer
 
 
@@ -180,9 +202,9 @@ def _check_arguments(optimize, activations, representative_data, io):
     ):
         if value not in known:
             raise ValueError(f"`{name}` is one of {known}. Received: {name}={value!r}.")
-    if activations == "int8" and (optimize != "latency" or representative_data is None):
+    if activations == "int8" and (optimize == "size" or representative_data is None):
         raise ValueError(
-            "activations='int8' is expected with optimize='latency' and "
+            "activations='int8' is expected with optimize='latency' or 'balanced' and "
             f"`representative_data`. Received: optimize={optimize!r}, "
             f"representative_data={representative_data!r}."
         )

@@ -70,7 +70,8 @@ def operator(
     """Creates an operator with one input and one output.
 
     Args:
-        model: the operator's model. It gets the operator's code if it has none.
+        model: the operator's model. It gets the operator's code if it has none. The
+            version in an existing code is raised to the operator's.
         name: builtin operator, such as "DEQUANTIZE".
         source: index of the input tensor.
         target: index of the output tensor.
@@ -87,6 +88,8 @@ def operator(
             )
         )
         codes.append(builtin)
+    code = model.operatorCodes[codes.index(builtin)]
+    code.version = max(code.version, version)
     return schema.OperatorT(
         opcodeIndex=codes.index(builtin),
         inputs=np.array([source], np.int32),

@@ -1,24 +1,33 @@
 """Kernels that a model plans to have in the file, and their recognition."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.compat.litert_private import schema
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import PackedKernel, TrainingForm
+from tfcompress.layers.kernel import by_channel
+from tfcompress.litert import flatbuffer
+from tfcompress.quantizers.packing import pack
 
+# Bits of the containers of codes.
+CONTAINERS = (2, 4, 8)
 # Operators that read the kernels of packed layers as their second input, and the bits
-# of the containers that they read themselves, correctly and no slower than INT8, fewest
-# first. LiteRT 2.3.0, x86-64, `python -m benchmarks.native_kernels`: INT4 convolutions
-# take twice the time, INT2 ones return NaN, and INT2 takes longer than INT4.
+# of the containers that they read themselves, correctly and with one scale per output
+# channel. LiteRT 2.3.0: INT4 convolutions take as long as float ones, and INT2 ones
+# return NaN. `lowering/operator_costs.json` says how long the others take.
 NATIVE_BITS = {
     "CONV_2D": (8,),
     "DEPTHWISE_CONV_2D": (8,),
-    "FULLY_CONNECTED": (4, 8),
+    "FULLY_CONNECTED": (2, 4, 8),
 }
+# Operators that read such kernels as decoded floats alone.
+DECODED = ("TRANSPOSE_CONV", "CONV_3D")
+# The version of DEQUANTIZE with per-channel scales and types of less than a byte.
+DEQUANTIZE_VERSION = 6
 # Largest relative difference of equal values. Folding a factor into `codes * scale`
 # rounds a few times by 6e-8; neighbouring codes differ by 8e-3 at least.
 ROUNDING = 1e-6
@@ -63,15 +72,28 @@ class Match:
     scale: np.ndarray
     folded: bool
 
-    def read_by(self, operators: Iterable[str]) -> "Match":
-        """Returns the same in the smallest container that all operators read.
+    def in_container(self, bits: int, as_matrix: bool = False) -> "Match":
+        """Returns the same codes and scales in another container.
 
         Args:
-            operators: names of operators, such as "CONV_2D".
+            bits: int. Bits of the container, which has to hold the codes.
+            as_matrix: bool. Whether the codes get the shape (output channels, weights
+                per channel) of FULLY_CONNECTED, which a kernel with output channels on
+                another axis than the first cannot have.
         """
-        native = set.intersection(*(set(NATIVE_BITS[name]) for name in operators))
-        bits = min(bits for bits in native if bits >= self.kernel.bits)
-        return replace(self, kernel=replace(self.kernel, bits=bits))
+        codes = self.codes
+        if as_matrix:
+            codes = codes.reshape(len(codes), -1)
+        return replace(self, kernel=replace(self.kernel, bits=bits), codes=codes)
+
+    def bits_of_codes(self) -> int:
+        """Returns the bits of the smallest container that holds the codes."""
+        least, most = int(self.codes.min()), int(self.codes.max())
+        return next(
+            bits
+            for bits in CONTAINERS
+            if -(2 ** (bits - 1)) <= least and most < 2 ** (bits - 1)
+        )
 
 
 def packed_kernels(model: keras.Model) -> list[Kernel]:
@@ -97,10 +119,46 @@ def packed_kernels(model: keras.Model) -> list[Kernel]:
 
 
 def _kernel(name, layer):
-    # Output channels are the last axes of every Keras kernel.
     scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
-    codes = layer.codes.reshape(-1, scale.size)
+    codes = by_channel(layer.codes, layer.channel_axes)
     return Kernel(name, codes, scale, layer.container_bits)
+
+
+def kernel_tensor(model: schema.ModelT, found: Match) -> schema.TensorT:
+    """Creates the constant integer tensor of a `Match`, and its buffer in the model."""
+    bits = found.kernel.bits
+    return schema.TensorT(
+        name=found.kernel.layer,
+        shape=np.array(found.codes.shape, np.int32),
+        hasRank=True,
+        type=flatbuffer.TENSOR_TYPES[bits],
+        buffer=flatbuffer.append_buffer(model, pack(found.codes, bits)),
+        quantization=schema.QuantizationParametersT(
+            scale=found.scale,
+            zeroPoint=np.zeros(found.scale.size, np.int64),
+            quantizedDimension=found.axis,
+        ),
+    )
+
+
+def decode(
+    model: schema.ModelT, graph: schema.SubGraphT, index: int, found: Match
+) -> None:
+    """Computes a tensor of a graph from a new integer constant, by DEQUANTIZE.
+
+    Args:
+        model: a parsed file, which is changed.
+        graph: one of its graphs.
+        index: index of the tensor, which becomes a computed float tensor.
+        found: `Match` of the kernel that it holds.
+    """
+    source = flatbuffer.append_tensor(graph, kernel_tensor(model, found))
+    graph.tensors[index] = flatbuffer.computed_tensor(
+        graph.tensors[source], schema.TensorType.FLOAT32
+    )
+    graph.operators.insert(
+        0, flatbuffer.operator(model, "DEQUANTIZE", source, index, DEQUANTIZE_VERSION)
+    )
 
 
 def match(values: np.ndarray, kernel: Kernel) -> Match | None:

@@ -6,12 +6,17 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema, sort_arguments
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, match
+from tfcompress.litert.kernels import (
+    DECODED,
+    NATIVE_BITS,
+    Kernel,
+    Match,
+    decode,
+    kernel_tensor,
+    match,
+)
+from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.progress_bar import progress_bar
-from tfcompress.quantizers.packing import pack
-
-# The version of DEQUANTIZE with per-channel scales and types of less than a byte.
-DEQUANTIZE_VERSION = 6
 
 
 def pack_kernels(
@@ -19,9 +24,9 @@ def pack_kernels(
     kernels: Sequence[Kernel],
     input_names: Sequence[str],
     output_names: Sequence[str],
-    native: bool = False,
+    lowering: Lowering | None = None,
 ) -> tuple[bytes, list[Match]]:
-    """Replaces float kernels by packed integers, each followed by DEQUANTIZE.
+    """Replaces float kernels by packed integers.
 
     Constants are found by content, since the converter renames, transposes and fuses
     them. A factor per channel that it folds into a kernel goes into the scale. A kernel
@@ -31,8 +36,8 @@ def pack_kernels(
         content: bytes of `tfcompress.litert.float_tflite`.
         kernels: kernels to replace.
         input_names, output_names: the model's, in the order of `float_tflite`.
-        native: whether operators read the integers themselves, without DEQUANTIZE. See
-            `find_kernels`.
+        lowering: choice of the operators and containers where operators read the
+            integers themselves. None decodes them by DEQUANTIZE.
 
     Returns:
         `(content, matches)`: bytes of the smaller `.tflite`, and the `Match` of each of
@@ -42,58 +47,65 @@ def pack_kernels(
         ValueError: if a kernel is not in the file.
     """
     model = flatbuffer.read(content)
-    places = find_kernels(model, kernels, native)
-    for graph, index, found in places:
-        if native:
-            graph.tensors[index] = kernel_tensor(model, found)
-        else:
-            _insert_dequantize(model, graph, index, found)
     rename(model, input_names, output_names)
+    decoded, read = find_kernels(model, kernels)
+    if lowering is None:
+        decoded, read = decoded + read, []
+    matches = [found for *_, found in decoded]
+    if lowering is not None:
+        read = [(graph, index, found.in_container(8)) for graph, index, found in read]
+        for graph, index, found in read:
+            graph.tensors[index] = kernel_tensor(model, found)
+        matches += lowering.apply(model, read)
+    for graph, index, found in decoded:
+        decode(model, graph, index, found)
     flatbuffer.strip(model)
-    return flatbuffer.write(model), [found for *_, found in places]
+    return flatbuffer.write(model), matches
 
 
 def find_kernels(
-    model: schema.ModelT, kernels: Sequence[Kernel], native: bool
-) -> list[tuple[schema.SubGraphT, int, Match]]:
+    model: schema.ModelT, kernels: Sequence[Kernel]
+) -> tuple[list[Place], list[Place]]:
     """Finds the constants that hold kernels, by content.
 
     Args:
         model: a parsed float file.
         kernels: kernels to find.
-        native: whether operators are to read the integers themselves. Each kernel then
-            gets a container that all its readers support.
 
     Returns:
-        List of `(graph, tensor index, Match)`.
+        `(decoded, read)`, lists of `(graph, tensor index, Match)`: kernels of operators
+        that read floats alone, and of those that read INT8 as well.
 
     Raises:
         ValueError: if a kernel is not in the file.
     """
     constants = [
-        (graph, index, readers)
+        (graph, index, is_decoded)
         for graph in model.subgraphs
-        for index, readers in _kernel_constants(model, graph)
+        for index, is_decoded in _kernel_constants(model, graph)
     ]
     values = [_values(model, graph.tensors[index]) for graph, index, _ in constants]
-    assigned = zip(constants, _assign(values, kernels), strict=True)
-    return [
-        (graph, index, found.read_by(readers) if native else found)
-        for (graph, index, readers), found in assigned
-        if found
-    ]
+    decoded: list[Place] = []
+    read: list[Place] = []
+    for (graph, index, is_decoded), found in zip(
+        constants, _assign(values, kernels), strict=True
+    ):
+        if found:
+            (decoded if is_decoded else read).append((graph, index, found))
+    return decoded, read
 
 
 def _kernel_constants(model, graph):
-    """Lists `(index, names of its readers)` of the float constants read as kernels."""
-    readers = {}
+    """Lists `(index, whether it has to be decoded)` of the float kernels."""
+    decoded: dict[int, bool] = {}
     for operator in graph.operators:
         name = flatbuffer.operator_name(model, operator)
-        if name in NATIVE_BITS:
-            readers.setdefault(operator.inputs[1], set()).add(name)
+        if name in NATIVE_BITS or name in DECODED:
+            index = int(operator.inputs[1])
+            decoded[index] = decoded.get(index, False) or name in DECODED
     return [
-        (index, readers[index])
-        for index in sorted(readers)
+        (index, decoded[index])
+        for index in sorted(decoded)
         if graph.tensors[index].type == schema.TensorType.FLOAT32
         and flatbuffer.constant(model, graph.tensors[index]) is not None
     ]
@@ -137,32 +149,6 @@ def _assign(constants, kernels):
             )
             used.add(assigned[i].kernel.layer)
     return assigned
-
-
-def _insert_dequantize(model, graph, index, found):
-    """Computes the tensor `index` from a new integer constant."""
-    graph.tensors[index].buffer = 0
-    source = flatbuffer.append_tensor(graph, kernel_tensor(model, found))
-    graph.operators.insert(
-        0, flatbuffer.operator(model, "DEQUANTIZE", source, index, DEQUANTIZE_VERSION)
-    )
-
-
-def kernel_tensor(model: schema.ModelT, found: Match) -> schema.TensorT:
-    """Creates the constant integer tensor of a `Match`, and its buffer in the model."""
-    bits = found.kernel.bits
-    return schema.TensorT(
-        name=found.kernel.layer,
-        shape=np.array(found.codes.shape, np.int32),
-        hasRank=True,
-        type=flatbuffer.TENSOR_TYPES[bits],
-        buffer=flatbuffer.append_buffer(model, pack(found.codes, bits)),
-        quantization=schema.QuantizationParametersT(
-            scale=found.scale,
-            zeroPoint=np.zeros(found.scale.size, np.int64),
-            quantizedDimension=found.axis,
-        ),
-    )
 
 
 def rename(

@@ -120,6 +120,11 @@ class Runner:
                 places[details["index"]] = address, array.nbytes
         return places
 
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """Returns `{tensor index: shape}` of all tensors in the last run."""
+        details = self._interpreter.get_tensor_details()
+        return {x["index"]: tuple(x["shape"].tolist()) for x in details}
+
     def _fitting(self, batch):
         """Checks a batch, and converts it to the inputs' dtypes."""
         received = [(array.dtype.name, array.shape) for array in batch]

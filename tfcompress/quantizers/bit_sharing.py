@@ -247,10 +247,18 @@ def learned_clip(variable: Tensor, scale: float | Tensor | None = None) -> Tenso
     With 1 / sqrt(number of values in the range) as the gradient's scale, a range learns
     about as fast as the weights (Esser et al. 2020, section 2.2). None: no gradient.
     """
-    clip = ops.maximum(ops.abs(ops.convert_to_tensor(variable)), 1e-6)
+    (value,) = F.read(variable)
     if scale is None:
-        return ops.stop_gradient(clip)
-    return F.straight_through(clip, clip * scale)
+        return ops.stop_gradient(_positive(value))
+
+    def forward(value, scale):
+        return _positive(value), lambda x: (x * scale * ops.sign(value),)
+
+    return F.custom_gradient(forward, value, constants=F.read(scale))
+
+
+def _positive(value):
+    return ops.maximum(ops.abs(value), 1e-6)
 
 
 def _standardized(kernel: Tensor) -> Tensor:

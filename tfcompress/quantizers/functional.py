@@ -6,9 +6,11 @@ depthwise kernel, one for all others.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -17,6 +19,52 @@ from tfcompress.types import Tensor
 # Lower bound of a squared norm, below any in float32 training: no 0 / 0 for a filter
 # of zeros.
 TINY = 1e-24
+
+
+def read(*values: Any) -> list[Tensor]:
+    """Returns variables, tensors or numbers as tensors that are no variables.
+
+    `ops.convert_to_tensor` may return the variable itself on TensorFlow, which neither
+    custom gradients nor compiled functions can take for a value.
+    """
+    return [ops.copy(ops.convert_to_tensor(value)) for value in values]
+
+
+def custom_gradient(
+    function: Callable[..., tuple[Tensor, Callable[[Tensor], tuple]]],
+    *values: Tensor,
+    constants: Sequence[Tensor | None] = (),
+) -> Tensor:
+    """Returns the value of a function that has a gradient of its own.
+
+    Written out, a gradient takes a fraction of the operations of an automatic one, and
+    a student has a hundred of them. It is for tensors that are no variables, see
+    `read`.
+
+    Args:
+        function: function of the values and constants. It returns its value and the
+            gradient, a function from the gradient of the value to a tuple with that of
+            each of `values`.
+        *values: tensors that have a gradient.
+        constants: tensors without a gradient, or None.
+    """
+    # JAX cannot differentiate a function that reads tensors from outside. The others
+    # can, and take fewer operations without arguments for the constants.
+    passed = tuple(constants) if keras.config.backend() == "jax" else ()
+
+    @ops.custom_gradient
+    def forward(*arguments):
+        inputs, given = arguments[: len(values)], arguments[len(values) :]
+        value, gradient = function(*inputs, *(given or constants))
+
+        def backward(*args, upstream=None):
+            gradients = gradient(args[0] if upstream is None else upstream)
+            zeros = (None if x is None else ops.zeros_like(x) for x in given)
+            return (*gradients, *zeros)
+
+        return value, backward
+
+    return forward(*values, *passed)
 
 
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
@@ -200,27 +248,21 @@ def ternarize(
     def filter_sum(x):
         return ops.sum(x, axis=axes, keepdims=True)
 
-    # A gradient of its own takes half the passes over the kernel that automatic
-    # differentiation of the formula would take.
-    @ops.custom_gradient
+    # Half the passes over the kernel that automatic differentiation would take.
     def forward(kernel, codes, scale):
-        def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
+        def gradient(upstream):
             norm = l2_norm(kernel, channel_axes)
             root = ops.sqrt(ops.maximum(filter_sum(ops.square(codes)), 1.0))
             cos = filter_sum(kernel * codes) / (norm * root)
             along_unit = filter_sum(kernel * upstream) / norm
             along_ternary = filter_sum(codes * upstream) / root
             tangent = kernel * (cos * (along_ternary - along_unit) / norm)
-            return (
-                cos * upstream + tangent,
-                ops.zeros_like(codes),
-                ops.zeros_like(scale),
-            )
+            return (cos * upstream + tangent,)
 
         return codes * scale, gradient
 
-    return forward(kernel, ops.stop_gradient(codes), ops.stop_gradient(scale))
+    constants = ops.stop_gradient(codes), ops.stop_gradient(scale)
+    return custom_gradient(forward, kernel, constants=constants)
 
 
 def uniform_codes(kernel: Tensor, scale: Tensor, limit: int) -> Tensor:

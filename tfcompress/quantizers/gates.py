@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.quantizers import functional as F
 from tfcompress.quantizers import nested
-from tfcompress.quantizers.functional import straight_through
 from tfcompress.types import ArrayLike, Tensor
 
 # Importances are around 1 and below this bound. No gate is open at MAX_THRESHOLD.
@@ -21,15 +21,49 @@ TEMPERATURE = 0.5
 MOMENTUM = 0.98
 
 
-def hard_gates(importances: Tensor, thresholds: Tensor) -> Tensor:
+def hard_gates(
+    importances: Tensor,
+    thresholds: Tensor,
+    frozen: Tensor | float = 0.0,
+    fixed: Tensor | float = 0.0,
+    bound: Tensor | None = None,
+) -> Tensor:
     """Returns 1 where the importance exceeds the threshold, with a sigmoid's gradient.
 
     `importances` and `thresholds` have gradients of opposite signs ("Single-path Bit
     Sharing", the gradient of its gates).
+
+    Args:
+        importances: float tensor.
+        thresholds: float tensor of `importances`' shape, or of size 1.
+        frozen: scalar, or tensor that broadcasts to `importances`. Gates are `fixed`,
+            without a gradient, where it is above 0.
+        fixed: zeros and ones, of `importances`' shape.
+        bound: scalar tensor or None. Upper bound of the thresholds. The gradient
+            ignores it, so that a threshold above it can come back.
+
+    Returns:
+        Float tensor of `importances`' shape.
     """
-    margins = importances - thresholds
-    soft = ops.sigmoid(margins / TEMPERATURE)
-    return straight_through(ops.cast(margins > 0, soft.dtype), soft)
+
+    def choose(importances, thresholds, frozen, fixed, bound):
+        bounded = thresholds if bound is None else ops.minimum(thresholds, bound)
+        margins = importances - bounded
+        is_frozen = frozen > 0
+        hard = ops.cast(margins > 0, margins.dtype)
+
+        def gradient(upstream):
+            soft = ops.sigmoid(margins / TEMPERATURE)
+            slope = upstream * soft * (1.0 - soft) / TEMPERATURE
+            slope = ops.where(is_frozen, 0.0, slope)
+            if tuple(thresholds.shape) == tuple(importances.shape):
+                return slope, -slope
+            return slope, ops.reshape(-ops.sum(slope), thresholds.shape)
+
+        return ops.where(is_frozen, fixed, hard), gradient
+
+    constants = [*F.read(frozen, fixed), bound]
+    return F.custom_gradient(choose, importances, thresholds, constants=constants)
 
 
 def importance_of(cost: Tensor) -> Tensor:
@@ -90,14 +124,14 @@ def _bits_of(gates, candidates):
 
 
 def _stacked(variables):
-    # Copies: on TensorFlow a tensor of a variable may be the variable itself.
-    return ops.stack([ops.copy(x) for x in variables])
+    return ops.stack(F.read(*variables))
 
 
 def _threshold_value(raw, pace, learns):
-    raw = ops.convert_to_tensor(raw)
-    value = straight_through(raw * ops.convert_to_tensor(pace), raw)
-    return ops.where(learns > 0, value, ops.stop_gradient(value))
+    def forward(raw, pace, learns):
+        return raw * pace, lambda upstream: (upstream * learns,)
+
+    return F.custom_gradient(forward, raw, constants=[pace, learns])
 
 
 def _frozen_gates(bits, candidates):
@@ -107,9 +141,9 @@ def _frozen_gates(bits, candidates):
 
 def _present_gates(frozen_bits, candidates, importances, thresholds):
     """Gates of the frozen bits if there are any, else those that have been learned."""
-    learned = hard_gates(ops.stop_gradient(importances), thresholds)
-    frozen = _frozen_gates(frozen_bits, candidates)
-    return ops.where(frozen_bits > 0, frozen, learned)
+    fixed = _frozen_gates(frozen_bits, candidates)
+    importances = ops.stop_gradient(importances)
+    return hard_gates(importances, thresholds, frozen_bits, fixed)
 
 
 class Threshold(keras.layers.Layer):
@@ -150,7 +184,7 @@ class Threshold(keras.layers.Layer):
 
     def value(self) -> Tensor:
         """Returns the thresholds, float32 (size,), with a gradient if they learn."""
-        return _threshold_value(self.raw, self.pace, self.learns)
+        return _threshold_value(*F.read(self.raw, self.pace, self.learns))
 
     def set_pace(self, pace: float) -> None:
         """Changes `pace` and keeps the thresholds.

@@ -5,10 +5,13 @@ A b-bit grid divides a range into 2^b - 1 steps. As 2^8 - 1 = 17 (2^4 - 1) and
 therefore its coarse value plus offsets ("Single-path Bit Sharing", arXiv 2101.04935).
 """
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from keras import ops
 
+from tfcompress.quantizers import functional as F
 from tfcompress.types import Tensor
 
 # The paper's bit-widths. Grids nest because each bit-width is twice the one before.
@@ -26,7 +29,7 @@ def step_size(clip: Tensor, steps: Tensor, signed: bool) -> Tensor:
     Args:
         clip: positive scalar tensor. The range is [-clip, clip] if `signed`, else
             [0, clip].
-        steps: `levels(bits)`, a number or a scalar tensor.
+        steps: `levels(bits)`, a number, an array of numbers or a scalar tensor.
         signed: bool. Whether the range is centred on zero.
     """
     return (2.0 * clip if signed else clip) / steps
@@ -40,16 +43,19 @@ def nested_codes(x: Tensor, clip: Tensor, steps: Tensor, signed: bool) -> Tensor
     Args:
         x: float tensor.
         clip: positive scalar tensor. Bound of the range.
-        steps: `levels(bits)`, a number or a scalar tensor.
+        steps: `levels(bits)`, a number, an array of numbers or a scalar tensor.
         signed: bool. Whether the grid is centred on zero.
 
     Returns:
         Float tensor of integral values, of `x`'s shape.
     """
+    return _codes(x, step_size(clip, steps, signed), steps, signed)
+
+
+def _codes(x, step, steps, signed):
     # A signed grid has half of its steps, 2^(b-1) - 1/2, on each side of zero.
     high = (steps - 1.0) / 2.0 if signed else steps
-    low = -high if signed else 0.0
-    return ops.clip(ops.round(x / step_size(clip, steps, signed)), low, high)
+    return ops.clip(ops.round(x / step), -high if signed else 0.0, high)
 
 
 def grid_values(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> Tensor:
@@ -61,7 +67,7 @@ def grid_values(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> T
         bits: ints. Increasing bit-widths.
         signed: bool. Whether the range is centred on zero.
     """
-    steps = ops.convert_to_tensor([[levels(b)] for b in bits], "float32")
+    steps = np.array([[levels(b)] for b in bits], np.float32)
     codes = nested_codes(ops.reshape(x, (1, -1)), clip, steps, signed)
     return ops.stop_gradient(codes * step_size(clip, steps, signed))
 
@@ -87,11 +93,11 @@ def errors_of(
     values: Tensor, x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool
 ) -> Tensor:
     """Returns the `mean_errors` of `values`, the `grid_values` of `x`."""
-    clipped = ops.reshape(ops.clip(x, -clip if signed else 0.0, clip), (1, -1))
+    clipped = ops.clip(ops.reshape(x, (1, -1)), -clip if signed else 0.0, clip)
     total = ops.sum(ops.abs(clipped - values[:-1]), axis=1)
-    steps = ops.convert_to_tensor([levels(b) for b in bits[:-1]], "float32")
+    steps = np.array([levels(b) for b in bits[:-1]], np.float32)
     unit = step_size(clip, steps, signed) / 4.0
-    return ops.stop_gradient(total / (unit * ops.maximum(_size(x), 1.0)))
+    return ops.stop_gradient(total / (unit * _size(x)))
 
 
 def share_bits(
@@ -126,43 +132,44 @@ def share_bits(
         To `clip` it is the slope of the value: (value - x) / clip inside the range,
         value / clip outside. To each gate it is the exact derivative of the sum above.
     """
-    factor = ops.ones(()) if factor is None else factor
-    offsets = ops.zeros((1,)) if values is None else values[1:] - values[:-1]
 
-    @ops.custom_gradient
-    def quantize(x, clip, gates, factor, offsets):
-        high = clip * factor
+    def quantize(x, clip, gates, factor, values):
+        high = clip if factor is None else clip * factor
         steps = open_levels(gates, bits)
-        value = nested_codes(x, high, steps, signed) * step_size(high, steps, signed)
+        step = step_size(high, steps, signed)
+        value = _codes(x, step, steps, signed) * step
 
-        def gradient(*args, upstream=None):
-            (upstream,) = args or (upstream,)
-            low = -high if signed else 0.0
-            inside = ops.logical_and(x > low, x < high)
+        def gradient(upstream):
+            inside = ops.abs(x) < high if signed else ops.logical_and(x > 0.0, x < high)
             to_x = ops.where(inside, upstream, 0.0)
             # The sum of upstream * (value - x inside, value outside).
             to_clip = (_inner(upstream, value) - _inner(to_x, x)) / clip
-            to_gates = ops.zeros_like(gates)
-            if sample is not None:
-                part = sample(upstream)
-                part_factor = sample(factor) if len(factor.shape) else factor
-                slopes = ops.matmul(offsets, ops.reshape(part * part_factor, (-1,)))
-                share = _size(x) / ops.maximum(_size(part), 1.0)
-                to_gates = share * _gate_gradients(slopes, gates)
-            zeros = ops.zeros_like(factor), ops.zeros_like(offsets)
-            return to_x, to_clip, to_gates, *zeros
+            if sample is None:
+                return to_x, to_clip, ops.zeros_like(gates)
+            part = sample(upstream)
+            if factor is not None:
+                part = part * sample(factor)
+            projections = ops.matmul(values, ops.reshape(part, (-1, 1)))
+            to_gates = _gate_gradients(ops.reshape(projections, (-1,)), gates)
+            return to_x, to_clip, to_gates * (_size(x) / _size(part))
 
         return value, gradient
 
-    return quantize(x, clip, gates, factor, offsets)
+    constants = [factor, values]
+    return F.custom_gradient(quantize, x, clip, gates, constants=constants)
 
 
-def _size(x: Tensor) -> Tensor:
-    return ops.cast(ops.size(x), "float32")
+def _size(x):
+    """Number of values, at least 1: a number if the shape is known, else a tensor."""
+    sizes = ops.shape(x)
+    if all(isinstance(size, int) for size in sizes):
+        return max(1.0, float(math.prod(sizes)))
+    return ops.maximum(ops.cast(ops.size(x), "float32"), 1.0)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return ops.dot(ops.reshape(a, (-1,)), ops.reshape(b, (-1,)))
+def _inner(a, b):
+    # Faster to compile than `dot`, which handles any ranks and sizes.
+    return ops.reshape(ops.matmul(ops.reshape(a, (1, -1)), ops.reshape(b, (-1, 1))), ())
 
 
 def open_levels(gates: Tensor, bits: Sequence[int]) -> Tensor:
@@ -189,17 +196,19 @@ def _split(gates):
     return ops.unstack(gates, axis=-1) if gates.shape[-1] else []
 
 
-def _gate_gradients(slopes: Tensor, gates: Tensor) -> Tensor:
-    """Gradient of each gate; slopes are sum(upstream * eps_k) of each offset eps_k."""
-    opens, parts = _split(gates), _split(slopes)
-    gradients = []
-    for j in range(len(opens)):
-        # Every term from j on has g_j as a factor, and all gates before its own.
-        product, total = 1.0, 0.0
-        for k, slope in enumerate(parts):
-            product = product * opens[k] if k != j else product
-            total = total + product * slope if k >= j else total
-        gradients.append(total)
+def _gate_gradients(projections: Tensor, gates: Tensor) -> Tensor:
+    """Gradient of each gate, from sum(upstream * value) of each grid's values."""
+    opens, totals = _split(gates), ops.unstack(projections)
+    slopes = [fine - coarse for coarse, fine in zip(totals, totals[1:], strict=False)]
+    gradients: list[Tensor] = []
+    # Every term from j on has g_j as a factor, and all gates before its own:
+    # d/dg_j = g_1 ... g_(j-1) (slope_j + g_(j+1) (slope_(j+1) + ...)).
+    rest = None
+    for gate, slope in zip(reversed(opens), reversed(slopes), strict=True):
+        gradients = [gate * later for later in gradients]
+        rest = slope if rest is None else slope + rest
+        gradients.insert(0, rest)
+        rest = gate * rest
     return ops.stack(gradients)
 
 

@@ -135,6 +135,27 @@ def test_gate_has_the_gradient_of_a_sigmoid():
     assert tape.gradient(kept, raw, unconnected_gradients=zero).numpy() == 0
 
 
+@pytest.mark.parametrize("filters, group_size", [(8, 1), (8, 4), (7, 3), (3, 8)])
+def test_gradient_of_importances_is_that_of_the_formula(filters, group_size):
+    gate, layer = gated(filters, group_size, random_magnitudes(filters), max_closed=0.9)
+    gate.sensitivities.assign(random_magnitudes(gate.group_count, seed=1))
+    upstream = np.random.default_rng(2).normal(size=gate.group_count)
+    kernel = layer.latent_kernel.value
+    with tf.GradientTape(persistent=True) as tape:
+        found = tf.reduce_sum(gate.importances() * upstream)
+        per_filter = tf.reduce_mean(tf.abs(kernel), axis=(0, 1, 2))
+        groups = [
+            tf.reduce_mean(per_filter[i : i + group_size])
+            for i in range(0, filters, group_size)
+        ]
+        relative = tf.stack(groups) / tf.reduce_mean(groups)
+        expected = tf.reduce_sum(relative * gate.sensitivities.value * upstream)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        tape.gradient(found, kernel), tape.gradient(expected, kernel), atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("open_groups, mask", [
     ([True, False, True], [1, 1, 0, 0, 1]), ([False, True, False], [0, 0, 1, 1, 0]),
 ])  # fmt: skip

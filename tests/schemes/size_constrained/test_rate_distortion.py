@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfcompress.core.knapsack import multiple_choice_knapsack
+from tfcompress.cost.knapsack import multiple_choice_knapsack
 from tfcompress.quantizers.clustering import (
     SAMPLES,
     SortedNonZeros,

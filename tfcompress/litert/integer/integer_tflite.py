@@ -19,9 +19,13 @@ from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, levels_of, limits_of
 from tfcompress.litert.integer.static_int8 import quantized_tflite
-from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match
-from tfcompress.litert.pack import find_kernels, kernel_tensor, rename
+from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, kernel_tensor
+from tfcompress.litert.lowering.lowering import Lowering
+from tfcompress.litert.pack import find_kernels, rename
 
+# Operators whose results are some of their inputs, in the same scale. Levels of what
+# reads a result are levels of the input.
+PASSING = ("MAX_POOL_2D", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
 # Largest relative difference of equal scales: the quantizer computes them from limits.
 ROUNDING = 1e-5
 
@@ -32,6 +36,7 @@ def integer_tflite(
     samples: Iterable[Sequence[np.ndarray]],
     names: tuple[Sequence[str], Sequence[str]],
     float_ends: bool,
+    lowering: Lowering,
 ) -> tuple[bytes, list[Match], dict[str, int]]:
     """Makes the integer file of a finalized model.
 
@@ -41,6 +46,7 @@ def integer_tflite(
         samples: batches of representative inputs, lists of arrays.
         names: `(input names, output names)`.
         float_ends: bool. Whether inputs and outputs are float32, or int8 as well.
+        lowering: choice of the operators and containers of kernels.
 
     Returns:
         `(content, matches, ranges)`: the file's bytes; the `Match` of each kernel in
@@ -60,8 +66,9 @@ def integer_tflite(
     writer = _TrainedWriter(calibrated, trained)
     writer.run()
     rename(writer.model, *names)
+    matches = lowering.apply(writer.model, writer.places)
     flatbuffer.strip(writer.model)
-    return flatbuffer.write(writer.model), writer.matches, writer.ranges
+    return flatbuffer.write(writer.model), matches, writer.ranges
 
 
 def _without_quantized_inputs(model: keras.Model) -> keras.Model:
@@ -122,24 +129,41 @@ class _TrainedOperators:
         self.by_output: dict[bytes, _TrainedOperator] = {}
         self._readers: dict[str, list[Levels | None]] = {}
         model = flatbuffer.read(content)
+        decoded, read = find_kernels(model, kernels)
+        if decoded:
+            names = [found.kernel.layer for *_, found in decoded]
+            raise ValueError(
+                "Layers with an integer form, such as Conv2D and Dense, are expected "
+                f"with activations='int8'. Received: {names}, which have a float form "
+                "alone. Leave these layers in float, or export with "
+                "activations='float'."
+            )
         matches = {
-            (id(graph), index): match
-            for graph, index, match in find_kernels(model, kernels, native=True)
+            (id(graph), index): found.in_container(8) for graph, index, found in read
         }
         for graph in model.subgraphs:
-            for operator in graph.operators:
+            for index in graph.outputs:
+                self._add_reader(graph, index, None)
+            for operator in reversed(graph.operators):  # readers of results come first
+                name = flatbuffer.operator_name(model, operator)
                 match = None
-                if flatbuffer.operator_name(model, operator) in NATIVE_BITS:
+                if name in NATIVE_BITS:
                     match = matches.get((id(graph), operator.inputs[1]))
                 bound = levels.get(match.kernel.layer) if match else None
                 for place, index in enumerate(operator.inputs):
-                    self._add_reader(graph, index, bound if place == 0 else None)
+                    found = [bound if place == 0 else None]
+                    if name in PASSING and place == 0:
+                        found = self._levels_of_readers(graph, operator.outputs[0])
+                    for each in found:
+                        self._add_reader(graph, index, each)
                 if match:
                     output = graph.tensors[operator.outputs[0]].name
                     bias = _float_bias(model, graph, operator)
                     self.by_output[output] = _TrainedOperator(match, bias, bound)
-            for index in graph.outputs:
-                self._add_reader(graph, index, None)
+
+    def _levels_of_readers(self, graph, index):
+        name = flatbuffer.tensor_name(graph.tensors[index])
+        return self._readers.get(name) or [None]
 
     def _add_reader(self, graph, index, levels):
         if index >= 0:  # -1 stands for an optional input that is left out
@@ -162,7 +186,7 @@ class _TrainedWriter:
 
     Attributes:
         model: the parsed file.
-        matches: list of the `Match` of each kernel written.
+        places: list of `(graph, tensor index, Match)` of each kernel written.
         ranges: {"learned", "calibrated"}, numbers of inputs with either range.
 
     Args:
@@ -172,19 +196,22 @@ class _TrainedWriter:
 
     def __init__(self, content: bytes, trained: _TrainedOperators) -> None:
         self.model = flatbuffer.read(content)
-        self.matches: list[Match] = []
+        self.places: list[tuple[schema.SubGraphT, int, Match]] = []
         self.ranges = {"learned": 0, "calibrated": 0}
         self._trained = trained
         self._graph: schema.SubGraphT = None
         # Indices of tensors on given levels, which several operators may read:
         # `{(index of the tensor before, scale, zero point): index}`.
         self._requantized: dict[tuple[int, float, int], int] = {}
+        # Indices of kernels, which several operators may read, by the `Match`'s id.
+        self._kernels: dict[int, int] = {}
 
     def run(self) -> None:
         """Replaces the parameters of all operators."""
         for graph in self.model.subgraphs:
             self._graph = graph
             self._requantized.clear()
+            self._kernels.clear()
             operators, graph.operators = graph.operators, []
             for operator in operators:
                 output = graph.tensors[operator.outputs[0]].name
@@ -205,9 +232,12 @@ class _TrainedWriter:
             source = self._on_levels(source, trained.levels)
         self.ranges["calibrated" if trained.levels is None else "learned"] += 1
         match = _with_scales_of_zeros(trained.match)
-        self.matches.append(match)
-        kernel = kernel_tensor(self.model, match)
-        inputs = [source, flatbuffer.append_tensor(self._graph, kernel)]
+        key = id(trained.match)
+        if key not in self._kernels:
+            kernel = kernel_tensor(self.model, match)
+            self._kernels[key] = flatbuffer.append_tensor(self._graph, kernel)
+            self.places.append((self._graph, self._kernels[key], match))
+        inputs = [source, self._kernels[key]]
         if trained.bias is not None:
             scale = self._scale(source)[0] * match.scale
             bias = self._bias_tensor(layer, trained.bias, scale)

@@ -20,7 +20,7 @@ from keras import ops
 
 from tfcompress.compat.keras_private import run_through_graph
 from tfcompress.graph.graph import is_model
-from tfcompress.layers.kernel import channel_axis, value_of
+from tfcompress.layers.kernel import by_channel, channel_axis, value_of
 from tfcompress.layers.registry import forms_of
 from tfcompress.types import Tensor
 
@@ -77,14 +77,15 @@ def _error(operation: Any, args: Any, y: Tensor) -> np.ndarray:
     if forms is None:
         return np.asarray(_ROUNDINGS * EPS * _largest(y))
     kernel = np.abs(ops.convert_to_numpy(value_of(operation.kernel)))
-    channels = math.prod(kernel.shape[axis] for axis in forms.channel_axes)
+    columns = by_channel(kernel, forms.channel_axes)
+    length, channels = columns.shape
     # Sums of the magnitudes of all terms, with the largest input for each.
-    terms = kernel.reshape(-1, channels).sum(axis=0) * _largest(args[0])
+    terms = columns.sum(axis=0) * _largest(args[0])
     if operation.use_bias:
         terms = terms + np.abs(ops.convert_to_numpy(operation.bias))
     shape = [1] * len(y.shape)
     shape[channel_axis(operation)] = channels
-    return EPS * math.sqrt(kernel.size / channels) * terms.reshape(shape)
+    return EPS * math.sqrt(length) * terms.reshape(shape)
 
 
 def _largest(tensors):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops
 from tfcompress.cost.input_shape import InputShape
@@ -78,10 +80,21 @@ class BopsModel:
             kept: `{layer name: share of its filters}`, numbers or scalar tensors. The
                 share is 1 for layers that are missing.
         """
-        return sum(
-            bops(
-                term.macs * kept.get(term.reads, 1.0) * kept.get(term.makes, 1.0),
+        rows = [
+            (
+                term.macs,
+                kept.get(term.reads, 1.0),
+                kept.get(term.makes, 1.0),
                 *bits.get(term.name, (FLOAT_BITS, FLOAT_BITS)),
             )
             for term in self.terms
-        )
+        ]
+        if not any(ops.is_tensor(x) for row in rows for x in row):
+            return sum(bops(macs * a * b, w, x) for macs, a, b, w, x in rows)
+        # Vectors over the layers take few operations, whatever the model's depth.
+        macs, a, b, w, x = (_vector(column) for column in zip(*rows, strict=True))
+        return ops.sum(bops(macs * a * b, w, x))
+
+
+def _vector(values):
+    return ops.stack([x if ops.is_tensor(x) else np.float32(x) for x in values])

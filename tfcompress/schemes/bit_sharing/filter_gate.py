@@ -1,5 +1,6 @@
 """Gates that close groups of a layer's filters."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from keras import ops
 from tfcompress.arguments import check_number
 from tfcompress.graph.channels import Channels
 from tfcompress.layers.training_form import TrainingForm
-from tfcompress.quantizers.functional import straight_through
+from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.gates import (
     Threshold,
     hard_gates,
@@ -110,7 +111,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
     def connect(self, layer: keras.layers.Layer) -> None:
         """Sets the layer that makes the channels, a convolution or dense layer."""
         # A closure, so that Keras does not take the layer for a part of this one.
-        self._kernel = lambda: ops.convert_to_tensor(layer.kernel_variable)
+        self._kernel = lambda: _filters_last(layer)
 
     def importances(self) -> Tensor:
         """Returns the importances of the groups, float32 (groups,).
@@ -124,17 +125,8 @@ class FilterGate(TrainingForm, keras.layers.Layer):
                 "expected to know it. Received: no call of `connect`. Students made "
                 "by `tfcompress.compress` or `keras.models.load_model` are connected."
             )
-        kernel = ops.abs(self._kernel())
-        per_filter = ops.mean(ops.reshape(kernel, (-1, self.filters)), axis=0)
-        missing = self.group_count * self.group_size - self.filters
-        if missing:  # the last group's mean is over the filters that it has
-            last = per_filter[-(self.group_size - missing) :]
-            per_filter = ops.concatenate(
-                [per_filter, ops.broadcast_to(ops.mean(last), (missing,))]
-            )
-        per_group = ops.mean(ops.reshape(per_filter, (-1, self.group_size)), axis=1)
-        relative = per_group / ops.maximum(ops.mean(per_group), 1e-12)
-        return relative * ops.convert_to_tensor(self.sensitivities)
+        magnitudes = _relative_magnitudes(self._kernel(), self.group_sizes())
+        return magnitudes * ops.convert_to_tensor(self.sensitivities)
 
     def set_costs(self, costs: ArrayLike) -> None:
         """Sets the sensitivities from the present cost of closing each group.
@@ -154,21 +146,24 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         return self._gates(self.importances())
 
     def _gates(self, importances):
-        # The bound is just below the least important group that has to stay open. The
-        # gradient ignores it, so that a threshold above it can come back.
+        # The bound is just below the least important group that has to stay open.
         bound = 0.999 * ops.sort(ops.stop_gradient(importances))[self.most_closed]
-        threshold = self.threshold.value()
-        threshold = straight_through(ops.minimum(threshold, bound), threshold)
-        # Without the addend a threshold of 0 would close filters of zeros.
-        groups = hard_gates(importances + 1e-6, threshold)
-        learned = ops.repeat(groups, self.group_size)[: self.filters]
-        return ops.where(self.frozen > 0, ops.convert_to_tensor(self.mask), learned)
+        groups = hard_gates(
+            # Without the addend a threshold of 0 would close filters of zeros.
+            importances + 1e-6,
+            self.threshold.value(),
+            self.frozen,
+            self.mask if self.group_size == 1 else self.mask[:: self.group_size],
+            bound,
+        )
+        return _of_filters(groups, self.group_size, self.filters)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         is_frozen = training and not self.is_searching
         gates = ops.convert_to_tensor(self.mask) if is_frozen else self.gates()
         # After Flatten the channels repeat, once for each position.
-        gates = ops.tile(gates, inputs.shape[-1] // self.filters)
+        positions = inputs.shape[-1] // self.filters
+        gates = ops.tile(gates, positions) if positions > 1 else gates
         return inputs * ops.cast(gates, inputs.dtype)
 
     def kept(self) -> Tensor:
@@ -195,8 +190,8 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         Args:
             open_groups: boolean array (groups,), at least one true.
         """
-        mask = ops.repeat(ops.cast(open_groups, "float32"), self.group_size)
-        self.mask.assign(mask[: self.filters])
+        groups = ops.cast(open_groups, "float32")
+        self.mask.assign(_of_filters(groups, self.group_size, self.filters))
         self.frozen.assign(1.0)
 
     def unfreeze(self) -> None:
@@ -230,3 +225,51 @@ class FilterGate(TrainingForm, keras.layers.Layer):
             "group_size": self.group_size,
             "max_closed": self.max_closed,
         }
+
+
+def _filters_last(layer):
+    """Kernel of a layer, with its filters in the last axis."""
+    (kernel,) = F.read(layer.kernel_variable)
+    (axis,) = layer.channel_axes
+    return kernel if axis == -1 else ops.moveaxis(kernel, axis, -1)
+
+
+def _of_filters(groups, group_size, filters):
+    """Values per filter, (filters,), from values per group."""
+    if group_size == 1:
+        return groups
+    repeated = ops.broadcast_to(groups[:, None], (groups.shape[0], group_size))
+    values = ops.reshape(repeated, (-1,))
+    return values if values.shape[0] == filters else values[:filters]
+
+
+def _relative_magnitudes(kernel, group_sizes):
+    """Mean |w| of each group of filters, relative to the mean over the groups."""
+    filters, size = int(group_sizes.sum()), int(group_sizes[0])
+    weights_per_filter = math.prod(kernel.shape) // filters
+
+    def by_group(per_filter):
+        if size == 1:
+            return per_filter
+        missing = len(group_sizes) * size - filters
+        padded = ops.pad(per_filter, [[0, missing]]) if missing else per_filter
+        return ops.sum(ops.reshape(padded, (-1, size)), axis=1) / np.float32(
+            group_sizes
+        )
+
+    def magnitudes(kernel):
+        per_filter = ops.mean(ops.reshape(ops.abs(kernel), (-1, filters)), axis=0)
+        groups = by_group(per_filter)
+        mean = ops.maximum(ops.mean(groups), 1e-12)
+        relative = groups / mean
+
+        def gradient(upstream):
+            to_groups = (upstream - ops.mean(upstream * relative)) / mean
+            share = to_groups * np.float32(1.0 / (weights_per_filter * group_sizes))
+            per_filter = _of_filters(share, size, filters)
+            signs = ops.reshape(ops.sign(kernel), (-1, filters))
+            return (ops.reshape(signs * per_filter, kernel.shape),)
+
+        return relative, gradient
+
+    return F.custom_gradient(magnitudes, kernel)

@@ -204,7 +204,7 @@ class BitSharing(SearchingScheme):
 
     def prepare(self, student: Student) -> None:
         calibrate_weights(student)
-        for threshold in SearchSpace(student).activation_thresholds():
+        for threshold in student.bit_space.activation_thresholds():
             threshold.learns.assign(0.0)  # the gates of the weights begin
 
     def callbacks(

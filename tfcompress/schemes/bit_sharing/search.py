@@ -57,8 +57,10 @@ class BitSearch(Search):
     ) -> None:
         super().__init__(space, recalibrate, fraction)
         self.budget: float | None = None
+        # A compiled step reads the costs, but cannot count them.
+        float_bops = space.bops_model.float_bops
         if bops is not None:
-            self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
+            self.budget = parse_budget(bops, float_bops, "bops")
         self.penalty = penalty
         self._strength = space.budget.strength
 
@@ -68,7 +70,10 @@ class BitSearch(Search):
 
     def on_progress(self, share: float) -> None:
         super().on_progress(share)
-        if self.space.set_searching(bool(self.searching)):
+        self._set_searching(bool(self.searching))
+
+    def _set_searching(self, searching):
+        if self.space.set_searching(searching):
             keras_private.rebuild_train_function(training_model(self.model))
 
     def begin(self, share: float) -> None:
@@ -133,6 +138,7 @@ class BitSearch(Search):
         # average says which of them matter.
         average = np.mean(self.margins, axis=0)
         self.space.freeze(_unflatten(average, margins), self.budget)
+        self._set_searching(False)  # the passes below are shorter without gates
         # In the search one range served all candidates.
         calibrate_weights(self.model)
         self.recalibrate()

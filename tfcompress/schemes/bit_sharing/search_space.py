@@ -1,5 +1,6 @@
 """Search space of bit sharing: all gates of a student, and the BOPs they decide on."""
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from tfcompress.compat import keras_private
 from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import quantized_layers
 from tfcompress.cost.arithmetic import FLOAT_BITS
@@ -42,7 +44,6 @@ class SearchSpace:
         layers: `{name: layer}`. Quantized layers of the student.
         filter_gates: `{layer name: FilterGate}`, by the layer that makes the filters.
         budget: `BopsBudget` of the student.
-        bops_model: `BopsModel` of the student.
 
     Args:
         student: bit-sharing student.
@@ -50,15 +51,20 @@ class SearchSpace:
     """
 
     def __init__(self, student: Student, input_shape: InputShape | None = None) -> None:
-        graph = Graph(student)
-        self._named = graph.layers()
+        self._graph, self._student = Graph(student), student
+        self._input_shape = input_shape
+        self._named = self._graph.layers()
         self.layers: dict[str, QuantizedKernel] = quantized_layers(student)
         self.budget: BopsBudget
         (self.budget,) = [x for x in self._named.values() if isinstance(x, BopsBudget)]
         self.filter_gates: dict[str, FilterGate] = {
             x.source: x for x in self._named.values() if isinstance(x, FilterGate)
         }
-        self.bops_model = BopsModel(graph, student, input_shape)
+
+    @functools.cached_property
+    def bops_model(self) -> BopsModel:
+        """The `BopsModel` of the student, made when it is first used."""
+        return BopsModel(self._graph, self._student, self._input_shape)
 
     def connect(self) -> None:
         """Connects the filter gates to their layers, and the budget to all gates."""
@@ -132,6 +138,8 @@ class SearchSpace:
         is_new = any(part.is_searching != searching for part in parts)
         for part in parts:
             part.is_searching = searching
+        if not searching:
+            keras_private.expect_no_gradients(x.raw for x in self.thresholds())
         return is_new
 
     def is_frozen(self) -> bool:

@@ -9,7 +9,7 @@ emptied. A score is the fall of that logarithm divided by the cost saved.
 
 import numpy as np
 
-from tfcompress.core.knapsack import lower_hull
+from tfcompress.cost.knapsack import lower_hull
 
 # Least variance and cost: a set of channels without variance scores 0, and not 0 / 0.
 TINY = 1e-30

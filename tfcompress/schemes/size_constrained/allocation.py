@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfcompress.core.knapsack import multiple_choice_knapsack
+from tfcompress.cost.knapsack import multiple_choice_knapsack
 from tfcompress.progress_bar import announced, progress_bar
 from tfcompress.quantizers.clustering import (
     SAMPLES,

