@@ -2,8 +2,9 @@
 
 `python -m benchmarks.artifacts [--flags]` takes a finalized model and the float model
 that it was made from. It compares the float `.tflite`, the stock full-integer file of
-litert-quantizer, and the files of `tfc.export` for size, for latency and with integers
-throughout. It prints a Markdown table and writes `artifacts.json`.
+litert-quantizer, and the files of `tfc.export` for size, for latency and balanced, the
+latter two with integers throughout as well. It prints a Markdown table and writes
+`artifacts.json`.
 
 Latency is relative to the float file, on one thread, one image at a time; runs of all
 files alternate in one process. Accuracy is on all test images.
@@ -38,7 +39,9 @@ flags.mark_flags_as_required(["finalized", "model"])
 MODES = {
     "ours, size": {"optimize": "size"},
     "ours, latency": {"optimize": "latency"},
+    "ours, balanced": {"optimize": "balanced"},
     "ours, int8": {"optimize": "latency", "activations": "int8"},
+    "ours, balanced, int8": {"optimize": "balanced", "activations": "int8"},
 }
 
 

@@ -64,6 +64,18 @@ def test_lowering_keeps_the_predicted_time_within_the_allowance(activations, tmp
     assert few == {"expand", "strided", "wide", "both", "head"}
 
 
+def test_lowering_reports_why_each_layer_is_as_it_is(tmp_path):
+    report, _ = written(bottleneck(), tmp_path / "m.tflite", optimize="latency")
+    reasons = {row["layer"]: row["reason"] for row in report["layers"]}
+    assert list(reasons) == [
+        "expand", "depthwise", "strided", "wide", "both", "groups", "head"
+    ]  # fmt: skip
+    assert "decoded to float when loaded" in reasons["depthwise"]
+    assert "groups of channels" in reasons["groups"]
+    assert "the allowance is spent where it saves more" in reasons["wide"]
+    assert "FULLY_CONNECTED reads 4 bits" in reasons["head"]
+
+
 @pytest.mark.parametrize("optimize", ["latency", "balanced"])
 def test_lowering_has_an_allowance_of_its_own(optimize, tmp_path):
     report, _ = written(bottleneck(), tmp_path / "m.tflite", optimize=optimize)

@@ -139,8 +139,8 @@ class Lowering:
                 found = found.in_container(option.bits)
                 decode(model, graph, index, found)
             matches.append(found)
-            rows.append(_row(found, by, offered, option))
-        self.report["layers"] = rows
+            rows.append((every.index(by[0]), _row(found, by, offered, option)))
+        self.report["layers"] = [row for _, row in sorted(rows, key=lambda x: x[0])]
         return matches
 
     def _shapes_in_a_run(self, model: schema.ModelT) -> Mapping[int, Sequence[int]]:
@@ -227,18 +227,19 @@ def _replace(graph, reader, operators):
 def _row(found, reading, offered, option):
     """Returns the line of a kernel in the report."""
     slower = option.time / offered[0].time
-    smaller = min(offered, key=lambda other: other.bytes)
+    dense = [other for other in offered if other.form == "dense"]
     if option.form == "dense":
         reason = f"FULLY_CONNECTED reads {option.bits} bits at {slower:.2f} of the time"
     elif option.form == "decoded":
         reason = f"decoded to float when loaded: {slower:.2f} of the time"
     elif found.bits_of_codes() == 8:
         reason = "its codes need 8 bits"
-    elif len(offered) == 1:
-        reason = next(filter(None, (r.obstacle(4) for r in reading)))
-    elif smaller is offered[0]:
+    elif not dense:
+        reason = next(filter(None, (reader.obstacle(4) for reader in reading)))
+    elif min(other.bytes for other in dense) >= option.bytes:
         reason = "operators for fewer bits would take more bytes than they save"
     else:
+        smaller = min(dense, key=lambda other: other.bytes)
         reason = (
             f"{smaller.bits} bits would take {smaller.time / option.time:.2f} of the "
             "time, and the allowance is spent where it saves more"
