@@ -52,7 +52,27 @@ def integer_tflite(
         ValueError: if a kernel is not in the converted graph, or cannot be computed
             with integers.
     """
-    file = flatbuffer.read(float_tflite(_without_quantized_inputs(model)))
+    file, matches, ranges = integer_graph(model, kernels, samples, names, float_ends)
+    flatbuffer.strip(file)
+    return flatbuffer.write(file), matches, ranges
+
+
+def integer_graph(
+    model: keras.Model,
+    kernels: Sequence[Kernel],
+    samples: Iterable[Sequence[np.ndarray]],
+    names: tuple[Sequence[str], Sequence[str]],
+    float_ends: bool,
+    batch_size: int | None = None,
+) -> tuple[schema.ModelT, list[Match], dict[str, int]]:
+    """Returns the same with the file parsed, and the names of all tensors.
+
+    Args:
+        model, kernels, samples, names, float_ends: as `integer_tflite` takes them.
+        batch_size: int. Batch that the file is to take, or None for the model's.
+    """
+    plain = _without_quantized_inputs(model)
+    file = flatbuffer.read(float_tflite(plain, batch_size))
     flatbuffer.make_names_unique(file)  # operators and ranges are found by name
     content = flatbuffer.write(file)
     trained = _TrainedOperators(content, kernels, _input_levels(model))
@@ -60,8 +80,7 @@ def integer_tflite(
     writer = _TrainedWriter(calibrated, trained)
     writer.run()
     rename(writer.model, *names)
-    flatbuffer.strip(writer.model)
-    return flatbuffer.write(writer.model), writer.matches, writer.ranges
+    return writer.model, writer.matches, writer.ranges
 
 
 def _without_quantized_inputs(model: keras.Model) -> keras.Model:

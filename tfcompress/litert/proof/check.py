@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -68,7 +68,11 @@ def check(
 
 
 def compare(
-    content: bytes, model: keras.Model, samples: Samples, exact: bool = True
+    content: bytes,
+    model: keras.Model,
+    samples: Samples,
+    exact: bool = True,
+    run: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Runs LiteRT and Keras on the same samples, and checks that they agree.
 
@@ -86,6 +90,8 @@ def compare(
         exact: bool. Whether the file computes in float. Operators that read integer
             kernels themselves round their inputs to 8 bits, by the range of each
             sample. Predictions must then be close, up to `ROUNDED_TOLERANCE`.
+        run: function from a batch to outputs, both lists of arrays, that runs the file
+            in another runtime; None for LiteRT.
 
     Returns:
         Dict of "agreement" and "verified_on", as in the result of `check`.
@@ -99,7 +105,7 @@ def compare(
         UserWarning: if the file is not exact, and fewer than `LEAST_AGREEMENT` of the
             given samples have the same class.
     """
-    runner = Runner(content)
+    runner = run or Runner(content)
     quantized = exact and has_quantized_activations(model)
     on_same_levels = SameLevels(content, model, TOLERANCE) if quantized else None
     comparison = _Comparison(output_names(model))

@@ -1,6 +1,5 @@
 """Size of weights: value bits as the paper counts them, or bytes of a file."""
 
-import re
 from collections.abc import Collection, Mapping
 
 import keras
@@ -14,6 +13,7 @@ from tfcompress.cost.arithmetic import (
     value_bits,
     xz_bytes,
 )
+from tfcompress.cost.parse_bytes import parse_bytes
 from tfcompress.layers import PackedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 from tfcompress.schemes.size_constrained.overhead import GRAPH_BYTES
@@ -22,7 +22,6 @@ from tfcompress.schemes.size_constrained.overhead import GRAPH_BYTES
 _FAST_FROM = 2**15
 # Bytes of a weight among zeros after xz, with its place.
 _XZ_BYTES_PER_WEIGHT = 3
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 
 
 def parse_size(size: float | str, reference: float) -> float:
@@ -37,13 +36,7 @@ def parse_size(size: float | str, reference: float) -> float:
         ValueError: if the size is none of these, or not positive.
     """
     if isinstance(size, str) and size.strip()[-1:].isalpha():
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]+)\s*", size.lower())
-        if match is None or match[2] not in _UNITS:
-            raise ValueError(
-                "`size` has one of the units B, kB, MB, KiB and MiB, as in '100 kB'. "
-                f"Received: size={size!r}."
-            )
-        return parse_budget(f"{match[1]}", _UNITS[match[2]], "size")
+        return parse_bytes(size, "size")
     return parse_budget(size, reference, "size")
 
 
