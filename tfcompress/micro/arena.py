@@ -1,7 +1,6 @@
 """Arena as a budget: kernels that are split, or stay INT8, until a file fits."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,15 @@ from tfcompress.micro.kernels import DECODE_BYTES, StoredKernel, stored_kernels
 from tfcompress.micro.rewrite import (
     PART_BYTES,
     SPLITTABLE,
-    chunks_of,
     encoded_chunk,
     encoded_file,
 )
 from tfcompress.micro.runtime import MicroRuntime, sufficient_arena
 
-# Bytes of the arena that the runtime keeps for each DECODE on a 64-bit processor.
-_KEPT_PER_DECODE = 160
-# Attempts to fit a file into its arena, each with smaller kernels.
-_ATTEMPTS = 24
+# Bytes of the smallest parts that are tried: the runtime keeps more of each.
+LEAST_PART = 256
+# Bytes of the arena that the runtime keeps for each part at least, on x86-64.
+_KEPT_PER_PART = 300
 
 
 def least_arena(runtime: MicroRuntime, content: bytes) -> int:
@@ -59,15 +57,13 @@ def fitting_file(
             f"encoded kernel. Received: {budget:,.0f} bytes. Make the activations "
             "smaller, by smaller inputs or fewer channels."
         )
-    planner = _Planner(plain)
-    kept = plain_arena - planner.peak + _KEPT_PER_DECODE * len(planner.kernels)
-    for _ in range(_ATTEMPTS):
-        found = _encoded(runtime, plain, planner.parts(budget - kept))
-        if found[2] <= budget:
-            return *found, plain_arena
-        kept += found[2] - budget
-    in_int8 = {kernel.operator: 0 for kernel in planner.kernels}
-    return *_encoded(runtime, plain, in_int8), plain_arena
+
+    def fits(parts):
+        return runtime("fits", encoded_file(plain, parts)[0], budget)
+
+    options = _Planner(plain, plain_arena).options(budget, fits)
+    best = min(options, key=lambda parts: len(encoded_file(plain, parts)[0]))
+    return *_encoded(runtime, plain, best), plain_arena
 
 
 def _encoded(runtime, plain, parts):
@@ -78,47 +74,78 @@ def _encoded(runtime, plain, parts):
 class _Planner:
     """Planner of the parts of each kernel.
 
-    Attributes:
-        kernels: list of `StoredKernel`.
-        peak: int. Most bytes of computed tensors that are needed at the same time.
-
     Args:
         content: the int8 file.
+        arena: int. Smallest arena in which it runs.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, arena: int) -> None:
         self._model = flatbuffer.read(content)
         self._graph = self._model.subgraphs[0]
-        self.kernels = stored_kernels(self._model)
+        self._kernels = stored_kernels(self._model)
         self._live = self._live_bytes()
-        self.peak = max(self._live, default=0)
+        # Memory of the runtime itself.
+        self._kept = arena - max(self._live, default=0)
 
-    def parts(self, room: float) -> dict[int, int]:
-        """Returns the parts of each operator, as `encoded_file` takes them.
+    def options(
+        self, budget: float, fits: Callable[[Mapping[int, int]], bool]
+    ) -> Iterator[dict[int, int]]:
+        """Yields parts of each operator that fit, as `encoded_file` takes them.
 
         Args:
-            room: bytes for computed tensors and decoded kernels together.
+            budget: bytes of the arena.
+            fits: function that tells whether a file with given parts runs there.
         """
-        return {kernel.operator: self._parts(kernel, room) for kernel in self.kernels}
+        limit = float(max((kernel.codes.size for kernel in self._kernels), default=0))
+        while limit >= LEAST_PART:
+            parts = {x.operator: self._within(x, budget, limit) for x in self._kernels}
+            if fits(parts):
+                yield parts
+                break
+            limit *= 0.8
+        if limit < LEAST_PART or 0 in parts.values():
+            yield self._one_by_one(budget, fits)
 
-    def _parts(self, kernel: StoredKernel, room: float) -> int:
-        left = int(room - self._live[kernel.operator])
-        if kernel.codes.size <= left:
-            return 1
+    def _within(self, kernel: StoredKernel, budget: float, limit: float) -> int:
+        """Returns the fewest parts of at most `limit` bytes; 0 if there are none."""
+        for count in self._counts(kernel, budget):
+            if kernel.codes.size <= limit * count:
+                return count
+        return 0
+
+    def _one_by_one(
+        self, budget: float, fits: Callable[[Mapping[int, int]], bool]
+    ) -> dict[int, int]:
+        """Returns parts of kernels that are encoded one after the other.
+
+        Those that save most come first, each in as few parts as fit.
+        """
+        chosen = {kernel.operator: 0 for kernel in self._kernels}
+        for kernel in sorted(self._kernels, key=lambda x: -_saving(x)):
+            for count in self._counts(kernel, budget):
+                tried = {**chosen, kernel.operator: count}
+                if fits(tried):
+                    chosen = tried
+                    break
+        return chosen
+
+    def _counts(self, kernel: StoredKernel, budget: float) -> Iterator[int]:
+        """Yields the numbers of parts to try, while they save bytes of the file.
+
+        The runtime keeps some memory for each part, so that smaller parts are not
+        always better.
+        """
+        free = budget - self._kept - self._live[kernel.operator]
+        saving, count = _saving(kernel), 1
         channels = len(kernel.codes)
-        rows = left // max(1, kernel.codes.size // channels)
-        if rows < 1 or not self._can_split(kernel, room):
-            return 0
-        parts = math.ceil(channels / rows)
-        sizes = [
-            found.bytes + DECODE_BYTES if found else chunk.size
-            for chunk in chunks_of(kernel, parts)
-            for found in [encoded_chunk(kernel, chunk)]
-        ]
-        total = sum(sizes) + parts * PART_BYTES
-        return parts if total < kernel.codes.size else 0
+        most = channels if self._can_split(kernel, budget) else 1
+        while count <= most and saving > (count - 1) * (DECODE_BYTES + PART_BYTES):
+            part = -(-channels // count) * (kernel.codes.size // channels)
+            if part + (count - 1) * _KEPT_PER_PART <= free:
+                yield count
+            count += max(1, count // 4)
 
-    def _can_split(self, kernel: StoredKernel, room: float) -> bool:
+    def _can_split(self, kernel: StoredKernel, budget: float) -> bool:
         operator = self._graph.operators[kernel.operator]
         source, target = operator.inputs[0], operator.outputs[0]
         is_grouped = (
@@ -127,7 +154,7 @@ class _Planner:
         )
         # The parts of the output and the whole of it are there at the same time.
         needed = self._live[kernel.operator] + self._bytes(target)
-        return kernel.reader in SPLITTABLE and not is_grouped and needed <= room
+        return kernel.reader in SPLITTABLE and not is_grouped and needed <= budget
 
     def _live_bytes(self) -> list[int]:
         """Returns the bytes of the computed tensors that each operator needs kept."""
@@ -153,6 +180,12 @@ class _Planner:
         tensor = self._graph.tensors[index]
         is_byte = tensor.type in (schema.TensorType.INT8, schema.TensorType.BOOL)
         return (1 if is_byte else 4) * int(np.prod(tensor.shape))
+
+
+def _saving(kernel: StoredKernel) -> int:
+    """Returns about how many bytes the file gets smaller by an encoded kernel."""
+    found = encoded_chunk(kernel, kernel.codes)
+    return kernel.codes.size - found.bytes - DECODE_BYTES if found else 0
 
 
 def _computed(

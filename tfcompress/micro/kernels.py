@@ -12,9 +12,9 @@ from tfcompress.micro.encodings.encoded import HUFFMAN, LOOKUP, NAMES, PRUNING, 
 
 # Operators that read a kernel as their second input.
 READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
-# Bytes of the file for one more encoded tensor: its three tensors, two buffers and
-# their alignment, and its operator.
-DECODE_BYTES = 288
+# Bytes of the file for one more encoded tensor: three tensors, two buffers with their
+# alignment, and an operator.
+DECODE_BYTES = 96
 
 
 @dataclasses.dataclass(frozen=True)

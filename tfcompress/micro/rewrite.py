@@ -17,7 +17,7 @@ SPLITTABLE = ("CONV_2D", "FULLY_CONNECTED")
 # Inputs that the runtime's CONCATENATION takes.
 MOST_CONCATENATED = 10
 # Bytes of the file for one more part of a split operator, without its kernel.
-PART_BYTES = 256
+PART_BYTES = 320
 
 
 def encoded_file(
@@ -50,7 +50,10 @@ def encoded_file(
         rewriter.add_parts(operator, kernel, chunks, encoded)
         rows.append(_row(kernel, chunks, encoded))
     flatbuffer.strip(model)
-    return flatbuffer.write(model), rows
+    encoded_content = flatbuffer.write(model)
+    if len(encoded_content) >= len(content) and any(parts.get(x, 1) for x in kernels):
+        return encoded_file(content, dict.fromkeys(kernels, 0))
+    return encoded_content, rows
 
 
 def chunks_of(kernel: StoredKernel, parts: int) -> list[np.ndarray]:
@@ -112,6 +115,7 @@ class _Rewriter:
         if len(chunks) == 1:
             if encoded[0]:
                 tensor = self._graph.tensors[operator.inputs[1]]
+                operator.inputs = np.array(operator.inputs, np.int32)
                 operator.inputs[1] = self._decoded(tensor, encoded[0])
             self.add(operator)
             return

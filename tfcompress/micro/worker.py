@@ -73,15 +73,16 @@ def least_arena(content: bytes, most: int) -> int:
     low, high = 0, -(-most // STEP)
     while high - low > 1:
         middle = (low + high) // 2
-        if _fits(content, middle * STEP):
+        if fits(content, middle * STEP):
             high = middle
         else:
             low = middle
     return high * STEP
 
 
-def _fits(content: bytes, arena: int) -> bool:
-    child = _FORK.Process(target=_try_out, args=(content, arena))
+def fits(content: bytes, arena: float) -> bool:
+    """Returns whether a file runs in an arena of so many bytes."""
+    child = _FORK.Process(target=_try_out, args=(content, int(arena)))
     child.start()
     child.join()
     return child.exitcode == 0
@@ -103,7 +104,7 @@ def milliseconds(names: Sequence[str], runs: int) -> list[float]:
     return [statistics.median(spent) for spent in times.values()]
 
 
-_TASKS = (load, run, tensors, least_arena, milliseconds)
+_TASKS = (load, run, tensors, fits, least_arena, milliseconds)
 
 
 def main() -> None:
