@@ -11,6 +11,29 @@ from tfcompress.micro.operators import DECODE
 from tfcompress.micro.runtime import MicroRuntime, sufficient_arena
 
 
+def empty_model() -> schema.ModelT:
+    """Returns a model without tensors and operators."""
+    graph = schema.SubGraphT(
+        tensors=[], operators=[], inputs=np.zeros(0, np.int32), outputs=None
+    )
+    return schema.ModelT(
+        version=3, buffers=[schema.BufferT()], operatorCodes=[], subgraphs=[graph]
+    )
+
+
+def add_code(model: schema.ModelT, builtin: int, custom: str | None = None) -> int:
+    """Adds the code of an operator to a model, and returns its index."""
+    model.operatorCodes.append(
+        schema.OperatorCodeT(
+            deprecatedBuiltinCode=min(builtin, flatbuffer.PLACEHOLDER),
+            builtinCode=builtin,
+            customCode=custom,
+            version=1,
+        )
+    )
+    return len(model.operatorCodes) - 1
+
+
 def decoded_by_runtime(
     runtime: MicroRuntime,
     encoded: Sequence[Encoded],
@@ -25,14 +48,9 @@ def decoded_by_runtime(
         shapes: their shapes.
         axes: the axis of their scales, or None for one scale.
     """
-    model = schema.ModelT(version=3, description="test", buffers=[schema.BufferT()])
-    custom = schema.BuiltinOperator.CUSTOM
-    code = schema.OperatorCodeT(
-        deprecatedBuiltinCode=custom, builtinCode=custom, customCode=DECODE, version=1
-    )
-    model.operatorCodes = [code]
-    graph = schema.SubGraphT(tensors=[], operators=[], inputs=np.zeros(0, np.int32))
-    model.subgraphs = [graph]
+    model = empty_model()
+    (graph,) = model.subgraphs
+    code = add_code(model, schema.BuiltinOperator.CUSTOM, DECODE)
     targets = []
     for tensor, shape, axis in zip(encoded, shapes, axes, strict=True):
         sources = []
@@ -58,7 +76,7 @@ def decoded_by_runtime(
         targets.append(flatbuffer.append_tensor(graph, target))
         graph.operators.append(
             schema.OperatorT(
-                opcodeIndex=0,
+                opcodeIndex=code,
                 inputs=np.array(sources, np.int32),
                 outputs=np.array(targets[-1:], np.int32),
             )

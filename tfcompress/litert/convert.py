@@ -51,16 +51,22 @@ def float_tflite(model: keras.Model, batch_size: int | None = None) -> bytes:
         )
     check_has_graph(model)
     with announced("Conversion to .tflite"):
-        return _convert(_decode(functional(model)), batch_size)
+        model = functional(model)
+        resizes = _has_free_sizes(model) or batch_size is not None
+        return _convert(_decode(model, resizes), batch_size)
 
 
-def _decode(model):
-    """Copies a model, with plain Keras layers and float kernels for packed ones."""
+def _decode(model, resizes):
+    """Copies a model, with plain Keras layers and float kernels for packed ones.
 
-    is_free = _has_free_sizes(model)
+    Args:
+        model: a Functional model.
+        resizes: whether images are repeated by an operator of their own, instead of by
+            TILE, which few devices have.
+    """
 
     def replace(layer):
-        if is_free and _FreeUpSampling2D.replaces(layer):
+        if resizes and _FreeUpSampling2D.replaces(layer):
             return _FreeUpSampling2D.from_config(layer.get_config())
         if not isinstance(layer, layers.PackedKernel):
             return clone_layer(layer)

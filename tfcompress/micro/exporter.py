@@ -130,13 +130,15 @@ def int8_file(
     file = flatbuffer.read(flatbuffer.write(file))  # new names become bytes
     layers = layer_names(file, model)
     check_supported(file, layers)
-    graph = file.subgraphs[0]
+    graph, planned = file.subgraphs[0], {found.kernel.layer for found in matches}
     for operator, layer in zip(graph.operators, layers, strict=True):
         reads_kernel = operator_name(file, operator) in READERS
         for place, index in enumerate(operator.inputs):
             if index >= 0:
-                name = layer if reads_kernel and place == 1 else None
-                _simplify(file, graph.tensors[index], name)
+                tensor = graph.tensors[index]
+                name = flatbuffer.tensor_name(tensor)
+                name = name if name in planned else layer
+                _simplify(file, tensor, name if reads_kernel and place == 1 else None)
     for index in graph.outputs:
         graph.tensors[index].shapeSignature = None
     file.signatureDefs = None
@@ -148,14 +150,13 @@ def int8_file(
     return flatbuffer.write(file), in_int8, ranges, layers
 
 
-def _simplify(file: schema.ModelT, tensor: schema.TensorT, layer: str | None) -> None:
+def _simplify(file: schema.ModelT, tensor: schema.TensorT, name: str | None) -> None:
     """Turns a tensor's codes of few bits into INT8, and drops what the runtime ignores.
 
     Args:
         file: the parsed file.
         tensor: an input of an operator. It is changed.
-        layer: the name for a kernel that has the converter's, or None for tensors that
-            need no name.
+        name: str, the new name of a kernel; or None.
     """
     tensor.shapeSignature = None
     data = flatbuffer.constant(file, tensor)
@@ -166,10 +167,7 @@ def _simplify(file: schema.ModelT, tensor: schema.TensorT, layer: str | None) ->
         codes = unpack(data, bits, int(np.prod(tensor.shape)))
         tensor.buffer = flatbuffer.append_buffer(file, codes.view(np.uint8).ravel())
         tensor.type = schema.TensorType.INT8
-    if layer is None or bits is None:
-        tensor.name = None
-    elif ";" in flatbuffer.tensor_name(tensor) or "/" in flatbuffer.tensor_name(tensor):
-        tensor.name = layer
+    tensor.name = None if bits is None else name
 
 
 def _planned(content, matches):
