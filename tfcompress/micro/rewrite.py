@@ -50,6 +50,8 @@ def encoded_file(
         rewriter.add_parts(operator, kernel, chunks, encoded)
         rows.append(_row(kernel, chunks, encoded))
     flatbuffer.strip(model)
+    for tensor, name in rewriter.names:
+        tensor.name = name
     encoded_content = flatbuffer.write(model)
     if len(encoded_content) >= len(content) and any(parts.get(x, 1) for x in kernels):
         return encoded_file(content, dict.fromkeys(kernels, 0))
@@ -89,6 +91,7 @@ class _Rewriter:
 
     Attributes:
         old: list of the operators of the file as it was.
+        names: list of (tensor, name) of the decoded kernels.
 
     Args:
         model: the parsed file. Its graph is changed.
@@ -99,6 +102,7 @@ class _Rewriter:
         self._graph = model.subgraphs[0]
         self.old: list[schema.OperatorT] = self._graph.operators
         self._graph.operators = []
+        self.names: list[tuple[schema.TensorT, bytes | None]] = []
 
     def add(self, operator: schema.OperatorT) -> None:
         """Appends an operator."""
@@ -139,6 +143,7 @@ class _Rewriter:
         ]
         result = copy.copy(tensor)
         result.buffer = 0
+        self.names.append((result, tensor.name))
         if len(tensor.quantization.scale) == 1:
             # The runtime takes no other axis for one channel.
             result.quantization = copy.copy(tensor.quantization)
