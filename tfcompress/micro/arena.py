@@ -7,7 +7,8 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
-from tfcompress.micro.kernels import DECODE_BYTES, StoredKernel, stored_kernels
+from tfcompress.micro.encodings.choice import DECODE_BYTES
+from tfcompress.micro.kernels import StoredKernel, stored_kernels
 from tfcompress.micro.rewrite import (
     PART_BYTES,
     SPLITTABLE,

@@ -6,8 +6,8 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
+from tfcompress.micro.encodings.choice import decode
 from tfcompress.micro.encodings.encoded import HEADER_BYTES, LOOKUP, NAMES
-from tfcompress.micro.kernels import decode
 from tfcompress.micro.operators import DECODE, operator_name
 
 

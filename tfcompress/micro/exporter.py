@@ -29,6 +29,7 @@ from tfcompress.micro.operators import (
     resolver_methods,
 )
 from tfcompress.micro.proof import prove
+from tfcompress.micro.rewrite import encoded_file
 from tfcompress.micro.runtime import (
     MicroError,
     MicroRunner,
@@ -41,6 +42,8 @@ from tfcompress.quantizers.packing import unpack
 
 # Timed runs of each file.
 RUNS = 20
+# Bytes of a zero point, with its length and alignment.
+_RANGE_BYTES = 12
 
 
 def export_micro(
@@ -148,6 +151,28 @@ def int8_file(
         for x in matches
     ]
     return flatbuffer.write(file), in_int8, ranges, layers
+
+
+def flash_size(model: keras.Model) -> int:
+    """Returns the bytes of the file that `export` would write, or a few more.
+
+    Ranges of activations are those of random samples. Equal ranges are stored once, so
+    that bytes for those of all tensors are added.
+
+    Args:
+        model: a Functional model with packed layers.
+
+    Raises:
+        ImportError: if litert-quantizer is not installed.
+        ValueError: if the model is still in training, or cannot be converted.
+    """
+    kernels = packed_kernels(model)
+    model = functional(model)
+    _check_inputs(model)
+    plain, *_ = int8_file(model, kernels, Samples(model, None))
+    content, _ = encoded_file(plain, {})
+    tensors = flatbuffer.read(plain).subgraphs[0].tensors
+    return len(content) + _RANGE_BYTES * len(tensors)
 
 
 def _simplify(file: schema.ModelT, tensor: schema.TensorT, name: str | None) -> None:

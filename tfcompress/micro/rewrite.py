@@ -8,8 +8,9 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
+from tfcompress.micro.encodings.choice import encode
 from tfcompress.micro.encodings.encoded import NAMES, Encoded
-from tfcompress.micro.kernels import StoredKernel, encode, stored_kernels
+from tfcompress.micro.kernels import StoredKernel, stored_kernels
 from tfcompress.micro.operators import DECODE
 
 # Operators that can be split by output channels, the first axis of their kernels.

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.micro.decoding import decoded_by_runtime
-from tfcompress.micro.encodings import huffman, lookup, pruning
+from tfcompress.micro.encodings import choice, huffman, lookup, pruning
+from tfcompress.micro.encodings.encoded import header
 
 # Shapes with the axis of their channels. Sizes are no multiples of a word.
 SHAPES = [
@@ -136,3 +137,23 @@ def test_pruning_masks_are_decoded_by_the_runtime(runtime, shape, axis):
         np.testing.assert_array_equal(pruning.decode(y.data, y.ancillary, shape), x)
         assert y.bytes == -(-x.size // 8) + 16 + np.count_nonzero(x)
     checked(runtime, encoded, codes, axis)
+
+
+@pytest.mark.parametrize("values", (1, 2, 3, 9, 100, 256))
+@pytest.mark.parametrize("shape", [(7, 3, 3, 5), (640, 13)])
+def test_sizes_by_counts_are_those_of_the_encodings(values, shape):
+    codes = drawn(shape, values)
+    counts = np.bincount(codes.ravel().view(np.uint8), minlength=256)
+    assert huffman.size(counts) == huffman.encode(codes).bytes
+    assert pruning.size(counts) == pruning.encode(codes).bytes
+    shared = lookup.shared(codes, 0)
+    assert lookup.size(counts) == (shared and shared.bytes)
+    best = choice.encode(codes, 0, shape[0])
+    most = best.bytes + choice.DECODE_BYTES if best else codes.size
+    assert most <= choice.encoded_bytes(codes) <= codes.size
+
+
+@pytest.mark.parametrize("kind", (3, 127))
+def test_unknown_encodings_are_refused(kind):
+    with pytest.raises(ValueError, match=f"encodings.*Received: {kind}"):
+        choice.decode(b"", header(kind), (1, 1), 0, 1)

@@ -55,6 +55,20 @@ def encode(codes: np.ndarray) -> Encoded:
     return Encoded(data, ancillary, longest)
 
 
+def size(counts: np.ndarray) -> int:
+    """Returns the bytes of a tensor by the counts of its values."""
+    found = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    lengths = code_lengths(found)
+    rests = tuple((code, value) for value, code in code_table(lengths).items())
+    bits = sum(found[value] * length for value, length in lengths.items())
+    return 4 * _words(bits) + HEADER_BYTES + 2 * _width(rests)[0]
+
+
+def _words(bits):
+    """Words of 4 bytes for the data, and for the zeros that the runtime may look at."""
+    return -(-(bits + MOST_LOOKED_UP) // 32)
+
+
 def code_lengths(counts: Mapping[int, int]) -> dict[int, int]:
     """Returns the bits of each value's code: at least one.
 
@@ -136,10 +150,10 @@ def _tables(rests: Rests) -> tuple[int, list[int]]:
 
 
 def _packed(words, lengths, longest):
-    """Packs codes of given lengths, and the zeros that the runtime may look at."""
+    """Packs codes of given lengths."""
     first = np.cumsum(lengths) - lengths
     used = int(lengths.sum())
-    bits = np.zeros(-(-(used + MOST_LOOKED_UP) // 32) * 32, np.uint8)
+    bits = np.zeros(32 * _words(used), np.uint8)
     for place in range(longest):
         reached = lengths > place
         shift = (lengths[reached] - 1 - place).astype(np.uint64)

@@ -55,6 +55,18 @@ def separate(codes: np.ndarray, axis: int) -> Encoded | None:
     return _encode(codes, axis, tables, stride=max(map(len, tables)))
 
 
+def size(counts: np.ndarray) -> int | None:
+    """Returns the bytes of `shared` by the counts of a tensor's values.
+
+    It is None if there are too many values.
+    """
+    values = int(np.count_nonzero(counts))
+    bits = max(1, (values - 1).bit_length())
+    if bits > MOST_BITS:
+        return None
+    return -(-int(counts.sum()) * bits // 8) + HEADER_BYTES + values
+
+
 def _encode(codes, axis, tables, stride):
     longest = max(map(len, tables))
     bits = max(1, int(longest - 1).bit_length())

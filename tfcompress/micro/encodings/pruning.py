@@ -24,6 +24,12 @@ def encode(codes: np.ndarray) -> Encoded:
     return Encoded(data, header(PRUNING) + codes[kept].tobytes(), 8)
 
 
+def size(counts: np.ndarray) -> int:
+    """Returns the bytes of a tensor by the counts of its values modulo 256."""
+    total = int(counts.sum())
+    return -(-total // 8) + HEADER_BYTES + total - int(counts[0])
+
+
 def decode(data: bytes, ancillary: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """Decodes an int8 tensor of a shape, as the runtime does."""
     count = int(np.prod(shape))

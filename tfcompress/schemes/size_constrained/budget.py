@@ -15,6 +15,7 @@ from tfcompress.cost.arithmetic import (
 )
 from tfcompress.cost.parse_bytes import parse_bytes
 from tfcompress.layers import PackedKernel
+from tfcompress.micro.encodings.choice import encoded_bytes
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 from tfcompress.schemes.size_constrained.overhead import GRAPH_BYTES
 
@@ -56,7 +57,7 @@ class SizeBudget:
         total: float. The budget, in bits if `unit` is "value_bits", else in bytes.
         unit: str. "value_bits": bits times non-zero weights, as in arXiv 1910.05897,
             Section 3; "xz_bytes": bytes of the file after xz; "bytes": bytes of the
-            file as it is.
+            file as it is; "flash_bytes": the same of the file for microcontrollers.
         codebook: str. "uniform" or "kmeans".
         overhead: float. Bytes of the file that are not codes.
     """
@@ -91,7 +92,9 @@ class SizeBudget:
             return size * container_bits(bits)
         if self.unit == "value_bits":
             return value_bits(nonzeros, self.index_bits(bits))
-        return entropy_bits_of_counts(np.append(counts, size - nonzeros))
+        bits_of_codes = entropy_bits_of_counts(np.append(counts, size - nonzeros))
+        # A Huffman code has at least one bit.
+        return max(bits_of_codes, size) if self.unit == "flash_bytes" else bits_of_codes
 
     def nominal_bits(
         self, codes: Mapping[str, tuple[np.ndarray, int]]
@@ -159,6 +162,8 @@ class SizeBudget:
             )
         if self.unit == "bytes":
             return self.overhead + coded_bytes(self._stored(codes), compressed=False)
+        if self.unit == "flash_bytes":
+            return self.overhead + sum(encoded_bytes(x) for x, _ in codes.values())
         content = packed_content(self._stored(codes))
         if len(content) < _FAST_FROM:
             return self.overhead + xz_bytes(content)
@@ -216,13 +221,14 @@ def _counts_of_levels(codes):
     return counts[1:][counts[1:] > 0]
 
 
-def estimated_size(model: keras.Model, compressed: bool) -> int:
+def estimated_size(model: keras.Model, unit: str) -> int:
     """Returns the approximate bytes of a packed model's file, without LiteRT.
 
     Args:
         model: `keras.Model` from `tfcompress.finalize`.
-        compressed: bool. Whether they are counted after xz.
+        unit: "xz_bytes", "bytes" or "flash_bytes".
     """
+    compressed = unit == "xz_bytes"
     packed = [x for x in model.layers if isinstance(x, PackedKernel)]
     codes = {layer.name: (layer.codes, layer.kernel_bits) for layer in packed}
     floats = b"".join(
@@ -232,4 +238,8 @@ def estimated_size(model: keras.Model, compressed: bool) -> int:
     graph = per_layer * len(model.layers) + per_file
     # Scales that are the same for all channels take no bytes after xz.
     float_bytes = xz_bytes(floats) if compressed else len(floats)
-    return coded_bytes(codes, compressed) + float_bytes + graph
+    if unit == "flash_bytes":
+        coded = sum(encoded_bytes(array) for array, _ in codes.values())
+    else:
+        coded = coded_bytes(codes, compressed)
+    return coded + float_bytes + graph
