@@ -38,12 +38,15 @@ flags.DEFINE_list("only", [], "Networks to measure; all by default.")
 flags.DEFINE_string("arena", None, "Arena of all files, such as '64 kB'.")
 flags.DEFINE_string("output", None, "A .json file for the results.")
 
-# Functions, since a scheme may not be shared by two students.
+FOUR_BITS = {".*": tfc.QuantizeConfig(tfc.quantizers.Uniform(bits=4))}
+# Arguments of PrunedTernary. First and last layers have 8 bits beside ternary ones.
 SCHEMES = {
-    "ternary": lambda: tfc.PrunedTernary(),
-    "ternary, 80 % zeros": lambda: tfc.PrunedTernary(sparsity=0.8),
-    "4 bits": lambda: tfc.Uniform(weight_bits=4, activation_bits=8),
+    "ternary": {},
+    "ternary, 80 % zeros": {"sparsity": 0.8},
+    "4 bits": {"overrides": FOUR_BITS},
 }
+# Its first and last layers hold 60 % of the weights, and are ternary too.
+TERNARY_ENDS = ("autoencoder",)
 
 
 def lenet5():
@@ -107,7 +110,9 @@ def measure(name, scheme):
     samples = np.random.default_rng(0).normal(size=shape).astype("float32")
     if name == "resnet8":  # it takes pixels
         samples = np.clip(128 + 64 * samples, 0, 255)
-    student = tfc.compress(model, SCHEMES[scheme]())
+    ends = "ternary" if name in TERNARY_ENDS else "8bit"
+    ternary = tfc.PrunedTernary(first_last=ends, **SCHEMES[scheme])
+    student = tfc.compress(model, ternary)
     student.compile(keras.optimizers.SGD(1e-4), "mse")
     student.fit(samples, model.predict(samples), batch_size=4, epochs=3)
     tiny = tfc.finalize(student)

@@ -104,7 +104,10 @@ class _Planner:
                 yield parts
                 break
             limit *= 0.8
-        if limit < LEAST_PART or 0 in parts.values():
+        is_whole = limit >= LEAST_PART and all(
+            parts[kernel.operator] for kernel in self._kernels if _saving(kernel) > 0
+        )
+        if not is_whole:
             yield self._one_by_one(budget, fits)
 
     def _within(self, kernel: StoredKernel, budget: float, limit: float) -> int:
