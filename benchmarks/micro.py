@@ -24,11 +24,12 @@ from recipes.common.arguments import refuse_arguments
 from tfcompress.litert import flatbuffer, float_tflite
 from tfcompress.litert.integer.static_int8 import quantized_tflite
 from tfcompress.micro.arena import least_arena
-from tfcompress.micro.exporter import RUNS
 from tfcompress.micro.runtime import MicroRunner, MicroRuntime
 
 FLAGS = flags.FLAGS
 SAMPLES = 16
+# Timed runs of each file, which take turns.
+RUNS = 60
 FOLDER = pathlib.Path("build")
 
 flags.DEFINE_string(
@@ -38,13 +39,8 @@ flags.DEFINE_list("only", [], "Networks to measure; all by default.")
 flags.DEFINE_string("arena", None, "Arena of all files, such as '64 kB'.")
 flags.DEFINE_string("output", None, "A .json file for the results.")
 
-FOUR_BITS = {".*": tfc.QuantizeConfig(tfc.quantizers.Uniform(bits=4))}
-# Arguments of PrunedTernary. First and last layers have 8 bits beside ternary ones.
-SCHEMES = {
-    "ternary": {},
-    "ternary, 80 % zeros": {"sparsity": 0.8},
-    "4 bits": {"overrides": FOUR_BITS},
-}
+FOUR_BITS = tfc.QuantizeConfig(tfc.quantizers.Uniform(bits=4))
+SCHEMES = ("ternary", "ternary, 80 % zeros", "4 bits")
 # Its first and last layers hold 60 % of the weights, and are ternary too.
 TERNARY_ENDS = ("autoencoder",)
 
@@ -102,6 +98,16 @@ def stock_int8(model, samples):
     return flatbuffer.write(flatbuffer.read(content))
 
 
+def scheme_for(model, name, scheme):
+    """Scheme of a network. First and last layers have 8 bits beside ternary ones."""
+    ends = "ternary" if name in TERNARY_ENDS else "8bit"
+    if scheme == "4 bits":
+        rows = tfc.plan(model, tfc.PrunedTernary()).treated()
+        return tfc.PrunedTernary(overrides={row.name: FOUR_BITS for row in rows})
+    sparsity = 0.8 if scheme == "ternary, 80 % zeros" else None
+    return tfc.PrunedTernary(sparsity, first_last=ends)
+
+
 def measure(name, scheme):
     """Measures a network after a scheme, and returns a dict of results."""
     keras.utils.set_random_seed(0)
@@ -110,9 +116,7 @@ def measure(name, scheme):
     samples = np.random.default_rng(0).normal(size=shape).astype("float32")
     if name == "resnet8":  # it takes pixels
         samples = np.clip(128 + 64 * samples, 0, 255)
-    ends = "ternary" if name in TERNARY_ENDS else "8bit"
-    ternary = tfc.PrunedTernary(first_last=ends, **SCHEMES[scheme])
-    student = tfc.compress(model, ternary)
+    student = tfc.compress(model, scheme_for(model, name, scheme))
     student.compile(keras.optimizers.SGD(1e-4), "mse")
     student.fit(samples, model.predict(samples), batch_size=4, epochs=3)
     tiny = tfc.finalize(student)

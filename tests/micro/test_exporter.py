@@ -18,7 +18,7 @@ from tfcompress.litert.proof.samples import Samples
 from tfcompress.micro import runtime as micro_runtime
 from tfcompress.micro.operators import operator_name
 
-pytestmark = pytest.mark.filterwarnings("ignore:LiteRT and Keras have the same class")
+pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow Lite Micro and Keras have")
 
 
 def wide_net():

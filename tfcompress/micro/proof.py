@@ -53,7 +53,9 @@ def prove(
                 )
         return outputs
 
-    return compare(content, model, samples, exact=False, run=run)
+    return compare(
+        content, model, samples, exact=False, run=run, runtime="TensorFlow Lite Micro"
+    )
 
 
 def check_kernels(runtime: MicroRuntime, plain: bytes, content: bytes) -> None:

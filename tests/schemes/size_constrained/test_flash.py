@@ -29,7 +29,9 @@ def trained_wide(mnist, compile_for_digits):
     return model
 
 
-@pytest.mark.parametrize("codebook", ["uniform", "kmeans"])
+@pytest.mark.parametrize(
+    "codebook", ["uniform", pytest.param("kmeans", marks=pytest.mark.slow)]
+)
 def test_flash_is_kept_by_the_file_for_microcontrollers(
     codebook, trained_wide, mnist, compile_for_digits, tmp_path
 ):
