@@ -16,6 +16,7 @@ from tests.litert.packed_models import make_packed
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.micro import runtime as micro_runtime
+from tfcompress.micro.exporter import flash_size
 from tfcompress.micro.operators import operator_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow Lite Micro and Keras have")
@@ -83,6 +84,13 @@ def test_file_takes_and_returns_int8_for_one_sample(model, samples, tmp_path):
         assert flatbuffer.TYPE_NAMES[graph.tensors[index].type] == "INT8"
         assert graph.tensors[index].shape.tolist() == shape
     assert flatbuffer.tensor_name(graph.tensors[graph.inputs[0]]) == "image"
+
+
+@pytest.mark.parametrize("scale", (0.01, 1, 300))
+def test_flash_size_is_never_below_the_file(model, samples, tmp_path, scale):
+    report = exported(model, tmp_path / "model.tflite", samples * scale)
+    flash = report["micro"]["flash_bytes"]
+    assert flash <= flash_size(model) <= 1.08 * flash
 
 
 def test_kernels_that_would_grow_stay_int8(samples, tmp_path):

@@ -211,10 +211,10 @@ class _Comparison:
             if not found <= ROUNDED_TOLERANCE:
                 raise ValueError(
                     f"{self._runtime} should predict nearly like Keras: '{name}' "
-                    f"within {ROUNDED_TOLERANCE:.0%} of its root mean square. Received: "
-                    f"{found:.1%}. Operators that read integer kernels round their "
-                    "inputs to 8 bits. Either this model does not stand that, or the "
-                    f"file is not this model's. {_REMEDIES[self._runtime]}"
+                    f"within {ROUNDED_TOLERANCE:.0%} of its root mean square. "
+                    f"Received: {found:.1%}. Operators that read integer kernels round "
+                    "their inputs to 8 bits. Either this model does not stand that, or "
+                    f"the file is not this model's. {_REMEDIES[self._runtime]}"
                 )
 
 
