@@ -35,6 +35,7 @@ from tfcompress.micro.runtime import (
     MicroRunner,
     MicroRuntime,
     check_installed,
+    relative_time,
 )
 from tfcompress.micro.source import SUFFIXES, header_path, sources
 from tfcompress.progress_bar import announced
@@ -86,7 +87,7 @@ def export_micro(
         content, rows, least, plain_least = fitting_file(runtime, plain, budget)
         comparison = prove(runtime, plain, content, model, samples)
         operators = resolver_methods(content)
-        times = runtime("milliseconds", ("int8", "encoded"), RUNS)
+        latency_ratio = relative_time(runtime, ("int8", "encoded"), RUNS)
         _write(temporary, path, content, least, operators)
     return {
         "size": {
@@ -99,7 +100,7 @@ def export_micro(
             "int8_flash_bytes": len(plain),
             "arena_bytes": least,
             "int8_arena_bytes": plain_least,
-            "latency_ratio": times[1] / times[0],
+            "latency_ratio": latency_ratio,
             "operators": operators,
         },
         **comparison,

@@ -4,6 +4,7 @@ import importlib.util
 import pickle
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,20 @@ class MicroRuntime:
     def _messages(self, start):
         self._log.seek(start)
         return self._log.read().decode(errors="replace")
+
+
+def relative_time(runtime: MicroRuntime, names: Sequence[str], runs: int) -> float:
+    """Returns the time of a loaded file relative to that of another.
+
+    It is the median over pairs of runs, which other load slows alike.
+
+    Args:
+        runtime: a `MicroRuntime`.
+        names: name of the other file, and of the file.
+        runs: int. Number of pairs.
+    """
+    times = runtime("milliseconds", names, runs)
+    return statistics.median(y / x for x, y in zip(*times, strict=True))
 
 
 def sufficient_arena(content: bytes) -> int:
