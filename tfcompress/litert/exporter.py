@@ -97,7 +97,8 @@ def export(
         file, "int8_flash_bytes" and "int8_arena_bytes" of the same file without
         encodings, "latency_ratio" of the two in the runtime on this machine, and
         "operators", the methods of a MicroMutableOpResolver. "tensors" is then a list
-        of {"tensor", "shape", "encoding", "bits", "bytes", "int8_bytes", "parts"}.
+        of {"tensor", "shape", "encoding", "bits", "bytes", "int8_bytes", "parts"}:
+        "bits" are those of an index, or of the longest code.
 
     Raises:
         ImportError: if activations="int8" and litert-quantizer is not installed; or if
