@@ -52,7 +52,7 @@ lint: $(VENV)/.installed
 # environment instead of the environment's own.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip -e ".[recipes,tfmot,int8,dev]"
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip -e ".[recipes,tfmot,int8,micro,dev]"
 	touch $@
 
 # The short list of docs/devices.md, and what the tests need.

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib.util
 import io
 import pathlib
 import re
@@ -91,7 +92,12 @@ def test_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     text, _ = text.split("## With tensorflow-model-optimization")  # Keras 2
+    if importlib.util.find_spec("tflite_micro") is None:
+        text, _ = text.split("## On microcontrollers")
     text = re.sub(r"epochs=\d+", "epochs=2", text)
     namespace = {"np": np, "keras": keras}
     exec(READER, namespace)
     run_blocks(ROOT / "README.md", text, namespace)
+    if importlib.util.find_spec("tflite_micro") is not None:
+        path = ROOT / "docs" / "microcontrollers.md"
+        run_blocks(path, path.read_text(), namespace)

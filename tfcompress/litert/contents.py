@@ -28,11 +28,13 @@ class Constant:
         name: str. Name in the file, or "" if it has none.
         read_by: str. Name of the first operator that reads it, directly or decoded.
         role: "kernel" or "bias" of a convolution or fully connected operator, or "".
-        type: str. Tensor type, such as "INT2".
+        type: str. Tensor type, such as "INT2"; of kernels that TensorFlow Lite Micro
+            decodes the encoding and the bits of an element, such as "Huffman 1.5 bits".
         shape: tuple of ints.
         zeros: float or None. Share of elements that are zero; None for other types
-            than floats and INT2, INT4 and INT8.
-        bytes: int. Bytes of its elements as they are stored.
+            than floats, INT2, INT4 and INT8, and encoded kernels.
+        bytes: int. Bytes of its elements as they are stored, with the tables of
+            an encoding.
         scale_bytes: int. Bytes of its scales.
     """
 
@@ -69,9 +71,15 @@ def _of_graph(model, graph):
         for operator in graph.operators
         if flatbuffer.operator_name(model, operator) == "DEQUANTIZE"
     }
+    # Not at the top: `tfcompress.micro` imports this folder.
+    from tfcompress.micro.contents import encoded_constants
+
+    encoded = encoded_constants(model, graph)
     sources, seen = set(decoded.values()), set()
     for operator in graph.operators:
         reader = flatbuffer.operator_name(model, operator)
+        if any(index in encoded for index in operator.outputs):
+            continue  # listed likewise
         if reader == "DEQUANTIZE" and operator.inputs[0] in sources:
             continue  # listed with the operator that reads the decoded tensor
         for place, index in enumerate(operator.inputs):
@@ -81,19 +89,26 @@ def _of_graph(model, graph):
             seen.add(index)
             role = ROLES.get(place, "") if reader in NATIVE_BITS else ""
             tensor = graph.tensors[index]
-            if flatbuffer.constant(model, tensor) is not None:
-                yield _constant(model, tensor, reader, role)
+            if index in encoded:
+                yield _constant(tensor, reader, role, *encoded[index])
+            elif flatbuffer.constant(model, tensor) is not None:
+                yield _constant(tensor, reader, role, *_stored(model, tensor))
 
 
-def _constant(model, tensor, reader, role):
+def _stored(model, tensor):
+    """Returns `(type, zeros, bytes)` of a constant."""
     data = flatbuffer.constant(model, tensor)
-    shape = tuple(int(size) for size in np.atleast_1d(tensor.shape))
     bits, type_name = flatbuffer.TENSOR_BITS.get(tensor.type), TYPES[tensor.type]
     zeros = None
     if bits:
-        zeros = float((unpack(data, bits, int(np.prod(shape))) == 0).mean())
+        zeros = float((unpack(data, bits, int(np.prod(tensor.shape))) == 0).mean())
     elif type_name in FLOATS:
         zeros = float((data.view(FLOATS[type_name]) == 0).mean())
+    return type_name, zeros, len(data)
+
+
+def _constant(tensor, reader, role, type_name, zeros, size):
+    shape = tuple(int(x) for x in np.atleast_1d(tensor.shape))
     scale = tensor.quantization.scale if tensor.quantization else None
     return Constant(
         name=flatbuffer.tensor_name(tensor),
@@ -102,6 +117,6 @@ def _constant(model, tensor, reader, role):
         type=type_name,
         shape=shape,
         zeros=zeros,
-        bytes=len(data),
+        bytes=size,
         scale_bytes=0 if scale is None else np.asarray(scale).nbytes,
     )

@@ -23,13 +23,14 @@ from tfcompress.types import Tensor
 MESSAGE_LENGTH = 300
 
 
-def float_tflite(model: keras.Model) -> bytes:
+def float_tflite(model: keras.Model, batch_size: int | None = None) -> bytes:
     """Converts a model to a `.tflite` with float32 kernels, by TensorFlow's converter.
 
     Size and latency of packed files are compared with this file.
 
     Args:
         model: a built Functional or Sequential model; packed layers are decoded.
+        batch_size: int. Batch that the file is to take, or None for the model's.
 
     Returns:
         The file's content. Inputs are named `input_0`, ..., and outputs `output_0`,
@@ -50,16 +51,22 @@ def float_tflite(model: keras.Model) -> bytes:
         )
     check_has_graph(model)
     with announced("Conversion to .tflite"):
-        return _convert(_decode(functional(model)))
+        model = functional(model)
+        resizes = _has_free_sizes(model) or batch_size is not None
+        return _convert(_decode(model, resizes), batch_size)
 
 
-def _decode(model):
-    """Copies a model, with plain Keras layers and float kernels for packed ones."""
+def _decode(model, resizes):
+    """Copies a model, with plain Keras layers and float kernels for packed ones.
 
-    is_free = _has_free_sizes(model)
+    Args:
+        model: a Functional model.
+        resizes: whether images are repeated by an operator of their own, instead of by
+            TILE, which few devices have.
+    """
 
     def replace(layer):
-        if is_free and _FreeUpSampling2D.replaces(layer):
+        if resizes and _FreeUpSampling2D.replaces(layer):
             return _FreeUpSampling2D.from_config(layer.get_config())
         if not isinstance(layer, layers.PackedKernel):
             return clone_layer(layer)
@@ -104,9 +111,11 @@ class _FreeUpSampling2D(keras.layers.UpSampling2D):
         return tf.image.resize(inputs, sizes, self.interpolation)
 
 
-def _convert(model):
+def _convert(model, batch_size):
     """Converts at the model's batch, or at one sample where only that is possible."""
     shapes = [tuple(x.shape) for x in keras.tree.flatten(model.input)]
+    if batch_size is not None:
+        shapes = [(batch_size, *shape[1:]) for shape in shapes]
     try:
         return _converted(model, shapes)
     except _ConverterError as error:

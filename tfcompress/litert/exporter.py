@@ -25,19 +25,28 @@ from tfcompress.litert.runtime import Runner
 from tfcompress.litert.stored import check_written, kernel_tensors, recognise
 from tfcompress.progress_bar import announced
 
+TARGETS = ("litert", "micro")
 OPTIMIZE = ("size", "balanced", "latency")
 DTYPES = ("float", "int8")
+# Options where none are given. The files of microcontrollers know one way only.
+_OF_LITERT = {"optimize": "size", "activations": "float", "io": "float"}
+_OF_MICRO = {"optimize": "size", "activations": "int8", "io": "int8"}
+# Suffixes of source code, and those that are written.
+_SOURCES = (".c", ".cc", ".cpp", ".h", ".hpp")
+_WRITTEN = (("micro", ".cc"), ("micro", ".cpp"))
 
 
 def export(
     model: keras.Model,
     path: str | bytes | os.PathLike,
     verify: Any = None,
-    optimize: str = "size",
-    activations: str = "float",
+    optimize: str | None = None,
+    activations: str | None = None,
     representative_data: Any = None,
-    io: str = "float",
+    io: str | None = None,
     allowance: float | None = None,
+    target: str = "litert",
+    arena: float | str | None = None,
 ) -> dict[str, Any]:
     """Writes the `.tflite` of a finalized model, and proves it.
 
@@ -51,30 +60,44 @@ def export(
     The file is read back before it appears at `path`. The type and bytes of each tensor
     are compared with the plan, and the stock LiteRT runtime must predict like Keras.
 
+    With target="micro" the file computes with int8 throughout, and takes and returns
+    int8. Each kernel gets the encoding with the fewest bytes that TensorFlow Lite Micro
+    decodes: look-up tables, Huffman codes, a pruning mask, or none. That runtime must
+    decode each kernel to its codes, have the outputs of the same file without encodings
+    to the bit, and predict nearly like Keras.
+
     Args:
         model: a Functional model with packed layers, as `tfcompress.finalize`
             returns it.
         path: path of the file. An existing file is replaced only by one that passed.
             One that did not is kept as "model.refused.tflite" beside "model.tflite".
+            With target="micro" a path that ends in ".cc" or ".cpp" gets C++ source with
+            the file's bytes, and a header beside it.
         verify: samples to compare on: an array, a list or dict of arrays for
             several inputs, or a batched `tf.data.Dataset` of `x` or `(x, y)`.
             None takes a few random samples.
         optimize: "size", for the smallest file, which computes in float and decodes all
             kernels to float in memory; "latency", for the fewest bytes in about the
             time of a file with INT8 kernels; or "balanced", for the fewest bytes in the
-            time of the float file.
+            time of the float file. None is "size".
         activations: "float", or "int8" unless optimize="size", for a file that
             computes with integers throughout. Learned ranges of activations are kept;
             others come from `representative_data`. Layers kept in float are quantized
-            to 8 bits as well.
+            to 8 bits as well. None is "float", or "int8" with target="micro".
         representative_data: training samples, as `verify` takes them, for
             activations="int8". At most 256 of them are used.
         io: dtype of the file's inputs and outputs: "float", or "int8" with
             activations="int8", for devices that read sensors as integers. Scales and
-            zero points are in the file; `tfcompress.litert.predict` applies them.
+            zero points are in the file; `tfcompress.litert.predict` applies them. None
+            is "float", or "int8" with target="micro".
         allowance: predicted time of the operators that read kernels, relative to a
             file of the same graph: for optimize="latency" the one with INT8 kernels,
             1.05 by default; for "balanced" the float file, 1.0 by default.
+        target: "litert", or "micro" for TensorFlow Lite Micro (`tfcompress[micro]`, on
+            Linux with an x86-64 processor).
+        arena: with target="micro", memory of the runtime: bytes, or text with a unit
+            ("64 kB"). Kernels that are too large to be decoded there are split by
+            output channels, or stay INT8. None is any.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
@@ -86,8 +109,16 @@ def export(
         is missing otherwise. With activations="int8" also
         "ranges": {"learned", "calibrated"}, numbers of layers whose inputs have either.
 
+        With target="micro" also "micro", with "flash_bytes" and "arena_bytes" of the
+        file, "int8_flash_bytes" and "int8_arena_bytes" of the same file without
+        encodings, "latency_ratio" of the two in the runtime on this machine, and
+        "operators", the methods of a MicroMutableOpResolver. "tensors" is then a list
+        of {"tensor", "shape", "encoding", "bits", "bytes", "int8_bytes", "parts"}:
+        "bits" are those of an index, or of the longest code.
+
     Raises:
-        ImportError: if activations="int8" and litert-quantizer is not installed.
+        ImportError: if activations="int8" and litert-quantizer is not installed; or if
+            target="micro" and tflite-micro is not.
         OSError: if `path` cannot be written.
         ValueError: if an argument is not one of its values, the model is still in
             training or cannot be converted, or its file does not pass.
@@ -97,8 +128,17 @@ def export(
             see `tfcompress.litert.proof.check.compare`.
     """
     path = output_path(path)
-    _check_arguments(optimize, activations, representative_data, io)
+    optimize, activations, io = _of_target(
+        target, optimize=optimize, activations=activations, io=io
+    )
+    _check_arguments(target, optimize, activations, representative_data, io)
     check_allowance(allowance, optimize)
+    _check_target(target, path, arena)
+    if target == "micro":
+        # Not at the top: it is rarely needed.
+        from tfcompress.micro.exporter import export_micro
+
+        return export_micro(model, path, verify, representative_data, arena)
     kernels = packed_kernels(model)
     model = functional(model)
     samples = Samples(model, verify)
@@ -194,7 +234,39 @@ def _integer(
     return float_tflite(model), *integer
 
 
-def _check_arguments(optimize, activations, representative_data, io):
+def _of_target(target: str, **options: str | None) -> list[str]:
+    """Returns the values of options, with the target's own where they are None.
+
+    Raises:
+        ValueError: if the target is unknown, or takes another value.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"`target` is one of {TARGETS}. Received: target={target!r}.")
+    for name, value in options.items():
+        if target == "micro" and value not in (None, _OF_MICRO[name]):
+            raise ValueError(
+                f"{name}={_OF_MICRO[name]!r} or None is expected with target='micro', "
+                f"whose files are int8 throughout. Received: {name}={value!r}."
+            )
+    defaults = _OF_MICRO if target == "micro" else _OF_LITERT
+    return [defaults[name] if x is None else x for name, x in options.items()]
+
+
+def _check_target(target: str, path: str | os.PathLike, arena: object) -> None:
+    suffix = os.path.splitext(os.fspath(path))[1]
+    if target == "litert" and arena is not None:
+        raise ValueError(
+            f"`arena` is expected with target='micro'. Received: arena={arena!r}, "
+            "target='litert'."
+        )
+    if suffix in _SOURCES and (target, suffix) not in _WRITTEN:
+        raise ValueError(
+            "`path` should end in '.tflite', or with target='micro' in '.cc' or '.cpp' "
+            f"for C++ source. Received: '{os.fspath(path)}', target={target!r}."
+        )
+
+
+def _check_arguments(target, optimize, activations, representative_data, io):
     for name, value, known in (
         ("optimize", optimize, OPTIMIZE),
         ("activations", activations, DTYPES),
@@ -202,6 +274,13 @@ def _check_arguments(optimize, activations, representative_data, io):
     ):
         if value not in known:
             raise ValueError(f"`{name}` is one of {known}. Received: {name}={value!r}.")
+    if target == "micro":
+        if representative_data is None:
+            raise ValueError(
+                "target='micro' is expected with `representative_data`, training "
+                "samples for the ranges of int8 activations. Received: None."
+            )
+        return
     if activations == "int8" and (optimize == "size" or representative_data is None):
         raise ValueError(
             "activations='int8' is expected with optimize='latency' or 'balanced' and "

@@ -102,7 +102,7 @@ class Runner:
                 self._interpreter.set_tensor(details["index"], array)
             self._interpreter.invoke()
             return [
-                _decoded(self._interpreter.get_tensor(details["index"]), details)
+                decoded(self._interpreter.get_tensor(details["index"]), details)
                 for _, details in self.outputs
             ]
 
@@ -143,7 +143,7 @@ class Runner:
                 f"size). Received: {received}."
             )
         return [
-            _coded(array, x) for array, (_, x) in zip(batch, self.inputs, strict=True)
+            coded(array, x) for array, (_, x) in zip(batch, self.inputs, strict=True)
         ]
 
     def _resize(self, shapes):
@@ -172,7 +172,7 @@ def _takes(details, dtype):
     return np.can_cast(dtype, details["dtype"], "same_kind")
 
 
-def _coded(array, details):
+def coded(array: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     """Converts an array to an input's dtype, or floats to a quantized input's codes."""
     dtype = details["dtype"]
     if _is_quantized(details) and np.issubdtype(array.dtype, np.floating):
@@ -183,7 +183,7 @@ def _coded(array, details):
     return array.astype(dtype, copy=False)
 
 
-def _decoded(array, details):
+def decoded(array: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     """Returns the values of a quantized output; other outputs as they are."""
     if not _is_quantized(details):
         return array

@@ -98,7 +98,9 @@ def test_file_takes_at_most_the_size_and_nearly_all_of_it(searched, mnist, tmp_p
     compressed = key == "tflite_xz_bytes"
     assert packed_size(tiny, compressed) == report["size"][key]
     # The estimated bytes of a graph are those of common layers.
-    assert 0.75 < estimated_size(tiny, compressed) / report["size"][key] < 1.4
+    assert (
+        0.75 < estimated_size(tiny, student.scheme.unit()) / report["size"][key] < 1.4
+    )
 
 
 def test_finished_model_predicts_like_the_student(searched, mnist):

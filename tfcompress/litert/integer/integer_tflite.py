@@ -20,7 +20,7 @@ from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, levels_of, limits_of
 from tfcompress.litert.integer.static_int8 import quantized_tflite
 from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, kernel_tensor
-from tfcompress.litert.lowering.lowering import Lowering
+from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.litert.pack import find_kernels, rename
 
 # Operators whose results are some of their inputs, in the same scale. Levels of what
@@ -58,7 +58,28 @@ def integer_tflite(
         ValueError: if a kernel is not in the converted graph, or cannot be computed
             with integers.
     """
-    file = flatbuffer.read(float_tflite(_without_quantized_inputs(model)))
+    file, places, ranges = integer_graph(model, kernels, samples, names, float_ends)
+    matches = lowering.apply(file, places)
+    flatbuffer.strip(file)
+    return flatbuffer.write(file), matches, ranges
+
+
+def integer_graph(
+    model: keras.Model,
+    kernels: Sequence[Kernel],
+    samples: Iterable[Sequence[np.ndarray]],
+    names: tuple[Sequence[str], Sequence[str]],
+    float_ends: bool,
+    batch_size: int | None = None,
+) -> tuple[schema.ModelT, list[Place], dict[str, int]]:
+    """Makes the same file with all kernels in INT8 and the names of all tensors.
+
+    Args:
+        model, kernels, samples, names, float_ends: as `integer_tflite` takes them.
+        batch_size: int. Batch that the file is to take, or None for the model's.
+    """
+    plain = _without_quantized_inputs(model)
+    file = flatbuffer.read(float_tflite(plain, batch_size))
     flatbuffer.make_names_unique(file)  # operators and ranges are found by name
     content = flatbuffer.write(file)
     trained = _TrainedOperators(content, kernels, _input_levels(model))
@@ -66,9 +87,7 @@ def integer_tflite(
     writer = _TrainedWriter(calibrated, trained)
     writer.run()
     rename(writer.model, *names)
-    matches = lowering.apply(writer.model, writer.places)
-    flatbuffer.strip(writer.model)
-    return flatbuffer.write(writer.model), matches, writer.ranges
+    return writer.model, writer.places, writer.ranges
 
 
 def _without_quantized_inputs(model: keras.Model) -> keras.Model:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -26,6 +26,11 @@ NOISE = 1e-7
 # class below which the user is warned.
 ROUNDED_TOLERANCE = 0.3
 LEAST_AGREEMENT = 0.995
+_REMEDIES = {
+    "LiteRT": "Export it with optimize='size'.",
+    "TensorFlow Lite Micro": "Train with quantized activations, as `tfcompress."
+    "Uniform` and `BitSharing` do, or give other `representative_data`.",
+}
 
 
 def check(
@@ -68,7 +73,12 @@ def check(
 
 
 def compare(
-    content: bytes, model: keras.Model, samples: Samples, exact: bool = True
+    content: bytes,
+    model: keras.Model,
+    samples: Samples,
+    exact: bool = True,
+    run: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
+    runtime: str = "LiteRT",
 ) -> dict[str, Any]:
     """Runs LiteRT and Keras on the same samples, and checks that they agree.
 
@@ -87,6 +97,9 @@ def compare(
         exact: bool. Whether the file computes in float. Operators that read integer
             kernels themselves round their inputs to 8 bits, by the range of each
             sample. Predictions must then be close, up to `ROUNDED_TOLERANCE`.
+        run: function from a batch to outputs, both lists of arrays, that runs the file
+            in another runtime; None for LiteRT.
+        runtime: str. Name of the runtime, for messages.
 
     Returns:
         Dict of "agreement" and "verified_on", as in the result of `check`.
@@ -100,10 +113,10 @@ def compare(
         UserWarning: if the file is not exact, and fewer than `LEAST_AGREEMENT` of the
             given samples have the same class.
     """
-    runner = Runner(content)
+    runner = run or Runner(content)
     quantized = exact and has_quantized_activations(model)
     on_same_levels = SameLevels(content, model, TOLERANCE) if quantized else None
-    comparison = _Comparison(output_names(model))
+    comparison = _Comparison(output_names(model), runtime)
     with progress_bar("Comparison with Keras", samples.batches()) as bar:
         for batch in bar.over(samples):
             outputs = _keras_outputs(model, batch), runner(batch)
@@ -115,7 +128,7 @@ def compare(
         comparison.check_equal()
     else:
         comparison.check_close()
-        _warn_of_other_classes(comparison.top1(), samples)
+        _warn_of_other_classes(comparison.top1(), samples, runtime)
     return {
         "agreement": {
             "samples": comparison.samples,
@@ -135,9 +148,11 @@ class _Comparison:
 
     Args:
         names: names of the outputs.
+        runtime: str. Name of the runtime.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], runtime: str) -> None:
+        self._runtime = runtime
         self.samples = 0
         self.difference = np.zeros(len(names))
         self._names = names
@@ -152,7 +167,7 @@ class _Comparison:
         Raises:
             ValueError: if shapes differ, or an output is not finite.
         """
-        _check_outputs(self._names, expected, received)
+        _check_outputs(self._names, expected, received, self._runtime)
         self.samples += len(expected[0])
         found = _differences(expected, received)
         self.difference = np.maximum(self.difference, found)
@@ -196,20 +211,20 @@ class _Comparison:
         for name, found in zip(self._names, differences, strict=True):
             if not found <= ROUNDED_TOLERANCE:
                 raise ValueError(
-                    f"LiteRT should predict nearly like Keras: '{name}' within "
-                    f"{ROUNDED_TOLERANCE:.0%} of its root mean square. Received: "
-                    f"{found:.1%}. Operators that read integer kernels round their "
-                    "inputs to 8 bits. Either this model does not stand that, or the "
-                    "file is not this model's. Export it with optimize='size'."
+                    f"{self._runtime} should predict nearly like Keras: '{name}' "
+                    f"within {ROUNDED_TOLERANCE:.0%} of its root mean square. "
+                    f"Received: {found:.1%}. Operators that read integer kernels round "
+                    "their inputs to 8 bits. Either this model does not stand that, or "
+                    f"the file is not this model's. {_REMEDIES[self._runtime]}"
                 )
 
 
-def _warn_of_other_classes(top1, samples):
+def _warn_of_other_classes(top1, samples, runtime):
     if samples.given and top1 is not None and top1 < LEAST_AGREEMENT:
         warnings.warn(
-            f"LiteRT and Keras have the same class for {top1:.2%} of the samples, less "
-            f"than {LEAST_AGREEMENT:.1%}: operators round their inputs to 8 bits. Look "
-            "at the accuracy of the file, or export with optimize='size'.",
+            f"{runtime} and Keras have the same class for {top1:.2%} of the samples, "
+            f"less than {LEAST_AGREEMENT:.1%}: operators round their inputs to 8 bits. "
+            f"Look at the accuracy of the file. {_REMEDIES[runtime]}",
             stacklevel=4,
         )
 
@@ -226,7 +241,7 @@ def _keras_outputs(model, batch):
     return [ops.convert_to_numpy(output) for output in outputs]
 
 
-def _check_outputs(names, expected, received):
+def _check_outputs(names, expected, received, runtime):
     shapes = [[y.shape for y in outputs] for outputs in (expected, received)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -234,7 +249,7 @@ def _check_outputs(names, expected, received):
             f"Received: {shapes[1]}. It is the file of another model."
         )
     for name, y, z in zip(names, expected, received, strict=True):
-        for who, values in (("Keras", y), ("LiteRT", z)):
+        for who, values in (("Keras", y), (runtime, z)):
             if not np.isfinite(values).all():
                 raise ValueError(
                     f"Finite outputs are expected. Received: NaN or infinity in "

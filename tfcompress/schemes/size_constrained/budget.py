@@ -1,6 +1,5 @@
 """Size of weights: value bits as the paper counts them, or bytes of a file."""
 
-import re
 from collections.abc import Collection, Mapping
 
 import keras
@@ -14,7 +13,9 @@ from tfcompress.cost.arithmetic import (
     value_bits,
     xz_bytes,
 )
+from tfcompress.cost.parse_bytes import parse_bytes
 from tfcompress.layers import PackedKernel
+from tfcompress.micro.encodings.choice import encoded_bytes
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
 from tfcompress.schemes.size_constrained.overhead import GRAPH_BYTES
 
@@ -22,7 +23,6 @@ from tfcompress.schemes.size_constrained.overhead import GRAPH_BYTES
 _FAST_FROM = 2**15
 # Bytes of a weight among zeros after xz, with its place.
 _XZ_BYTES_PER_WEIGHT = 3
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 
 
 def parse_size(size: float | str, reference: float) -> float:
@@ -37,13 +37,7 @@ def parse_size(size: float | str, reference: float) -> float:
         ValueError: if the size is none of these, or not positive.
     """
     if isinstance(size, str) and size.strip()[-1:].isalpha():
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]+)\s*", size.lower())
-        if match is None or match[2] not in _UNITS:
-            raise ValueError(
-                "`size` has one of the units B, kB, MB, KiB and MiB, as in '100 kB'. "
-                f"Received: size={size!r}."
-            )
-        return parse_budget(f"{match[1]}", _UNITS[match[2]], "size")
+        return parse_bytes(size, "size")
     return parse_budget(size, reference, "size")
 
 
@@ -63,7 +57,7 @@ class SizeBudget:
         total: float. The budget, in bits if `unit` is "value_bits", else in bytes.
         unit: str. "value_bits": bits times non-zero weights, as in arXiv 1910.05897,
             Section 3; "xz_bytes": bytes of the file after xz; "bytes": bytes of the
-            file as it is.
+            file as it is; "flash_bytes": the same of the file for microcontrollers.
         codebook: str. "uniform" or "kmeans".
         overhead: float. Bytes of the file that are not codes.
     """
@@ -98,7 +92,9 @@ class SizeBudget:
             return size * container_bits(bits)
         if self.unit == "value_bits":
             return value_bits(nonzeros, self.index_bits(bits))
-        return entropy_bits_of_counts(np.append(counts, size - nonzeros))
+        bits_of_codes = entropy_bits_of_counts(np.append(counts, size - nonzeros))
+        # A Huffman code has at least one bit.
+        return max(bits_of_codes, size) if self.unit == "flash_bytes" else bits_of_codes
 
     def nominal_bits(
         self, codes: Mapping[str, tuple[np.ndarray, int]]
@@ -166,6 +162,8 @@ class SizeBudget:
             )
         if self.unit == "bytes":
             return self.overhead + coded_bytes(self._stored(codes), compressed=False)
+        if self.unit == "flash_bytes":
+            return self.overhead + sum(encoded_bytes(x) for x, _ in codes.values())
         content = packed_content(self._stored(codes))
         if len(content) < _FAST_FROM:
             return self.overhead + xz_bytes(content)
@@ -223,13 +221,14 @@ def _counts_of_levels(codes):
     return counts[1:][counts[1:] > 0]
 
 
-def estimated_size(model: keras.Model, compressed: bool) -> int:
+def estimated_size(model: keras.Model, unit: str) -> int:
     """Returns the approximate bytes of a packed model's file, without LiteRT.
 
     Args:
         model: `keras.Model` from `tfcompress.finalize`.
-        compressed: bool. Whether they are counted after xz.
+        unit: "xz_bytes", "bytes" or "flash_bytes".
     """
+    compressed = unit == "xz_bytes"
     packed = [x for x in model.layers if isinstance(x, PackedKernel)]
     codes = {layer.name: (layer.codes, layer.kernel_bits) for layer in packed}
     floats = b"".join(
@@ -239,4 +238,8 @@ def estimated_size(model: keras.Model, compressed: bool) -> int:
     graph = per_layer * len(model.layers) + per_file
     # Scales that are the same for all channels take no bytes after xz.
     float_bytes = xz_bytes(floats) if compressed else len(floats)
-    return coded_bytes(codes, compressed) + float_bytes + graph
+    if unit == "flash_bytes":
+        coded = sum(encoded_bytes(array) for array, _ in codes.values())
+    else:
+        coded = coded_bytes(codes, compressed)
+    return coded + float_bytes + graph

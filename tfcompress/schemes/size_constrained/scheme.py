@@ -1,6 +1,7 @@
 """Scheme with one number for all layers: the size of the finished file."""
 
 import functools
+import importlib.util
 import math
 import warnings
 from collections.abc import Mapping
@@ -58,10 +59,10 @@ class SizeConstrained(SearchingScheme):
     Weights are still removed where the file would become too large. First and last
     layers are treated like all others; biases and batch normalization stay float.
 
-    The logs of each epoch have "value_bits", "xz_bytes" or "bytes", the size, where all
-    but the codes is as last measured; "budget_ratio", the size divided by the budget;
-    "sparsity" and "mean_weight_bits" of the codes; and "phase", 1 once the search has
-    ended, else 0.
+    The logs of each epoch have "value_bits", "xz_bytes", "bytes" or "flash_bytes", the
+    size, where all but the codes is as last measured; "budget_ratio", the size divided
+    by the budget; "sparsity" and "mean_weight_bits" of the codes; and "phase", 1 once
+    the search has ended, else 0.
 
     Args:
         size: size of the finished `.tflite`: bytes, "100 kB", or a share of the float
@@ -74,7 +75,10 @@ class SizeConstrained(SearchingScheme):
             that it is small only after compression.
         compression: str. "xz": `size` is measured after xz, as downloads, app bundles
             and firmware images are packed. "none": of the file as it is, where zeros
-            save nothing.
+            save nothing. None is "xz", or "none" with target="micro".
+        target: str. "litert", or "micro": `size` is the flash of the file that
+            `tfcompress.export` writes with target="micro" and any arena. Zeros save
+            bytes there, down to one bit a weight.
         rho: float from 0 to 1e6, or None. Penalty parameter of ADMM (in the paper 0.05
             for LeNet-5 and 1e-3 for AlexNet, with SGD). A step draws kernels by
             learning rate * rho. None takes 2 over the sum of the learning rates to come
@@ -99,22 +103,26 @@ class SizeConstrained(SearchingScheme):
         size: float | str | None = None,
         value_bits: float | str | None = None,
         codebook: str = "uniform",
-        compression: str = "xz",
+        compression: str | None = None,
         rho: float | None = None,
         search_fraction: float = 0.5,
         weight_decay: float = 1e-4,
         overrides: Mapping[str, Any] | None = None,
         activation_bits: int | None = None,
+        target: str = "litert",
     ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         _check_budget(size, value_bits)
-        _check_codebook(codebook, compression)
+        _check_target(target, compression, value_bits)
+        compression = compression or ("none" if target == "micro" else "xz")
+        _check_codebook(codebook, compression, target)
         if rho is not None:
             check_number("rho", rho, "a number from 0 to 1e6", lambda x: 0 <= x <= 1e6)
         self.size: Any = size  # or None, and then `value_bits` is not
         self.value_bits: Any = value_bits
         self.codebook = codebook
         self.compression = compression
+        self.target = target
         self.rho = rho
         self.activation_bits = activation_bits
         # By whether a layer's input is signed.
@@ -127,7 +135,7 @@ class SizeConstrained(SearchingScheme):
         return self.configs[place.signed_input]
 
     def connect(self, student: Student) -> None:
-        widths = BIT_WIDTHS[self.codebook, self.compression == "xz"]
+        widths = self._widths()
         student.size_space = SizeSpace(student, self.codebook, widths)
 
     def check(self, model: keras.Model, plan: "Plan") -> None:
@@ -139,7 +147,9 @@ class SizeConstrained(SearchingScheme):
             ValueError: if the budget is smaller.
         """
         coded = [row.layer for row in plan.treated() if row.config in self.configs]
-        if self.total(model) > _CLEARLY * self._least_size(model, coded):
+        if self.target == "micro":
+            _check_quantizer()
+        elif self.total(model) > _CLEARLY * self._least_size(model, coded):
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's `compress` has them too
@@ -196,6 +206,11 @@ class SizeConstrained(SearchingScheme):
     def cost_name(self) -> str:
         return self.unit()
 
+    def _widths(self):
+        """The bits of a code to choose from. Every width has an encoding in flash."""
+        of_any_width = self.compression == "xz" or self.target == "micro"
+        return BIT_WIDTHS[self.codebook, of_any_width]
+
     def _budget(self, model, coded):
         """The `SizeBudget` of a model or student, with an estimated overhead.
 
@@ -211,7 +226,7 @@ class SizeConstrained(SearchingScheme):
 
     def _least_size(self, model, coded):
         sizes = [math.prod(layer.kernel.shape) for layer in coded]
-        bits = BIT_WIDTHS[self.codebook, self.compression == "xz"][0]
+        bits = self._widths()[0]
         return self._budget(model, coded).least_size(sizes, MIN_WEIGHTS, bits)
 
     def _size_of(self, student):
@@ -221,15 +236,25 @@ class SizeConstrained(SearchingScheme):
             return budget.size_of(student.size_space.codebooks.codes())
         tiny = inference_model(student)
         if keras.backend.backend() != "tensorflow":
-            return estimated_size(tiny, self.compression == "xz")
-        from tfcompress.litert import packed_size  # not at the top: it needs LiteRT
+            return estimated_size(tiny, self.unit())
+        # Not at the top: they need LiteRT.
+        if self.target == "micro":
+            from tfcompress.micro.exporter import flash_size
+
+            return flash_size(tiny)
+        from tfcompress.litert import packed_size
 
         return packed_size(tiny, self.compression == "xz")
 
     def unit(self) -> str:
-        """Returns the unit of the budget: "value_bits", "xz_bytes" or "bytes"."""
+        """Returns the unit of the budget.
+
+        It is "value_bits", "xz_bytes", "bytes" or "flash_bytes".
+        """
         if self.value_bits is not None:
             return "value_bits"
+        if self.target == "micro":
+            return "flash_bytes"
         return {"xz": "xz_bytes", "none": "bytes"}[self.compression]
 
     def total(self, model: keras.Model) -> float:
@@ -254,6 +279,7 @@ class SizeConstrained(SearchingScheme):
             "compression": self.compression,
             "rho": self.rho,
             "activation_bits": self.activation_bits,
+            "target": self.target,
         }
 
 
@@ -279,7 +305,28 @@ def _check_budget(size, value_bits):
         parse_size(size, 1.0)
 
 
-def _check_codebook(codebook, compression):
+def _check_target(target, compression, value_bits):
+    if target not in ("litert", "micro"):
+        raise ValueError(
+            f"`target` is 'litert' or 'micro'. Received: target={target!r}."
+        )
+    if target == "micro" and (compression == "xz" or value_bits is not None):
+        raise ValueError(
+            "target='micro' is expected with `size`, of the file as it is. Received: "
+            f"compression={compression!r}, value_bits={value_bits!r}."
+        )
+
+
+def _check_quantizer():
+    is_measured = keras.backend.backend() == "tensorflow"
+    if is_measured and importlib.util.find_spec("litert_quantizer") is None:
+        raise ImportError(
+            "SizeConstrained(target='micro') needs the package litert-quantizer, which "
+            "makes the file that is measured. Install `tfcompress[int8]`."
+        )
+
+
+def _check_codebook(codebook, compression, target):
     if codebook not in ("uniform", "kmeans"):
         raise ValueError(
             f"`codebook` is 'uniform' or 'kmeans'. Received: codebook={codebook!r}."
@@ -288,7 +335,7 @@ def _check_codebook(codebook, compression):
         raise ValueError(
             f"`compression` is 'xz' or 'none'. Received: compression={compression!r}."
         )
-    if codebook == "kmeans" and compression == "none":
+    if codebook == "kmeans" and (compression, target) == ("none", "litert"):
         raise ValueError(
             "A k-means codebook takes 8 bits a weight unless it is compressed. "
             "Received: codebook='kmeans', compression='none'. Take "

@@ -1,0 +1,31 @@
+"""Sizes in bytes, as users write them."""
+
+import numbers
+import re
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
+
+
+def parse_bytes(size: float | str, name: str) -> float:
+    """Returns the bytes of a size, a finite number above 0.
+
+    Args:
+        size: number of bytes, or text with a unit, such as "100 kB" or "1.5 MiB".
+        name: str. Name of the argument, for the error.
+
+    Raises:
+        ValueError: if the size is neither.
+    """
+    value = None
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", size.lower())
+        if match and match[2] in _UNITS:
+            value = float(match[1]) * _UNITS[match[2]]
+    elif isinstance(size, numbers.Real) and not isinstance(size, bool):
+        value = float(size)
+    if value is None or not 0 < value < float("inf"):
+        raise ValueError(
+            f"`{name}` is a number of bytes above 0, or text with one of the units B, "
+            f"kB, MB, KiB and MiB, as in '100 kB'. Received: {name}={size!r}."
+        )
+    return value

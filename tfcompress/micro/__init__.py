@@ -1,0 +1,1 @@
+"""Files for microcontrollers: kernels that TensorFlow Lite Micro decodes by itself."""

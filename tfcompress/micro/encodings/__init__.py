@@ -1,0 +1,1 @@
+"""Encodings of int8 kernels that TensorFlow Lite Micro decodes by itself."""

@@ -1,0 +1,258 @@
+"""Export of a finalized Keras model for TensorFlow Lite Micro."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.compat.litert_private import schema
+from tfcompress.cost.arithmetic import xz_bytes
+from tfcompress.cost.parse_bytes import parse_bytes
+from tfcompress.graph.signature import functional, input_names, output_names
+from tfcompress.litert import flatbuffer
+from tfcompress.litert.convert import float_tflite
+from tfcompress.litert.integer.integer_tflite import integer_graph
+from tfcompress.litert.kernels import Kernel, Match, packed_kernels
+from tfcompress.litert.proof.output import replaced_when_done
+from tfcompress.litert.proof.samples import Samples
+from tfcompress.litert.stored import check_written, kernel_tensors
+from tfcompress.micro.arena import fitting_file
+from tfcompress.micro.kernels import READERS
+from tfcompress.micro.operators import (
+    check_supported,
+    layer_names,
+    operator_name,
+    resolver_methods,
+)
+from tfcompress.micro.proof import prove
+from tfcompress.micro.rewrite import encoded_file
+from tfcompress.micro.runtime import (
+    MicroError,
+    MicroRunner,
+    MicroRuntime,
+    check_installed,
+    relative_time,
+)
+from tfcompress.micro.source import SUFFIXES, header_path, sources
+from tfcompress.progress_bar import announced
+from tfcompress.quantizers.packing import unpack
+
+# Timed runs of each file.
+RUNS = 20
+# Bytes of a zero point, with its length and alignment.
+_RANGE_BYTES = 12
+
+
+def export_micro(
+    model: keras.Model,
+    path: str | os.PathLike,
+    verify: Any,
+    representative_data: Any,
+    arena: float | str | None,
+) -> dict[str, Any]:
+    """Writes the file of a finalized model for TensorFlow Lite Micro, and proves it.
+
+    See `tfcompress.litert.export` with target="micro".
+
+    Args:
+        model, path, verify, representative_data, arena: as there.
+
+    Returns:
+        The dict described there.
+
+    Raises:
+        ImportError, OSError, ValueError: as there.
+    """
+    budget = None if arena is None else parse_bytes(arena, "arena")
+    check_installed()
+    kernels = packed_kernels(model)
+    model = functional(model)
+    _check_inputs(model)
+    samples = Samples(model, verify)
+    representative = Samples(model, representative_data, "representative_data")
+    for given in (samples, representative):
+        next(iter(given))  # wrong samples raise an error before the work starts
+    with (
+        announced(f"Export of '{os.fspath(path)}'"),
+        _replaced(path) as temporary,
+        MicroRuntime() as runtime,
+    ):
+        plain, matches, ranges, layers = int8_file(model, kernels, representative)
+        check_written(_planned(plain, matches), matches)
+        _check_runs(runtime, plain, layers)
+        content, rows, least, plain_least = fitting_file(runtime, plain, budget)
+        comparison = prove(runtime, plain, content, model, samples)
+        operators = resolver_methods(content)
+        latency_ratio = relative_time(runtime, ("int8", "encoded"), RUNS)
+        _write(temporary, path, content, least, operators)
+    return {
+        "size": {
+            "float_tflite_bytes": len(float_tflite(model)),
+            "tflite_bytes": len(content),
+            "tflite_xz_bytes": xz_bytes(content),
+        },
+        "micro": {
+            "flash_bytes": len(content),
+            "int8_flash_bytes": len(plain),
+            "arena_bytes": least,
+            "int8_arena_bytes": plain_least,
+            "latency_ratio": latency_ratio,
+            "operators": operators,
+        },
+        **comparison,
+        "ranges": ranges,
+        "tensors": rows,
+    }
+
+
+def int8_file(
+    model: keras.Model, kernels: Sequence[Kernel], representative: Samples
+) -> tuple[bytes, list[Match], dict[str, int], list[str]]:
+    """Makes the int8 file that is to be encoded.
+
+    Args:
+        model: a Functional model with packed layers.
+        kernels: its kernels.
+        representative: samples for the ranges of activations.
+
+    Returns:
+        `(content, matches, ranges, layers)`: as `integer_tflite` returns them, and the
+        layer of each operator.
+
+    Raises:
+        ValueError: if the file needs an operator that the runtime lacks.
+    """
+    names = input_names(model), output_names(model)
+    batch_size = model.inputs[0].shape[0] or 1
+    file, places, ranges = integer_graph(
+        model, kernels, representative, names, False, batch_size
+    )
+    file = flatbuffer.read(flatbuffer.write(file))  # new names become bytes
+    layers = layer_names(file, model)
+    check_supported(file, layers)
+    matches = [found for *_, found in places]
+    graph, planned = file.subgraphs[0], {found.kernel.layer for found in matches}
+    for operator, layer in zip(graph.operators, layers, strict=True):
+        reads_kernel = operator_name(file, operator) in READERS
+        for place, index in enumerate(operator.inputs):
+            if index >= 0:
+                tensor = graph.tensors[index]
+                name = flatbuffer.tensor_name(tensor)
+                name = name if name in planned else layer
+                _simplify(file, tensor, name if reads_kernel and place == 1 else None)
+    for index in graph.outputs:
+        graph.tensors[index].shapeSignature = None
+    file.signatureDefs = None
+    flatbuffer.strip(file)
+    in_int8 = [
+        dataclasses.replace(x, kernel=dataclasses.replace(x.kernel, bits=8))
+        for x in matches
+    ]
+    return flatbuffer.write(file), in_int8, ranges, layers
+
+
+def flash_size(model: keras.Model) -> int:
+    """Returns the bytes of the file that `export` would write, or a few more.
+
+    Ranges of activations are those of random samples. Equal ranges are stored once, so
+    that bytes for those of all tensors are added.
+
+    Args:
+        model: a Functional model with packed layers.
+
+    Raises:
+        ImportError: if litert-quantizer is not installed.
+        ValueError: if the model is still in training, or cannot be converted.
+    """
+    kernels = packed_kernels(model)
+    model = functional(model)
+    _check_inputs(model)
+    plain, *_ = int8_file(model, kernels, Samples(model, None))
+    content, _ = encoded_file(plain, {})
+    tensors = flatbuffer.read(plain).subgraphs[0].tensors
+    return len(content) + _RANGE_BYTES * len(tensors)
+
+
+def _simplify(file: schema.ModelT, tensor: schema.TensorT, name: str | None) -> None:
+    """Turns a tensor's codes of few bits into INT8, and drops what the runtime ignores.
+
+    Args:
+        file: the parsed file.
+        tensor: an input of an operator. It is changed.
+        name: str, the new name of a kernel; or None.
+    """
+    tensor.shapeSignature = None
+    data = flatbuffer.constant(file, tensor)
+    bits = flatbuffer.TENSOR_BITS.get(tensor.type)
+    if data is None:
+        return
+    if bits in (2, 4):
+        codes = unpack(data, bits, int(np.prod(tensor.shape)))
+        tensor.buffer = flatbuffer.append_buffer(file, codes.view(np.uint8).ravel())
+        tensor.type = schema.TensorType.INT8
+    tensor.name = None if bits is None else name
+
+
+def _planned(content, matches):
+    names = {found.kernel.layer for found in matches}
+    return [tensor for tensor in kernel_tensors(content) if tensor.name in names]
+
+
+def _check_inputs(model: keras.Model) -> None:
+    shapes = [tuple(x.shape) for x in model.inputs]
+    if any(None in shape[1:] for shape in shapes):
+        raise ValueError(
+            "target='micro' takes inputs of fixed sizes: the runtime plans its memory "
+            f"once. Received: inputs of shapes {shapes}. Make `inputs` of fixed sizes "
+            "by keras.Input, and export keras.Model(inputs, model(inputs))."
+        )
+
+
+def _check_runs(runtime: MicroRuntime, plain: bytes, layers: Sequence[str]) -> None:
+    """Loads the int8 file, and runs it once.
+
+    Raises:
+        ValueError: if the runtime refuses it. The layer is named.
+    """
+    try:
+        MicroRunner(runtime, plain, "int8")
+        runtime("milliseconds", ("int8",), 1)
+    except MicroError as error:
+        place = error.operator()
+        if place is None:
+            raise
+        raise ValueError(
+            "Layers that TensorFlow Lite Micro computes in int8 are expected. "
+            f"Received: '{layers[place]}', which it refuses. Replace it by another "
+            "layer, or let the model end before it, and compute it on the device "
+            "yourself. The "
+            f"runtime says: {error.messages.strip()}"
+        ) from error
+
+
+def is_source(path: str | os.PathLike) -> bool:
+    """Returns whether a path is that of C++ source."""
+    return os.fspath(path).endswith(SUFFIXES)
+
+
+@contextlib.contextmanager
+def _replaced(path):
+    """Yields the temporary paths of all files that belong to `path`."""
+    paths = [path, header_path(path)] if is_source(path) else [path]
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(replaced_when_done(x)) for x in paths]
+
+
+def _write(temporary, path, content, arena, operators):
+    """Writes a file, or a source file and its header, to temporary paths."""
+    contents = [content]
+    if is_source(path):
+        header, source = sources(path, content, arena, operators)
+        contents = [source.encode(), header.encode()]
+    for name, data in zip(temporary, contents, strict=True):
+        with open(name, "wb") as stream:
+            stream.write(data)

@@ -1,0 +1,128 @@
+"""Program that runs files in TensorFlow Lite Micro, for `tfcompress.micro.runtime`.
+
+The runtime trusts its files, and an arena that is too small can end its process. This
+program is that process. It imports nothing but the runtime and NumPy. Requests come by
+stdin and results go by stdout, pickled; messages of the runtime go to stderr.
+"""
+
+import multiprocessing
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tflite_micro import runtime
+
+# Arenas are multiples of that, as their alignment is.
+STEP = 16
+# A copy of this process takes milliseconds.
+_FORK = multiprocessing.get_context("fork")
+
+_loaded: dict[str, Any] = {}
+
+
+def load(name: str, content: bytes, arena: int) -> None:
+    """Loads a file under a name, with an arena of so many bytes."""
+    _loaded[name] = runtime.Interpreter.from_bytes(content, arena_size=arena)
+
+
+def run(name: str, batch: Sequence[np.ndarray], outputs: int) -> list[np.ndarray]:
+    """Runs a loaded file, as often as its own batch is in the arrays.
+
+    Args:
+        name: name of the loaded file.
+        batch: one array per input.
+        outputs: number of outputs.
+
+    Returns:
+        One array per output.
+    """
+    interpreter = _loaded[name]
+    size = interpreter.get_input_details(0)["shape"][0]
+    results: list[list[np.ndarray]] = [[] for _ in range(outputs)]
+    for start in range(0, len(batch[0]), size):
+        for place, array in enumerate(batch):
+            interpreter.set_input(array[start : start + size], place)
+        interpreter.invoke()
+        for place, arrays in enumerate(results):
+            arrays.append(interpreter.get_output(place))
+    return [np.concatenate(arrays) for arrays in results]
+
+
+def tensors(content: bytes, arena: int, indices: Sequence[int]) -> list[np.ndarray]:
+    """Returns tensors by their indices after a run on zeros."""
+    keep = runtime.InterpreterConfig.kPreserveAllTensors
+    interpreter = runtime.Interpreter.from_bytes(
+        content, arena_size=arena, intrepreter_config=keep
+    )
+    interpreter.invoke()
+    return [interpreter.GetTensor(index, 0)["tensor_data"] for index in indices]
+
+
+def least_arena(content: bytes, most: int) -> int:
+    """Returns the smallest arena in which a file runs, by bisection.
+
+    Args:
+        content: the file.
+        most: bytes of an arena in which it runs.
+    """
+    low, high = 0, -(-most // STEP)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(content, middle * STEP):
+            high = middle
+        else:
+            low = middle
+    return high * STEP
+
+
+def fits(content: bytes, arena: float) -> bool:
+    """Returns whether a file runs in an arena of so many bytes."""
+    child = _FORK.Process(target=_try_out, args=(content, int(arena)))
+    child.start()
+    child.join()
+    return child.exitcode == 0
+
+
+def _try_out(content, arena):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # errors are expected
+    runtime.Interpreter.from_bytes(content, arena_size=arena).invoke()
+
+
+def milliseconds(names: Sequence[str], runs: int) -> list[list[float]]:
+    """Returns the times of loaded files, which take turns."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(runs):
+        for name, spent in times.items():
+            start = time.perf_counter()
+            _loaded[name].invoke()
+            spent.append((time.perf_counter() - start) * 1000)
+    return list(times.values())
+
+
+_TASKS = (load, run, tensors, fits, least_arena, milliseconds)
+
+
+def main() -> None:
+    """Answers requests `(name of the task, arguments)` until there are no more."""
+    tasks: dict[str, Callable] = {task.__name__: task for task in _TASKS}
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            name, arguments = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            result = True, tasks[name](*arguments)
+        except Exception as error:
+            result = False, str(error)
+        pickle.dump(result, results)
+        results.flush()
+
+
+if __name__ == "__main__":
+    main()
