@@ -223,6 +223,7 @@ def test_source_holds_the_file_and_compiles(model, samples, tmp_path):
     source = (tmp_path / "2nd-net.cc").read_text()
     header = (tmp_path / "2nd-net.h").read_text()
     content = bytes(int(x, 16) for x in re.findall(r"0x([0-9a-f]{2})", source))
+    assert "alignas(16) const unsigned char model_2nd_net_data[]" in source
     assert content == (tmp_path / "model.tflite").read_bytes()
     arena = report["micro"]["arena_bytes"]
     assert f"model_2nd_net_arena_size = {arena};" in header
