@@ -8,6 +8,7 @@ from tests.micro.test_rewrite import made
 from tfcompress.litert import flatbuffer
 from tfcompress.micro.arena import least_arena
 from tfcompress.micro.runtime import MicroError, MicroRunner, MicroRuntime
+from tfcompress.quantizers.packing import packed_bytes
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,8 @@ def test_operator_that_is_refused_is_found(runtime, net):
     place = len(graph.operators) - 1
     kernel = graph.tensors[graph.operators[place].inputs[1]]
     kernel.type = flatbuffer.TENSOR_TYPES[4]  # not with one scale per channel
+    buffer = model.buffers[kernel.buffer]
+    buffer.data = buffer.data[: packed_bytes(len(buffer.data), 4)]
     with pytest.raises(MicroError, match="failed to prepare") as error:
         MicroRunner(runtime, flatbuffer.write(model), "wrong")
     assert error.value.operator() == place

@@ -74,17 +74,25 @@ def test_each_scheme_ends_in_a_proven_file(kind, scheme, tmp_path):
         assert report["agreement"]["top1"] == 1
 
 
-def test_integer_files_refuse_layers_without_an_integer_form(tmp_path):
-    student, name, x = trained("Conv2DTranspose", "uniform")
-    path = tmp_path / "int8.tflite"
-    with pytest.raises(ValueError, match=rf"Received: \['{name}'\]"):
+@pytest.mark.parametrize("kind", ["Conv2DTranspose, same", "Conv1DTranspose"])
+def test_integer_files_have_the_codes_of_transposed_kernels(kind, tmp_path):
+    student, name, x = trained(kind, "uniform")
+    tiny = tfc.finalize(student)
+    report = tfc.export(
+        tiny, tmp_path / "int8.tflite", verify=x, optimize="latency",
+        activations="int8", representative_data=x,
+    )  # fmt: skip
+    assert ("INT8", name) in [(row["type"], row["layer"]) for row in report["tensors"]]
+    assert report["agreement"]["top1"] > 0.9
+
+
+def test_integer_files_refuse_three_dimensional_kernels(tmp_path):
+    student, name, x = trained("Conv3D", "uniform")
+    with pytest.raises(ValueError, match=f"'{name}', whose CONV_3D has none"):
         tfc.export(
-            tfc.finalize(student),
-            path,
-            optimize="latency",
-            activations="int8",
-            representative_data=x,
-        )
+            tfc.finalize(student), tmp_path / "int8.tflite", optimize="latency",
+            activations="int8", representative_data=x,
+        )  # fmt: skip
     assert not list(tmp_path.iterdir())
 
 

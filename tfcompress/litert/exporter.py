@@ -168,16 +168,6 @@ def export(
                     planned = {found.kernel.layer for found in matches}
                     tensors = [tensor for tensor in tensors if tensor.name in planned]
                 check_written(tensors, matches)
-        batch_size = Runner(content).batch_size
-        is_narrow = batch_size is not None and model.inputs[0].shape[0] is None
-        if is_narrow:
-            warnings.warn(
-                f"The file takes {batch_size} sample at a time: the converter cannot "
-                f"convert operations of '{model.name}', such as loops over steps, for "
-                "any number of them. `tfcompress.litert.predict` runs one after the "
-                "other.",
-                stacklevel=2,
-            )
         return {
             "size": {
                 "float_tflite_bytes": len(float_content),
@@ -186,11 +176,25 @@ def export(
                 "arena_bytes": peak_memory(content, shapes),
             },
             **(lowering.report if lowering else {}),
-            **({"batch_size": batch_size} if is_narrow else {}),
+            **_narrow_batch(content, model),
             **comparison,
             **({} if ranges is None else {"ranges": ranges}),
             "tensors": recognise(tensors, kernels),
         }
+
+
+def _narrow_batch(content: bytes, model: keras.Model) -> dict[str, int]:
+    """Returns "batch_size" of a file that takes fewer samples than its model, if so."""
+    batch_size = Runner(content).batch_size
+    if batch_size is None or model.inputs[0].shape[0] is not None:
+        return {}
+    warnings.warn(
+        f"The file takes {batch_size} sample at a time: the converter cannot convert "
+        f"operations of '{model.name}', such as loops over steps, for any number of "
+        "them. `tfcompress.litert.predict` runs one after the other.",
+        stacklevel=3,
+    )
+    return {"batch_size": batch_size}
 
 
 def packed_size(model: keras.Model, compressed: bool) -> int:

@@ -24,8 +24,16 @@ NATIVE_BITS = {
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (2, 4, 8),
 }
-# Operators that read such kernels as decoded floats alone.
+# Operators that read such kernels as floats, if their other inputs are floats.
 DECODED = ("TRANSPOSE_CONV", "CONV_3D")
+# Places of the data and of the bias among the inputs of operators that compute with
+# integers throughout. The kernel is the second input of each.
+DATA_AND_BIAS = {
+    "CONV_2D": (0, 2),
+    "DEPTHWISE_CONV_2D": (0, 2),
+    "FULLY_CONNECTED": (0, 2),
+    "TRANSPOSE_CONV": (2, 3),
+}
 # The version of DEQUANTIZE with per-channel scales and types of less than a byte.
 DEQUANTIZE_VERSION = 6
 # Largest relative difference of equal values. Folding a factor into `codes * scale`

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, match
+from tfcompress.litert.kernels import DATA_AND_BIAS, NATIVE_BITS, Kernel, Match, match
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 
@@ -74,7 +74,8 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
                 tensor = graph.tensors[index]
                 bits = flatbuffer.TENSOR_BITS.get(tensor.type)
                 decoded = reader == "DEQUANTIZE"
-                native = place == 1 and bits in NATIVE_BITS.get(reader, ())
+                readable = NATIVE_BITS.get(reader, (8,) * (reader in DATA_AND_BIAS))
+                native = place == 1 and bits in readable
                 if bits in (2, 4) and not (decoded or native):
                     raise ValueError(
                         "Codes of 2 or 4 bits should be read by DEQUANTIZE, or by an "

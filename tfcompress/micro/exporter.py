@@ -16,12 +16,11 @@ from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.integer_tflite import integer_graph
-from tfcompress.litert.kernels import Kernel, Match, packed_kernels
+from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, packed_kernels
 from tfcompress.litert.proof.output import replaced_when_done
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.stored import check_written, kernel_tensors
 from tfcompress.micro.arena import fitting_file
-from tfcompress.micro.kernels import READERS
 from tfcompress.micro.operators import (
     check_supported,
     layer_names,
@@ -137,7 +136,7 @@ def int8_file(
     matches = [found for *_, found in places]
     graph, planned = file.subgraphs[0], {found.kernel.layer for found in matches}
     for operator, layer in zip(graph.operators, layers, strict=True):
-        reads_kernel = operator_name(file, operator) in READERS
+        reads_kernel = operator_name(file, operator) in DATA_AND_BIAS
         for place, index in enumerate(operator.inputs):
             if index >= 0:
                 tensor = graph.tensors[index]
@@ -194,7 +193,7 @@ def _simplify(file: schema.ModelT, tensor: schema.TensorT, name: str | None) -> 
         codes = unpack(data, bits, int(np.prod(tensor.shape)))
         tensor.buffer = flatbuffer.append_buffer(file, codes.view(np.uint8).ravel())
         tensor.type = schema.TensorType.INT8
-    tensor.name = None if bits is None else name
+    tensor.name = None if bits is None or name is None else name.encode()
 
 
 def _planned(content, matches):

@@ -6,9 +6,7 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
-
-# Operators that read a kernel as their second input.
-READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+from tfcompress.litert.kernels import DATA_AND_BIAS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ def stored_kernels(model: schema.ModelT) -> list[StoredKernel]:
     graph, found = model.subgraphs[0], []
     for position, operator in enumerate(graph.operators):
         reader = flatbuffer.operator_name(model, operator)
-        if reader not in READERS:
+        if reader not in DATA_AND_BIAS:
             continue
         tensor = graph.tensors[operator.inputs[1]]
         data = flatbuffer.constant(model, tensor)

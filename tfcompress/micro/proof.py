@@ -7,9 +7,10 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
+from tfcompress.litert.kernels import DATA_AND_BIAS
 from tfcompress.litert.proof.check import compare
 from tfcompress.litert.proof.samples import Samples
-from tfcompress.micro.kernels import READERS, stored_kernels
+from tfcompress.micro.kernels import stored_kernels
 from tfcompress.micro.operators import DECODE, operator_name
 from tfcompress.micro.runtime import MicroRunner, MicroRuntime, sufficient_arena
 
@@ -87,7 +88,7 @@ def _parts(model, decoded):
     """Yields the codes that each reader reads, in order."""
     graph = model.subgraphs[0]
     for operator in graph.operators:
-        if operator_name(model, operator) in READERS:
+        if operator_name(model, operator) in DATA_AND_BIAS:
             tensor = graph.tensors[operator.inputs[1]]
             data = flatbuffer.constant(model, tensor)
             if int(operator.inputs[1]) in decoded:

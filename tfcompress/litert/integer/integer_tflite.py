@@ -19,7 +19,7 @@ from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, levels_of, limits_of
 from tfcompress.litert.integer.static_int8 import quantized_tflite
-from tfcompress.litert.kernels import NATIVE_BITS, Kernel, Match, kernel_tensor
+from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, kernel_tensor
 from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.litert.pack import find_kernels, rename
 
@@ -149,16 +149,9 @@ class _TrainedOperators:
         self._readers: dict[str, list[Levels | None]] = {}
         model = flatbuffer.read(content)
         decoded, read = find_kernels(model, kernels)
-        if decoded:
-            names = [found.kernel.layer for *_, found in decoded]
-            raise ValueError(
-                "Layers with an integer form, such as Conv2D and Dense, are expected "
-                f"with activations='int8'. Received: {names}, which have a float form "
-                "alone. Leave these layers in float, or export with "
-                "activations='float'."
-            )
         matches = {
-            (id(graph), index): found.in_container(8) for graph, index, found in read
+            (id(graph), index): found.in_container(8)
+            for graph, index, found in decoded + read
         }
         for graph in model.subgraphs:
             for index in graph.outputs:
@@ -166,19 +159,20 @@ class _TrainedOperators:
             for operator in reversed(graph.operators):  # readers of results come first
                 name = flatbuffer.operator_name(model, operator)
                 match = None
-                if name in NATIVE_BITS:
+                if len(operator.inputs) > 1:
                     match = matches.get((id(graph), operator.inputs[1]))
+                data, bias = _places(name, match)
                 bound = levels.get(match.kernel.layer) if match else None
                 for place, index in enumerate(operator.inputs):
-                    found = [bound if place == 0 else None]
+                    found = [bound if place == data else None]
                     if name in PASSING and place == 0:
                         found = self._levels_of_readers(graph, operator.outputs[0])
                     for each in found:
                         self._add_reader(graph, index, each)
                 if match:
                     output = graph.tensors[operator.outputs[0]].name
-                    bias = _float_bias(model, graph, operator)
-                    self.by_output[output] = _TrainedOperator(match, bias, bound)
+                    values = _float_bias(model, graph, operator, bias)
+                    self.by_output[output] = _TrainedOperator(match, values, bound)
 
     def _levels_of_readers(self, graph, index):
         name = flatbuffer.tensor_name(graph.tensors[index])
@@ -194,10 +188,22 @@ class _TrainedOperators:
         return limits_of(self._readers.get(name, []), low, high)
 
 
-def _float_bias(model, graph, operator):
-    if len(operator.inputs) < 3 or operator.inputs[2] < 0:
+def _places(name, match):
+    """Places of data and bias among the inputs of an operator that reads a kernel."""
+    if match and name not in DATA_AND_BIAS:
+        raise ValueError(
+            "Layers with an integer form, such as Conv2D and Dense, are expected with "
+            f"activations='int8'. Received: '{match.kernel.layer}', whose {name} has "
+            "none. Export with activations='float'."
+        )
+    return DATA_AND_BIAS.get(name, (0, 2))
+
+
+def _float_bias(model, graph, operator, place):
+    if len(operator.inputs) <= place or operator.inputs[place] < 0:
         return None
-    return flatbuffer.constant(model, graph.tensors[operator.inputs[2]]).view("float32")
+    bias = graph.tensors[operator.inputs[place]]
+    return flatbuffer.constant(model, bias).view("float32")
 
 
 class _TrainedWriter:
@@ -239,7 +245,9 @@ class _TrainedWriter:
                 graph.operators.append(operator)
 
     def _replace(self, operator, trained):
-        source = operator.inputs[0]
+        name = flatbuffer.operator_name(self.model, operator)
+        data, bias_place = DATA_AND_BIAS[name]
+        source = operator.inputs[data]
         layer = trained.match.kernel.layer
         if self._graph.tensors[source].type != schema.TensorType.INT8:
             raise ValueError(
@@ -256,7 +264,8 @@ class _TrainedWriter:
             kernel = kernel_tensor(self.model, match)
             self._kernels[key] = flatbuffer.append_tensor(self._graph, kernel)
             self.places.append((self._graph, self._kernels[key], match))
-        inputs = [source, self._kernels[key]]
+        inputs = list(operator.inputs[:bias_place])
+        inputs[data], inputs[1] = source, self._kernels[key]
         if trained.bias is not None:
             scale = self._scale(source)[0] * match.scale
             bias = self._bias_tensor(layer, trained.bias, scale)

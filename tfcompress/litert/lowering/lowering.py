@@ -139,7 +139,8 @@ class Lowering:
                 found = found.in_container(option.bits)
                 decode(model, graph, index, found)
             matches.append(found)
-            rows.append((every.index(by[0]), _row(found, by, offered, option)))
+            if by:
+                rows.append((every.index(by[0]), _row(found, by, offered, option)))
         self.report["layers"] = [row for _, row in sorted(rows, key=lambda x: x[0])]
         return matches
 
@@ -163,6 +164,8 @@ class Lowering:
         """Returns the options of a kernel, INT8 first."""
         size, least = found.codes.size, found.bits_of_codes()
         options = [Option("kept", 8, size, self._time(reading, "INT8"))]
+        if not reading:  # TRANSPOSE_CONV, which has one form
+            return options
         for bits in (4, 2):
             if bits < least or any(reader.obstacle(bits) for reader in reading):
                 continue
