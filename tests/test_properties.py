@@ -6,11 +6,11 @@ import keras
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from tfcompress.core.knapsack import multiple_choice_knapsack
 
 from tests.graph import graphs
 from tests.graph.removal import randomize, remove_some
 from tfcompress.core.budget import at_least, at_most
+from tfcompress.cost.knapsack import multiple_choice_knapsack
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 from tfcompress.schemes.size_constrained.allocation import keep_largest
 

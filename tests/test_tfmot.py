@@ -182,7 +182,7 @@ def test_configurations_refuse_arguments_out_of_range(make, message):
 @pytest.mark.parametrize(
     "layer, message",
     [
-        (tf_keras.layers.Conv2DTranspose(3, 2), "Do not annotate it"),
+        (tf_keras.layers.LocallyConnected2D(3, 2), "Do not annotate it"),
         (tf_keras.layers.ReLU(), "activation_bits=None"),
     ],
 )

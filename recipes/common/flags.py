@@ -75,6 +75,12 @@ flags.DEFINE_float("temperature", 4.0, "Temperature of the distillation.")
 flags.DEFINE_float(
     "distill_weight", 0.9, "Share of the loss that is distillation's, up to 1."
 )
+flags.DEFINE_boolean(
+    "micro",
+    False,
+    "Also write `micro.tflite` for TensorFlow Lite Micro, and print its flash, arena "
+    "and operators. Needs `pip install .[micro]`.",
+)
 flags.DEFINE_string(
     "output_dir", None, "Output folder; default saved_models/RECIPE_MODEL_DATASET."
 )

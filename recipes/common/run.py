@@ -1,6 +1,7 @@
 """Flow that all recipes share, from flags and schemes to the written files."""
 
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.cost import layer_costs
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import float_tflite, latency, peak_memory, predict
+from tfcompress.micro.runtime import check_installed
 
 FLAGS = flags.FLAGS
 LATENCY_RUNS = 50
@@ -70,9 +72,11 @@ class Experiment:
             augmentation = choose_augmentation(data, FLAGS.max_shift)
             for scheme in self.schemes:
                 _print_plan(self.model, scheme)
+            if FLAGS.micro:
+                check_installed()
             is_chief = self._devices.is_chief
             self._lock = FolderLock(self.folder) if is_chief else None
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             sys.exit(f"{recipe}: {error}")
         print(f"Input scaling {scaling}")
 
@@ -88,8 +92,9 @@ class Experiment:
             data, scaling, FLAGS.batch_size, FLAGS.seed, augmentation
         )
         self._test = scaling(data.test_images), data.test_labels
-        images = scaling(data.train_images[:64])
-        self._from_logits = models.outputs_logits(self.model, images)
+        # For the ranges of int8 activations, and to see what the outputs are.
+        self._some_images = scaling(data.train_images[:256])
+        self._from_logits = models.outputs_logits(self.model, self._some_images[:64])
 
     @ends_in_one_line
     def train_float(self):
@@ -213,6 +218,8 @@ class Experiment:
                 "arena_bytes": peak_memory(tflite),
             },
         )
+        if FLAGS.micro:
+            self._write_micro(tiny, folder)
         reporting.write_report(report, folder / "report.json")
         reporting.plot_layers(
             report["layers"], folder / "layers.png", before=layer_costs(self.model)
@@ -220,6 +227,23 @@ class Experiment:
         print(tfc.summary(tiny))
         _print_results(report, folder)
         return report
+
+    def _write_micro(self, tiny, folder):
+        """Writes the file for microcontrollers and its report, and prints its sizes."""
+        report = tfc.export(
+            tiny,
+            folder / "micro.tflite",
+            target="micro",
+            representative_data=self._some_images,
+            verify=self._test[0][:256],
+        )
+        sizes = report["micro"]
+        print(
+            f"Microcontroller: {sizes['flash_bytes']:,} bytes of flash "
+            f"({sizes['int8_flash_bytes']:,} with INT8 kernels), an arena of "
+            f"{sizes['arena_bytes']:,} bytes; {', '.join(sizes['operators'])}."
+        )
+        (folder / "micro.json").write_text(json.dumps(report, indent=2))
 
     def finish(self):
         """Removes the backups, once all results are written."""

@@ -19,7 +19,7 @@ SCHEMES = {
 ARGUMENTS = {
     "ternary": {"sparsity": 1, "discrepancy": 1000, "weight_decay": 1},
     "bits": {"max_pruned": 1, "search_fraction": 1, "weight_decay": 1},
-    "gates": {"penalty": 1000},
+    "gates": {"penalty": 1e6},
     "ranks": {"margin": 1, "search_fraction": 1, "weight_decay": 1},
     "groups": {"penalty": 1000},
     "size": {"rho": 1e6, "search_fraction": 1, "weight_decay": 1},

@@ -1,6 +1,8 @@
 """Recipe for ternary weights: its flags, its errors, and the files of small runs."""
 
 import functools
+import importlib.util
+import json
 import re
 
 import keras
@@ -136,6 +138,27 @@ def test_default_model_becomes_ternary_with_the_sparsity_asked_for(
 
     tiny = keras.models.load_model(tmp_path / "out" / "model.keras")
     check(tmp_path / "out" / "model.tflite", tiny)
+
+
+def test_a_file_for_microcontrollers_is_written_and_reported(
+    recipe, few_images, tmp_path, capsys
+):
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed")
+    recipe(model="small", micro=True, **{**QUICK, "epochs": 1, "float_epochs": 1})
+    folder = tmp_path / "out"
+    report = json.loads((folder / "micro.json").read_text())
+    micro = report["micro"]
+    assert micro["flash_bytes"] == (folder / "micro.tflite").stat().st_size
+    assert report["agreement"]["top1"] > 0.9
+    printed = capsys.readouterr().out
+    assert f"Microcontroller: {micro['flash_bytes']:,} bytes of flash" in printed
+
+
+def test_a_missing_runtime_of_microcontrollers_ends_a_recipe_at_once(
+    refuses, few_images, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refuses(pruned_ternary, "tfcompress\\[micro\\]", micro=True)
 
 
 def _interrupt(*args, **kwargs):

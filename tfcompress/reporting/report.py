@@ -132,7 +132,7 @@ def build_report(
         "wall_seconds": wall_seconds,
         "accuracy": accuracy,
         "size": {
-            **export_report["size"],
+            **_file_sizes(export_report["size"]),
             "keras_bytes": pathlib.Path(keras_path).stat().st_size,
             "entropy_bytes": total.entropy_bytes,
             "value_bits": total.value_bits,
@@ -155,6 +155,11 @@ def _costs(total: ModelCost, before: ModelCost) -> dict[str, int | None]:
         "float_macs": before.macs,
         "float_bops": before.bops,
     }
+
+
+def _file_sizes(size: dict[str, int]) -> dict[str, int]:
+    """Sizes of files; the arena is under "memory", beside the float file's."""
+    return {name: value for name, value in size.items() if name != "arena_bytes"}
 
 
 def _with_achieved(

@@ -92,7 +92,7 @@ class BitSharing(SearchingScheme):
             parse_budget(bops, 1.0, "bops")
         elif penalty is not None:
             check_number(
-                "penalty", penalty, "a number from 0 to 1000", lambda x: 0 <= x <= 1000
+                "penalty", penalty, "a number from 0 to 1e6", lambda x: 0 <= x <= 1e6
             )
         self.bops = bops
         self.penalty = penalty

@@ -57,10 +57,8 @@ class BitSearch(Search):
     ) -> None:
         super().__init__(space, recalibrate, fraction)
         self.budget: float | None = None
-        # A compiled step reads the costs, but cannot count them.
-        float_bops = space.bops_model.float_bops
         if bops is not None:
-            self.budget = parse_budget(bops, float_bops, "bops")
+            self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
         self.penalty = penalty
         self._strength = space.budget.strength
 

@@ -1,6 +1,5 @@
 """Search space of bit sharing: all gates of a student, and the BOPs they decide on."""
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +43,7 @@ class SearchSpace:
         layers: `{name: layer}`. Quantized layers of the student.
         filter_gates: `{layer name: FilterGate}`, by the layer that makes the filters.
         budget: `BopsBudget` of the student.
+        bops_model: `BopsModel` of the student.
 
     Args:
         student: bit-sharing student.
@@ -51,20 +51,15 @@ class SearchSpace:
     """
 
     def __init__(self, student: Student, input_shape: InputShape | None = None) -> None:
-        self._graph, self._student = Graph(student), student
-        self._input_shape = input_shape
-        self._named = self._graph.layers()
+        graph = Graph(student)
+        self._named = graph.layers()
         self.layers: dict[str, QuantizedKernel] = quantized_layers(student)
         self.budget: BopsBudget
         (self.budget,) = [x for x in self._named.values() if isinstance(x, BopsBudget)]
         self.filter_gates: dict[str, FilterGate] = {
             x.source: x for x in self._named.values() if isinstance(x, FilterGate)
         }
-
-    @functools.cached_property
-    def bops_model(self) -> BopsModel:
-        """The `BopsModel` of the student, made when it is first used."""
-        return BopsModel(self._graph, self._student, self._input_shape)
+        self.bops_model = BopsModel(graph, student, input_shape)
 
     def connect(self) -> None:
         """Connects the filter gates to their layers, and the budget to all gates."""
