@@ -78,8 +78,8 @@ flags.DEFINE_float(
 flags.DEFINE_boolean(
     "micro",
     False,
-    "Also write `micro.tflite` for TensorFlow Lite Micro, and print its flash, arena "
-    "and operators. Needs `pip install .[micro]`.",
+    "Also write `micro.tflite` for TensorFlow Lite Micro and `micro.json`, and print "
+    "flash, arena and operators. Needs `pip install .[micro]`.",
 )
 flags.DEFINE_string(
     "output_dir", None, "Output folder; default saved_models/RECIPE_MODEL_DATASET."

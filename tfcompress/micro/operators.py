@@ -43,9 +43,8 @@ def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     name = flatbuffer.operator_name(model, operator)
     if name != "CUSTOM":
         return name
-    return (model.operatorCodes[operator.opcodeIndex].customCode or b"").decode(
-        errors="replace"
-    )
+    code = model.operatorCodes[operator.opcodeIndex].customCode or b""
+    return code.decode(errors="replace")
 
 
 def resolver_methods(content: bytes) -> list[str]:
