@@ -145,7 +145,7 @@ def backup(folder):
 
 SIZED = ("value_bits", "xz", "bytes", "bops")
 SLOW = {"cosine", "gates", "params", "groups", "value_bits", "kmeans", "bytes"}
-SLOW |= {"whole", "bits_whole", "bops", "admm"}
+SLOW |= {"whole", "bits_whole", "bops", "admm", "macs", "uniform"}
 
 
 @pytest.mark.filterwarnings("ignore:The search ended", "ignore:The student")
@@ -222,7 +222,7 @@ class KeepOptimizer(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(
     "name",
-    ["sparsity", "macs", *(pytest.param(x, marks=pytest.mark.slow) for x in SIZED)],
+    ["sparsity", *(pytest.param(x, marks=pytest.mark.slow) for x in ("macs", *SIZED))],
 )
 def test_whole_model_that_is_saved_in_a_search_goes_on_with_its_optimizer(
     name, tmp_path
