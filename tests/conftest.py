@@ -24,7 +24,7 @@ if ON_TENSORFLOW:
 
 # `clear_session` collects garbage; objects of the imports need no check.
 gc.freeze()
-# Traces make millions of objects that live on: fewer collections save a tenth of the time.
+# Traces make millions of lasting objects; fewer collections save a tenth of the time.
 gc.set_threshold(200_000, 20, 50)
 
 
