@@ -143,7 +143,7 @@ def test_learning_rate_is_reduced_on_plateaus_after_the_compression_only(name, s
     np.testing.assert_allclose(rates[phases == 1], RATE * np.array([1, 1, 0.1]), 1e-6)
 
 
-@each_scheme("bits", "size")
+@each_scheme("bits", "size", "ranks")
 def test_best_checkpoint_is_written_though_the_compression_ends_last(
     name, new_student, fit, tmp_path
 ):
@@ -244,7 +244,7 @@ def test_file_written_in_fit_has_the_state_of_the_optimizer(name, watched):
         np.testing.assert_array_equal(variable, expected, err_msg=expected.path)
 
 
-@each_scheme("bits", "size")
+@each_scheme("bits", "size", "ranks")
 def test_training_that_a_file_continues_ends_as_without_interruption(
     name, watched, fit
 ):

@@ -77,7 +77,7 @@ def fit(student, epochs=5):
 
 @pytest.mark.parametrize(
     "scheme",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x == "bits")) for x in SCHEMES],
+    [pytest.param(x, marks=[pytest.mark.slow] * (x != "ternary")) for x in SCHEMES],
 )
 @pytest.mark.filterwarnings("ignore:The student lacks")
 def test_student_trains_with_the_methods_of_the_class(scheme, tmp_path):

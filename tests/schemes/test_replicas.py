@@ -34,7 +34,13 @@ def trained(scheme, data, strategy=None):
     return student, history.history["loss"], seen
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (x in ("bits", "ranks")))
+        for x in SCHEMES
+    ],
+)
 def test_two_replicas_train_the_variables_that_one_does(name, two_replicas):
     data = tf.data.Dataset.from_tensor_slices(digits()).take(256).batch(64)
     one, losses, seen = trained(SCHEMES[name], data)

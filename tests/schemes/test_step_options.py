@@ -16,7 +16,13 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (x in ("bits", "size")))
+        for x in SCHEMES
+    ],
+)
 def test_final_form_predicts_like_the_student_and_meets_the_budget(name):
     images, labels = digits()
     model = small_net()

@@ -114,7 +114,7 @@ def run_phases(scheme, x, folder, read, verbose):
     return texts
 
 
-@each_scheme("bits")
+@each_scheme("bits", "size")
 def test_each_long_phase_shows_its_titles_and_ends_its_bars(
     name, x, tmp_path, capsys, long
 ):
@@ -127,7 +127,7 @@ def test_each_long_phase_shows_its_titles_and_ends_its_bars(
         assert text.endswith("\n")
 
 
-@each_scheme("bits")
+@each_scheme("bits", "size")
 def test_short_phases_show_nothing(name, x, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress_bar, "DELAY", 3600.0)
     texts = run_phases(
@@ -148,7 +148,7 @@ def test_long_phases_show_nothing_without_interactive_logging(
 
 
 @pytest.mark.parametrize("own_fit", [True, False])
-@each_scheme("bits")
+@each_scheme("bits", "size")
 def test_verbose_of_fit_silences_its_phases_in_other_models_too(
     name, own_fit, x, capsys, long
 ):

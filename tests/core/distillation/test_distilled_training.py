@@ -34,10 +34,9 @@ def fit(student, data=None, epochs=2, **kwargs):
     "name",
     [
         "ternary",
-        "bits",
         *(
             pytest.param(x, marks=pytest.mark.slow)
-            for x in ("size", "ranks", "uniform")
+            for x in ("bits", "size", "ranks", "uniform")
         ),
     ],
 )
@@ -62,7 +61,7 @@ def test_schemes_distil_with_accumulated_gradients_and_two_steps_per_call(name):
     "name, reduction",
     [
         ("ternary", "sum_over_batch_size"),
-        ("ternary", "sum"),
+        pytest.param("ternary", "sum", marks=pytest.mark.slow),
         pytest.param("bits", "sum_over_batch_size", marks=pytest.mark.slow),
     ],
 )
@@ -114,7 +113,11 @@ def test_distillation_with_xla_ends_where_it_ends_without(name):
 
 
 @pytest.mark.parametrize(
-    "name, policy", [("ternary", "mixed_bfloat16"), ("uniform", "mixed_float16")]
+    "name, policy",
+    [
+        ("ternary", "mixed_bfloat16"),
+        pytest.param("uniform", "mixed_float16", marks=pytest.mark.slow),
+    ],
 )
 def test_mixed_precision_distils_about_as_float32_does(name, policy):
     losses = []

@@ -163,9 +163,9 @@ def assert_meets_what_was_asked(student):
 
 
 def combinations():
-    """All trainings x all schemes; all but one scheme's are slow, loops apart."""
+    """All trainings x all schemes; all but one scheme's are slow."""
     for wrapper, scheme in itertools.product(trainings(with_callbacks), SCHEMES):
-        is_fast = scheme == "ternary" or "tape" in wrapper
+        is_fast = scheme == "ternary"
         yield pytest.param(wrapper, scheme, marks=() if is_fast else pytest.mark.slow)
 
 
