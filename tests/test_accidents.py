@@ -12,8 +12,8 @@ def test_page_on_accidents_names_tests_that_exist():
     rows = [x for x in rows if x != "| What happens | Test |"]
     tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     for row in rows:
-        _, behind = row.strip("| ").rsplit("|", 1)
-        names = re.findall(r"`(test_\w+|tests/[\w/.]+)`", behind)
+        _, cell = row.strip("| ").rsplit("|", 1)
+        names = re.findall(r"`(test_\w+|tests/[\w/.]+)`", cell)
         assert names, row
         for name in names:
             is_file = name.endswith(".py")

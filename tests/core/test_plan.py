@@ -131,7 +131,7 @@ def test_large_share_without_a_form_is_warned_of(units, warns, is_asked):
         tfc.compress(model, tfc.PrunedTernary(overrides=overrides))
     found = [str(x.message) for x in caught if "left alone" in str(x.message)]
     assert len(found) == (warns and not is_asked)
-    assert all("'lstm', of type LSTM," in text for text in found)
+    assert all("'lstm', of type LSTM: only layers of" in text for text in found)
 
 
 def test_layers_of_nested_models_are_named_by_their_path():

@@ -211,9 +211,9 @@ def warn_of_left_alone(plan: Plan, scheme: Scheme) -> None:
     if share >= LARGE_SHARE:
         largest = max(unknown, key=lambda layer: layer.count_params())
         warnings.warn(
-            f"{share:.0%} of the weights are left alone, since {type(scheme).__name__} "
-            f"has no form for their layers: '{largest.name}', of type "
-            f"{type(largest).__name__}, has the most. `tfcompress.plan` lists all.",
+            f"{share:.0%} of the weights are left alone. Most of them are in "
+            f"'{largest.name}', of type {type(largest).__name__}: {why_not(largest)}. "
+            "`tfcompress.plan` lists all.",
             stacklevel=4,
         )
 

@@ -1,7 +1,9 @@
 """Sizes in bytes, as users write them."""
 
-import numbers
+import contextlib
 import re
+
+from tfcompress.arguments import is_number
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 
@@ -21,8 +23,9 @@ def parse_bytes(size: float | str, name: str) -> float:
         match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", size.lower())
         if match and match[2] in _UNITS:
             value = float(match[1]) * _UNITS[match[2]]
-    elif isinstance(size, numbers.Real) and not isinstance(size, bool):
-        value = float(size)
+    elif is_number(size):
+        with contextlib.suppress(OverflowError):
+            value = float(size)
     if value is None or not 0 < value < float("inf"):
         raise ValueError(
             f"`{name}` is a number of bytes above 0, or text with one of the units B, "

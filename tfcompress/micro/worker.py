@@ -1,8 +1,8 @@
 """Program that runs files in TensorFlow Lite Micro, for `tfcompress.micro.runtime`.
 
-The runtime trusts its files, and an arena that is too small can end its process. This
-program is that process. It imports nothing but the runtime and NumPy. Requests come by
-stdin and results go by stdout, pickled; messages of the runtime go to stderr.
+The runtime trusts its files, and an arena that is too small can end its process. So it
+runs in this program, which imports nothing but the runtime and NumPy. Requests come by
+stdin and results go by stdout, pickled. Messages of the runtime go to stderr.
 """
 
 import multiprocessing

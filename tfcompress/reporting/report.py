@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from tfcompress.arguments import is_number
 from tfcompress.cost import ModelCost, layer_costs, total_cost
 
 
@@ -19,8 +20,7 @@ def _is_count(value):
 
 
 def _is_number(value):
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 @dataclasses.dataclass(frozen=True)

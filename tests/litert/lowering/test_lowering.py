@@ -181,7 +181,7 @@ def test_export_reports_the_arena_of_the_file(tmp_path):
 
 @pytest.mark.parametrize("allowance", [0, -1, "1.3", float("nan"), float("inf"), True])
 def test_export_refuses_an_allowance_that_is_no_positive_number(allowance, tmp_path):
-    with pytest.raises(ValueError, match="`allowance` should be a number above 0"):
+    with pytest.raises(ValueError, match="`allowance` is a finite number above 0"):
         tfc.export(
             bottleneck(), tmp_path / "m.tflite", optimize="latency", allowance=allowance
         )

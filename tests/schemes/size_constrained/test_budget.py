@@ -39,7 +39,7 @@ def test_parse_size_takes_bytes_units_and_shares(size, expected):
 @pytest.mark.parametrize("size", [
     "", " ", "kB", "100 GB", "100 k", "1/50 kB", "-1 kB", "0 MB", "1.2.3 B", "a lot",
     "nan", "inf", "1e3 B", "1/0", 0, -5, float("nan"), float("inf"), None, True, b"1 B",
-    [100],
+    [100], 10**400,
 ])  # fmt: skip
 def test_parse_size_refuses_everything_else(size):
     with pytest.raises(ValueError, match=r"`size` (has|is).*Received: size="):

@@ -1,13 +1,13 @@
 """Choice of the operator and container of each kernel, under a latency allowance."""
 
 import dataclasses
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from ai_edge_litert.interpreter import OpResolverType
 
+from tfcompress.arguments import check_number
 from tfcompress.compat.litert_private import schema
 from tfcompress.cost.knapsack import multiple_choice_knapsack
 from tfcompress.litert import flatbuffer
@@ -40,12 +40,13 @@ def check_allowance(allowance: float | None, optimize: str) -> None:
             f"`allowance` is expected with one of optimize={tuple(ALLOWANCES)}. "
             f"Received: allowance={allowance!r}, optimize={optimize!r}."
         )
-    is_number = isinstance(allowance, numbers.Real) and not isinstance(allowance, bool)
-    if not (is_number and 0 < allowance < float("inf")):
-        raise ValueError(
-            "`allowance` should be a number above 0, such as 1.3 for 1.3 times the "
-            f"time of {REFERENCES[optimize]}. Received: {allowance!r}."
-        )
+    check_number(
+        "allowance",
+        allowance,
+        f"a finite number above 0, such as 1.3 for 1.3 times the time of "
+        f"{REFERENCES[optimize]}",
+        lambda x: 0 < x < float("inf"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Reader:
 
     @property
     def sizes(self) -> np.ndarray:
-        """What its time depends on, as float64 (5,).
+        """Sizes that predict the operator's time, float64 (5,).
 
         The entries are 1, multiplications, weights, elements of input and output, and
         elements of the patches that FULLY_CONNECTED would read.
