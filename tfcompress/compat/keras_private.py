@@ -16,6 +16,7 @@ import numpy as np
 from keras.src import backend
 from keras.src.backend import distribution_lib
 from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
 from keras.src.saving import saving_lib
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import io_utils
@@ -76,6 +77,41 @@ def mask_of(tensor: Any) -> Any:
     from keras.src.backend.common.masking import get_keras_mask
 
     return get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Attaches a mask to a tensor, which layers after it read.
+
+    Public layers compute masks from values, or pass on those of their inputs.
+    """
+    from keras.src.backend.common.masking import set_keras_mask
+
+    set_keras_mask(tensor, mask)
+
+
+@contextlib.contextmanager
+def tracing(layer: keras.layers.Layer, training: bool) -> Iterator[None]:
+    """Runs calls of a layer's sublayers as calls within one of the layer.
+
+    The public `Layer.__call__` records no calls of sublayers. Those that are recorded
+    here are forgotten afterwards, since the layer is the user's.
+
+    Args:
+        layer: layer whose `call` runs on symbolic tensors.
+        training: bool. Value of `training` that sublayers get by default.
+    """
+    before = global_state.get_global_attribute("current_call_ctx")
+    context = CallContext(entry_layer=layer)
+    context.set_value("training", training)
+    global_state.set_global_attribute("current_call_ctx", context)
+    parts = flatten_layers(layer)
+    nodes = [(list(x._inbound_nodes), list(x._outbound_nodes)) for x in parts]
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
+        for part, (inbound, outbound) in zip(parts, nodes, strict=True):
+            part._inbound_nodes, part._outbound_nodes = inbound, outbound
 
 
 def step_count(optimizer: keras.optimizers.Optimizer) -> Any:

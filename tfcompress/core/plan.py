@@ -15,7 +15,7 @@ from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.user_class import user_class_of
 from tfcompress.graph.frozen import frozen_layers, unfreeze_layers
 from tfcompress.graph.graph import Call, Graph
-from tfcompress.graph.separable import separable_layers, split_separable
+from tfcompress.graph.opening.opening import Opened, open_layers
 from tfcompress.graph.signs import may_be_negative
 from tfcompress.progress_bar import announced
 from tfcompress.reporting.tables import render
@@ -60,8 +60,8 @@ class Plan:
     """Treatments of all layers of a model; `str(plan)` is a table.
 
     Attributes:
-        model: `keras.Model`. The user's model, or a copy of it with its separable
-            convolutions split and layers unfrozen.
+        model: `keras.Model`. The user's model, or a copy of it in which some layers are
+            replaced by their parts, or unfrozen.
         rows: tuple of `PlanRow`. Layers in running order.
     """
 
@@ -87,8 +87,9 @@ class Plan:
 def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     """Returns the treatments of `compress(model, scheme)`, without compressing.
 
-    A separable convolution has two rows, the depthwise and the pointwise layer that it
-    becomes. An override for its name holds for both.
+    A layer that is replaced by its parts has a row for each of them. A separable
+    convolution becomes a depthwise and a pointwise layer; a layer with sublayers becomes
+    a nested model of these. An override for its name holds for all parts.
 
     Args:
         model: built Functional or Sequential Keras 3 model.
@@ -116,23 +117,20 @@ def plan_of_checked(model: keras.Model, scheme: Scheme, unfreeze: bool) -> Plan:
 
 
 def _planned(model, scheme, unfreeze):
-    graph = Graph(model)
-    separable_of = separable_layers(graph)
-    is_frozen = frozen_layers(model, graph)
-    if separable_of:
-        model = split_separable(model)
-        graph = Graph(model)
+    opened = open_layers(model)
+    graph = Graph(opened.model)
     named = graph.layers()
     why_not = scheme.treatment.why_not
+    is_frozen = _frozen(model, opened, graph)
     stays_frozen = set() if unfreeze else is_frozen
     reasons = {
         name: FROZEN
-        if (reason := why_not(layer)) is None
-        and separable_of.get(name, name) in stays_frozen
-        else reason
+        if (reason := why_not(layer)) is None and name in stays_frozen
+        else opened.reasons.get(name, reason)
         for name, layer in named.items()
     }
-    _check_overrides(scheme, reasons)
+    _check_overrides(scheme, reasons, opened)
+    model = opened.model
     first = _border_layers(graph.calls, why_not)
     last = _border_layers(graph.calls[::-1], why_not, reverse=True)
     negative = may_be_negative(graph)
@@ -140,8 +138,7 @@ def _planned(model, scheme, unfreeze):
     for name, layer in named.items():
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        whole = separable_of.get(name, name)
-        choice = _requested(scheme.overrides, name, whole, reasons[name])
+        choice = _requested(scheme.overrides, opened.names(name), reasons[name])
         if choice is None:
             signed = any(negative(x) for c in graph.calls_of(layer) for x in c.inputs)
             place = Place(id(layer) in first, id(layer) in last, signed)
@@ -149,13 +146,25 @@ def _planned(model, scheme, unfreeze):
         if isinstance(choice, KeepFloat):
             rows.append(PlanRow(name, layer, None, choice.reason))
         else:
-            rows.append(PlanRow(name, layer, choice, unfrozen=whole in is_frozen))
+            rows.append(PlanRow(name, layer, choice, unfrozen=name in is_frozen))
     return _checked(scheme, *_unfrozen(model, rows))
 
 
-def _requested(overrides, name, whole, reason):
-    """Treatment that overrides or the layer itself ask for, or None."""
-    choice = _override(overrides, name) or _override(overrides, whole)
+def _frozen(model, opened, graph):
+    """Names of the opened model's layers that do not train in the user's."""
+    frozen = frozen_layers(model, Graph(model)) | frozen_layers(opened.model, graph)
+    return {x for x in graph.layers() if frozen.intersection(opened.names(x))}
+
+
+def _requested(overrides, names, reason):
+    """Treatment that overrides or the layer itself ask for, or None.
+
+    Args:
+        overrides: see `Scheme`.
+        names: names of the layer and of those that it is a part of.
+        reason: reason why the layer cannot be treated, or None.
+    """
+    choice = next(filter(None, (_override(overrides, name) for name in names)), None)
     if reason is None or isinstance(choice, KeepFloat):
         return choice
     return KeepFloat(reason)
@@ -254,15 +263,22 @@ def _override(overrides: Mapping[str, Any], name: str) -> Any:
     return None
 
 
-def _check_overrides(scheme: Scheme, reasons: Mapping[str, str | None]) -> None:
+def _check_overrides(
+    scheme: Scheme, reasons: Mapping[str, str | None], opened: Opened
+) -> None:
     """Raises an error for an override that has no effect.
 
     Args:
         scheme: scheme with the overrides.
         reasons: `{layer name: reason why it cannot be compressed, or None}`.
+        opened: model of these layers.
     """
     for pattern, config in scheme.overrides.items():
-        found = {n: why for n, why in reasons.items() if re.fullmatch(pattern, n)}
+        found = {
+            name: why
+            for name, why in reasons.items()
+            if any(re.fullmatch(pattern, x) for x in opened.names(name))
+        }
         if not found:
             raise ValueError(
                 "Each override must match the whole name of at least one layer. "

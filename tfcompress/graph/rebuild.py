@@ -1,5 +1,6 @@
 """A new model from an old one, layer by layer."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -13,6 +14,19 @@ from tfcompress.layers.cloning import clone_layer
 __all__ = ["clone_layer", "copy_weights", "rebuild"]
 
 Layer: TypeAlias = keras.layers.Layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Entered:
+    """Replacement of a layer by its sublayers, in a nested model of its name.
+
+    Attributes:
+        trace: function of the arguments of a call. Returns `(replacement, tensors)`: a
+            `keras.Function` of the sublayers, to be rebuilt and called on the list of
+            tensors; or a new layer in place of the old one, and None.
+    """
+
+    trace: Callable[..., tuple[Any, list[keras.KerasTensor] | None]]
 
 
 def copy_weights(old: Layer, new: Layer) -> None:
@@ -49,7 +63,8 @@ def rebuild(
         replace: function from an old layer to its unbuilt replacement. It may also
             return a list of layers to call one after the other, of which the last is
             the replacement. None takes the layer out of the graph, and its input
-            passes through. It is called once per layer.
+            passes through. `Entered` replaces it by its sublayers. It is called once
+            per layer.
         replace_operation: function from an operation that is no layer to a callable
             with the same arguments. By default such operations are cloned.
         model_class: class of the result, or a function with the arguments inputs,
@@ -99,11 +114,11 @@ class _Rebuilding:
 
     def pairs(self) -> list[tuple[Layer, Layer]]:
         """`(old layer, new layer)` of all layers that a layer replaces."""
-        return [
-            (old, chain[-1])
+        lasts = [
+            (old, getattr(chain[-1], "layer", chain[-1]))
             for old, chain in self._chains.values()
-            if isinstance(chain[-1], keras.layers.Layer)
         ]
+        return [(a, b) for a, b in lasts if isinstance(b, keras.layers.Layer)]
 
     def _replacement(self, operation):
         if id(operation) not in self._chains:
@@ -116,9 +131,12 @@ class _Rebuilding:
     def _new(self, operation):
         if is_model(operation):
             return _Nested(lambda inputs: self.build(operation, inputs, keras.Model))
-        if isinstance(operation, keras.layers.Layer):
-            return self._replace(operation)
-        return self._replace_operation(operation)
+        if not isinstance(operation, keras.layers.Layer):
+            return self._replace_operation(operation)
+        built = self._replace(operation)
+        if isinstance(built, Entered):
+            return _NestedLayer(built.trace, self.build)
+        return built
 
 
 class _Nested:
@@ -131,6 +149,29 @@ class _Nested:
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self._model = self._model or self._build(inputs)
         return self._model(inputs, *args, **kwargs)
+
+
+class _NestedLayer:
+    """A nested model, or a layer, in place of a layer; built when first called.
+
+    Attributes:
+        layer: new layer, or None.
+    """
+
+    def __init__(self, trace: Callable, build: Callable[..., keras.Model]) -> None:
+        self._trace, self._build = trace, build
+        self._model: keras.Model | None = None
+        self.layer: Layer | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.layer is not None:
+            return self.layer(*args, **kwargs)
+        new, tensors = self._trace(args, kwargs)
+        if tensors is None:
+            self.layer = new
+            return new(*args, **kwargs)
+        self._model = self._model or self._build(new, tensors, keras.Model)
+        return self._model(tensors)
 
 
 def _input_like(old: keras.KerasTensor, shape: list[int | None]) -> keras.KerasTensor:

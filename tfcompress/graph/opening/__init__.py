@@ -1,0 +1,1 @@
+"""Layers that become several, so that schemes can treat each of these."""

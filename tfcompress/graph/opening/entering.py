@@ -1,0 +1,227 @@
+"""Layers made of other layers, traced into Functional models of these."""
+
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.compat import keras_private
+from tfcompress.graph.graph import is_model
+from tfcompress.layers import TrainingForm
+from tfcompress.layers.masking import AttachMask
+from tfcompress.layers.registry import forms_of
+
+# Sizes of the axes that a call leaves open, batch and others, where it is tried.
+_BATCH, _SIZE = 2, 8
+# Largest difference of outputs, relative to the largest output.
+_ROUNDING = 1e-5
+
+
+class CannotEnterError(Exception):
+    """Reason why a layer cannot be replaced by its sublayers."""
+
+
+def may_enter(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer has sublayers with kernels, which schemes may treat."""
+    if is_model(layer) or isinstance(layer, (keras.layers.RNN, TrainingForm)):
+        return False
+    if forms_of(layer) is not None:
+        return False
+    inner = keras_private.flatten_layers(layer)[1:]
+    return any(len(weight.shape) > 1 for part in inner for weight in part.weights)
+
+
+def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Returns a Functional model of the sublayers of a layer, with their weights.
+
+    The layer's `call` runs on symbolic inputs. Its sublayers are not copied. Masks of
+    the inputs become inputs of the model, after all others.
+
+    Args:
+        layer: built layer with sublayers.
+        args, kwargs: arguments of its call, with `KerasTensor`s.
+
+    Returns:
+        A Functional `keras.Model` of the list that `tensors_of` returns for such arguments.
+
+    Raises:
+        CannotEnterError: if the layer has weights of its own, computes something else
+            in training, or by anything but layers and `keras.ops`, or if the model
+            does not compute the same.
+    """
+    if getattr(layer, "activity_regularizer", None) is not None:
+        raise CannotEnterError("has an activity regularizer")
+    try:
+        model = _traced(layer, args, kwargs, training=None)
+        operations = [
+            _operations(_traced(layer, args, kwargs, training), training)
+            for training in (False, True)
+        ]
+    except CannotEnterError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())[:160]
+        raise CannotEnterError(
+            "has a `call` that computes by more than layers and keras.ops "
+            f"({type(error).__name__}: {message})"
+        ) from error
+    if operations[0] != operations[1]:
+        raise CannotEnterError("computes something else in training")
+    inside = {id(variable) for variable in model.weights}
+    own = [variable for variable in layer.weights if id(variable) not in inside]
+    if own:
+        raise CannotEnterError(f"has weights of its own, such as '{own[0].path}'")
+    _check_outputs(layer, model, args, kwargs)
+    return model
+
+
+def tensors_of(
+    args: tuple, kwargs: dict[str, Any]
+) -> tuple[list[keras.KerasTensor], list[keras.KerasTensor]]:
+    """Returns `(tensors, masks)`: symbolic tensors of a call, and masks of these."""
+    leaves = keras.tree.flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if keras.utils.is_keras_tensor(leaf)]
+    masks = [keras_private.mask_of(tensor) for tensor in tensors]
+    return tensors, [mask for mask in masks if mask is not None]
+
+
+def form_of(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Returns the arguments of a call with types and shapes in place of tensors."""
+    return keras.tree.map_structure(_described, (args, kwargs), none_is_leaf=False)
+
+
+def _described(value):
+    if not keras.utils.is_keras_tensor(value):
+        return repr(value)
+    return f"{value.dtype} {value.shape}, masked: {keras_private.mask_of(value) is not None}"
+
+
+def _traced(layer, args, kwargs, training):
+    """Functional model of the sublayers, in a mode, or in that of each call."""
+    tensors, masks = tensors_of(args, kwargs)
+    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors]
+    new_masks = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in masks]
+    queue = iter(new_masks)
+    taken = []
+    for old, new in zip(tensors, inputs, strict=True):
+        floats = keras.backend.is_float_dtype(new.dtype)
+        if layer.autocast and floats and new.dtype != layer.compute_dtype:
+            new = ops.cast(new, layer.compute_dtype)
+        if keras_private.mask_of(old) is not None:
+            keras_private.set_mask(new, next(queue))
+        taken.append(new)
+    args, kwargs = _filled(args, kwargs, taken)
+    kwargs.update(_mask_arguments(layer, args, kwargs))
+    if training is not None and "training" in inspect.signature(layer.call).parameters:
+        kwargs["training"] = training
+    previous = keras_private.mask_of(taken[0]) if taken else None
+    with keras_private.tracing(layer, bool(training)):
+        outputs = layer.call(*args, **kwargs)
+        outputs = _with_masks(layer, taken, outputs, previous)
+        return keras.Model(inputs + new_masks, outputs, name=layer.name)
+
+
+def _filled(args, kwargs, tensors):
+    """Arguments of a call, with other tensors."""
+    queue = iter(tensors)
+    return keras.tree.map_structure(
+        lambda x: next(queue) if keras.utils.is_keras_tensor(x) else x, (args, kwargs)
+    )
+
+
+def _mask_arguments(layer, args, kwargs):
+    """Masks that Keras passes to a layer that takes them as arguments."""
+    parameters = inspect.signature(layer.call).parameters
+    bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    tensors = {
+        key: value
+        for key, value in bound.items()
+        if any(map(keras.utils.is_keras_tensor, keras.tree.flatten(value)))
+    }
+    if len(tensors) == 1 and "mask" in parameters and "mask" not in bound:
+        (value,) = tensors.values()
+        return {"mask": keras.tree.map_structure(keras_private.mask_of, value)}
+    return {
+        f"{key}_mask": keras.tree.map_structure(keras_private.mask_of, value)
+        for key, value in tensors.items()
+        if f"{key}_mask" in parameters and f"{key}_mask" not in bound
+    }
+
+
+def _with_masks(layer, inputs, outputs, previous):
+    """Outputs with the masks that the layer attaches to them."""
+    flat = keras.tree.flatten(outputs)
+    masks = [keras_private.mask_of(x) for x in flat]
+    if previous is not None and layer.supports_masking and len(flat) == 1:
+        if masks[0] is None:
+            masks = [layer.compute_mask(inputs[0], previous)]
+    new = [
+        x if mask is None else AttachMask()(x, mask)
+        for x, mask in zip(flat, masks, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(outputs, new)
+
+
+def _operations(function, training):
+    """Types of a model's operations, and whether they run in the mode `training`."""
+    result = []
+
+    def recorder(operation):
+        def call(*args, **kwargs):
+            in_mode = kwargs.get("training") in (None, training)
+            result.append((type(operation), in_mode))
+            return operation.compute_output_spec(*args, **kwargs)
+
+        return call
+
+    keras_private.run_through_graph(function, function.inputs, recorder)
+    return result
+
+
+def _check_outputs(layer, model, args, kwargs):
+    """Raises CannotEnterError unless layer and model agree on example inputs."""
+    tensors, masks = tensors_of(args, kwargs)
+    rng = np.random.default_rng(0)
+    arrays = [_example(x, rng) for x in tensors]
+    mask_arrays = [np.ones(_sizes(x), bool) for x in masks]
+    queue = iter(mask_arrays)
+    taken = []
+    for tensor, array in zip(tensors, arrays, strict=True):
+        value = ops.convert_to_tensor(array)
+        if keras_private.mask_of(tensor) is not None:
+            keras_private.set_mask(value, ops.convert_to_tensor(next(queue)))
+        taken.append(value)
+    filled_args, filled_kwargs = _filled(args, kwargs, taken)
+    try:
+        expected = layer(*filled_args, **filled_kwargs)
+        received = model(arrays + mask_arrays)
+    except Exception as error:
+        message = " ".join(str(error).split())[:160]
+        raise CannotEnterError(
+            f"cannot be called on example inputs ({type(error).__name__}: {message})"
+        ) from error
+    for one, other in zip(
+        keras.tree.flatten(expected), keras.tree.flatten(received), strict=True
+    ):
+        one, other = ops.convert_to_numpy(one), ops.convert_to_numpy(other)
+        size = max(np.abs(one).max(initial=0), 1)
+        if one.shape != other.shape or not (
+            np.abs(one - other).max(initial=0) <= _ROUNDING * size
+        ):
+            raise CannotEnterError("computes something else than its sublayers do")
+
+
+def _sizes(tensor):
+    batch, *others = tensor.shape
+    return (batch or _BATCH, *(size or _SIZE for size in others))
+
+
+def _example(tensor, rng):
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if dtype == "bool":
+        return np.ones(_sizes(tensor), bool)
+    if "int" in dtype:
+        return rng.integers(0, 2, _sizes(tensor)).astype(dtype)
+    return rng.normal(size=_sizes(tensor)).astype("float32")

@@ -1,0 +1,145 @@
+"""Models in which layers that schemes cannot treat whole are replaced by their parts."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import keras
+
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.opening import entering, separable
+from tfcompress.graph.rebuild import Entered, clone_layer, copy_weights, rebuild
+
+# Modules with functions `parts` and `copy_weights`, by the layers that they split.
+SPLITS: dict[type, ModuleType] = dict.fromkeys(separable.KINDS, separable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Model with the parts of its layers.
+
+    Attributes:
+        model: `keras.Model`. The given model if it has no layers to open.
+        whole_of: `{name: name}`. Layers that were split, by the names of their parts.
+        entered: frozenset of str. Names of layers that were replaced by sublayers. The
+            names of these begin with "NAME/".
+        reasons: `{name: str}`. Layers with sublayers that stay whole, and why.
+    """
+
+    model: keras.Model
+    whole_of: Mapping[str, str]
+    entered: frozenset[str]
+    reasons: Mapping[str, str]
+
+    def names(self, name: str) -> list[str]:
+        """Returns the name of a layer, and those of the layers that it is a part of."""
+        names = [name]
+        if name in self.whole_of:
+            names.append(self.whole_of[name])
+        places = [i for i, letter in enumerate(name) if letter == "/"]
+        return names + [name[:i] for i in reversed(places) if name[:i] in self.entered]
+
+
+def open_layers(model: keras.Model) -> Opened:
+    """Replaces layers that hold several kernels by layers that hold one each.
+
+    A separable convolution becomes a chain of two layers. A layer that is made of other
+    layers, of Keras or of the user, becomes a nested model of these with its name.
+
+    Args:
+        model: built Functional or Sequential model. It is left untouched.
+
+    Returns:
+        `Opened`, with a model that computes the same.
+
+    Raises:
+        ValueError: if a layer cannot be copied.
+    """
+    whole: dict[int, str] = {}  # reasons to leave a layer as it is
+    layers = Graph(model).layers().values()
+    if not any(type(x) in SPLITS or entering.may_enter(x) for x in layers):
+        return Opened(model, {}, frozenset(), {})
+    while True:
+        opening = _Opening(whole)
+        try:
+            return opening.run(model)
+        except _CalledDifferentlyError as error:
+            whole[id(error.layer)] = "is called with arguments of several kinds"
+
+
+class _CalledDifferentlyError(Exception):
+    """A shared layer's calls cannot all be those of one nested model."""
+
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        super().__init__(layer.name)
+        self.layer = layer
+
+
+class _Opening:
+    """One pass over a model.
+
+    Attributes:
+        whole: `{id(layer): str}`. Reasons to leave layers as they are.
+    """
+
+    def __init__(self, whole: dict[int, str]) -> None:
+        self.whole = whole
+        self._parts: dict[int, list[keras.layers.Layer]] = {}
+        self._traced: dict[int, tuple[Any, list[Any]]] = {}
+
+    def run(self, model: keras.Model) -> Opened:
+        """Returns the opened model.
+
+        Raises:
+            _CalledDifferentlyError: if a layer has to be left as it is.
+        """
+        opened, pairs = rebuild(model, self._replace)
+        for old, new in pairs:
+            if id(old) in self._parts:
+                SPLITS[type(old)].copy_weights(old, self._parts[id(old)])
+            else:
+                copy_weights(old, new)
+        graph = Graph(opened)
+        names = {id(layer): name for name, layer in graph.layers().items()}
+        nested = [{c.name for c in g.model_calls} for g in (graph, Graph(model))]
+        return Opened(
+            opened,
+            whole_of={
+                names[id(part)]: names[id(parts[-1])]
+                for parts in self._parts.values()
+                for part in parts
+            },
+            entered=frozenset(nested[0] - nested[1]),
+            reasons={
+                names[id(new)]: self.whole[id(old)]
+                for old, new in pairs
+                if id(old) in self.whole
+            },
+        )
+
+    def _replace(self, layer):
+        if type(layer) in SPLITS:
+            self._parts[id(layer)] = SPLITS[type(layer)].parts(layer)
+            return self._parts[id(layer)]
+        if id(layer) in self.whole or not entering.may_enter(layer):
+            return clone_layer(layer)
+        return Entered(functools.partial(self._enter, layer))
+
+    def _enter(self, layer, args, kwargs):
+        """The model of a layer's sublayers and its inputs, or a copy and None."""
+        tensors, masks = entering.tensors_of(args, kwargs)
+        inputs = [*tensors, *masks]
+        call = entering.form_of(args, kwargs)
+        if id(layer) not in self._traced:
+            try:
+                traced = entering.trace(layer, args, kwargs)
+            except entering.CannotEnterError as error:
+                self.whole[id(layer)] = str(error)
+                return clone_layer(layer), None
+            self._traced[id(layer)] = traced, call
+        traced, first_call = self._traced[id(layer)]
+        if call != first_call:
+            raise _CalledDifferentlyError(layer)
+        return traced, inputs
