@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -14,6 +15,8 @@ from tfcompress.layers.cloning import clone_layer
 __all__ = ["clone_layer", "copy_weights", "rebuild"]
 
 Layer: TypeAlias = keras.layers.Layer
+# Arguments that Keras adds to the calls of layers that take them.
+_ADDED = ("training", "mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,4 +232,8 @@ def _pass_through(x, *args, **kwargs):
 def _call_all(chain, x, *args, **kwargs):
     for layer in chain[:-1]:
         x = layer(x)
-    return chain[-1](x, *args, **kwargs)
+    last = chain[-1]
+    parameters = inspect.signature(last.call).parameters
+    # Keras added them for a layer that takes them, which need not be the new one.
+    kwargs = {k: v for k, v in kwargs.items() if k not in _ADDED or k in parameters}
+    return last(x, *args, **kwargs)

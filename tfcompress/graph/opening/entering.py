@@ -4,23 +4,14 @@ import inspect
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
+from tfcompress.graph.opening.examples import CannotOpenError, example, same_outputs
 from tfcompress.layers import TrainingForm
 from tfcompress.layers.masking import AttachMask
 from tfcompress.layers.registry import forms_of
-
-# Sizes of the axes that a call leaves open, batch and others, where it is tried.
-_BATCH, _SIZE = 2, 8
-# Largest difference of outputs, relative to the largest output.
-_ROUNDING = 1e-5
-
-
-class CannotEnterError(Exception):
-    """Reason why a layer cannot be replaced by its sublayers."""
 
 
 def may_enter(layer: keras.layers.Layer) -> bool:
@@ -47,32 +38,32 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
         A Functional `keras.Model` of the list that `tensors_of` returns for such arguments.
 
     Raises:
-        CannotEnterError: if the layer has weights of its own, computes something else
+        CannotOpenError: if the layer has weights of its own, computes something else
             in training, or by anything but layers and `keras.ops`, or if the model
             does not compute the same.
     """
     if getattr(layer, "activity_regularizer", None) is not None:
-        raise CannotEnterError("has an activity regularizer")
+        raise CannotOpenError("has an activity regularizer")
     try:
         model = _traced(layer, args, kwargs, training=None)
         operations = [
             _operations(_traced(layer, args, kwargs, training), training)
             for training in (False, True)
         ]
-    except CannotEnterError:
+    except CannotOpenError:
         raise
     except Exception as error:
         message = " ".join(str(error).split())[:160]
-        raise CannotEnterError(
+        raise CannotOpenError(
             "has a `call` that computes by more than layers and keras.ops "
             f"({type(error).__name__}: {message})"
         ) from error
     if operations[0] != operations[1]:
-        raise CannotEnterError("computes something else in training")
+        raise CannotOpenError("computes something else in training")
     inside = {id(variable) for variable in model.weights}
     own = [variable for variable in layer.weights if id(variable) not in inside]
     if own:
-        raise CannotEnterError(f"has weights of its own, such as '{own[0].path}'")
+        raise CannotOpenError(f"has weights of its own, such as '{own[0].path}'")
     _check_outputs(layer, model, args, kwargs)
     return model
 
@@ -181,47 +172,15 @@ def _operations(function, training):
 
 
 def _check_outputs(layer, model, args, kwargs):
-    """Raises CannotEnterError unless layer and model agree on example inputs."""
+    """Raises CannotOpenError unless layer and model agree on example inputs."""
     tensors, masks = tensors_of(args, kwargs)
-    rng = np.random.default_rng(0)
-    arrays = [_example(x, rng) for x in tensors]
-    mask_arrays = [np.ones(_sizes(x), bool) for x in masks]
+    arrays, mask_arrays = [list(map(example, group)) for group in (tensors, masks)]
     queue = iter(mask_arrays)
-    taken = []
     for tensor, array in zip(tensors, arrays, strict=True):
-        value = ops.convert_to_tensor(array)
         if keras_private.mask_of(tensor) is not None:
-            keras_private.set_mask(value, ops.convert_to_tensor(next(queue)))
-        taken.append(value)
-    filled_args, filled_kwargs = _filled(args, kwargs, taken)
-    try:
-        expected = layer(*filled_args, **filled_kwargs)
-        received = model(arrays + mask_arrays)
-    except Exception as error:
-        message = " ".join(str(error).split())[:160]
-        raise CannotEnterError(
-            f"cannot be called on example inputs ({type(error).__name__}: {message})"
-        ) from error
-    for one, other in zip(
-        keras.tree.flatten(expected), keras.tree.flatten(received), strict=True
-    ):
-        one, other = ops.convert_to_numpy(one), ops.convert_to_numpy(other)
-        size = max(np.abs(one).max(initial=0), 1)
-        if one.shape != other.shape or not (
-            np.abs(one - other).max(initial=0) <= _ROUNDING * size
-        ):
-            raise CannotEnterError("computes something else than its sublayers do")
-
-
-def _sizes(tensor):
-    batch, *others = tensor.shape
-    return (batch or _BATCH, *(size or _SIZE for size in others))
-
-
-def _example(tensor, rng):
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if dtype == "bool":
-        return np.ones(_sizes(tensor), bool)
-    if "int" in dtype:
-        return rng.integers(0, 2, _sizes(tensor)).astype(dtype)
-    return rng.normal(size=_sizes(tensor)).astype("float32")
+            keras_private.set_mask(array, next(queue))
+    filled_args, filled_kwargs = _filled(args, kwargs, arrays)
+    same_outputs(
+        lambda: layer(*filled_args, **filled_kwargs),
+        lambda: model(arrays + mask_arrays),
+    )

@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import keras
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening import entering, separable
+from tfcompress.graph.opening import einsum, entering, separable
+from tfcompress.graph.opening.examples import CannotOpenError
 from tfcompress.graph.rebuild import Entered, clone_layer, copy_weights, rebuild
 
 # Modules with functions `parts` and `copy_weights`, by the layers that they split.
-SPLITS: dict[type, ModuleType] = dict.fromkeys(separable.KINDS, separable)
+_SPLITS = {kind: module for module in (einsum, separable) for kind in module.KINDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def open_layers(model: keras.Model) -> Opened:
     """
     whole: dict[int, str] = {}  # reasons to leave a layer as it is
     layers = Graph(model).layers().values()
-    if not any(type(x) in SPLITS or entering.may_enter(x) for x in layers):
+    if not any(type(x) in _SPLITS or entering.may_enter(x) for x in layers):
         return Opened(model, {}, frozenset(), {})
     while True:
         opening = _Opening(whole)
@@ -98,7 +98,7 @@ class _Opening:
         opened, pairs = rebuild(model, self._replace)
         for old, new in pairs:
             if id(old) in self._parts:
-                SPLITS[type(old)].copy_weights(old, self._parts[id(old)])
+                _SPLITS[type(old)].copy_weights(old, self._parts[id(old)])
             else:
                 copy_weights(old, new)
         graph = Graph(opened)
@@ -120,12 +120,18 @@ class _Opening:
         )
 
     def _replace(self, layer):
-        if type(layer) in SPLITS:
-            self._parts[id(layer)] = SPLITS[type(layer)].parts(layer)
-            return self._parts[id(layer)]
-        if id(layer) in self.whole or not entering.may_enter(layer):
+        if id(layer) in self.whole:
             return clone_layer(layer)
-        return Entered(functools.partial(self._enter, layer))
+        if type(layer) in _SPLITS:
+            try:
+                self._parts[id(layer)] = _SPLITS[type(layer)].parts(layer)
+            except CannotOpenError as error:
+                self.whole[id(layer)] = str(error)
+                return clone_layer(layer)
+            return self._parts[id(layer)]
+        if entering.may_enter(layer):
+            return Entered(functools.partial(self._enter, layer))
+        return clone_layer(layer)
 
     def _enter(self, layer, args, kwargs):
         """The model of a layer's sublayers and its inputs, or a copy and None."""
@@ -135,7 +141,7 @@ class _Opening:
         if id(layer) not in self._traced:
             try:
                 traced = entering.trace(layer, args, kwargs)
-            except entering.CannotEnterError as error:
+            except CannotOpenError as error:
                 self.whole[id(layer)] = str(error)
                 return clone_layer(layer), None
             self._traced[id(layer)] = traced, call

@@ -1,0 +1,59 @@
+"""Comparison of a layer with its parts on example inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.types import Tensor
+
+# Sizes of the axes that a call leaves open, batch and others.
+_BATCH, _SIZE = 2, 8
+# Largest difference of outputs, relative to the largest output.
+_ROUNDING = 1e-5
+
+
+class CannotOpenError(Exception):
+    """Reason why a layer cannot be replaced by its parts."""
+
+
+def example(tensor: keras.KerasTensor) -> Tensor:
+    """Returns values for a symbolic tensor: normal ones, 0 and 1, or only True."""
+    batch, *others = tensor.shape or (1,)
+    sizes = (batch or _BATCH, *(size or _SIZE for size in others))[: len(tensor.shape)]
+    rng = np.random.default_rng(0)
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if dtype == "bool":
+        values = np.ones(sizes)
+    elif "int" in dtype:
+        values = rng.integers(0, 2, sizes)
+    else:
+        values = rng.normal(size=sizes)
+    return ops.cast(values, dtype)
+
+
+def same_outputs(layer: Callable[[], Any], parts: Callable[[], Any]) -> None:
+    """Compares the outputs of a layer with those of its parts.
+
+    Args:
+        layer, parts: functions that return structures of tensors.
+
+    Raises:
+        CannotOpenError: if they differ, or one raises an error.
+    """
+    try:
+        outputs = [keras.tree.flatten(function()) for function in (layer, parts)]
+    except Exception as error:
+        message = " ".join(str(error).split())[:160]
+        raise CannotOpenError(
+            f"cannot be called on example inputs ({type(error).__name__}: {message})"
+        ) from error
+    for pair in zip(*outputs, strict=True):
+        one, other = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in pair)
+        largest = max(np.abs(one).max(initial=0), 1)
+        if one.shape != other.shape or not (
+            np.abs(one - other).max(initial=0) <= _ROUNDING * largest
+        ):
+            raise CannotOpenError("computes something else than its parts do")
