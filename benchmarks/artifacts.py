@@ -39,7 +39,6 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("representative", 256, "Training images to compute ranges from.")
 flags.DEFINE_integer("runs", 200, "Timed runs of each file.", lower_bound=1)
-flags.mark_flag_as_required("model")
 
 MODES = {
     "ours, size": {"optimize": "size"},
@@ -52,6 +51,10 @@ MODES = {
 
 def main(argv):
     refuse_arguments(argv)
+    if not models.is_file(FLAGS.model):
+        raise app.UsageError(
+            f"Expected --model to be a file of a float model. Received: {FLAGS.model}."
+        )
     float_model = models.load_file(FLAGS.model)
     tiny = keras.models.load_model(FLAGS.finalized) if FLAGS.finalized else None
     image_size = tuple(float_model.inputs[0].shape[1:3])
