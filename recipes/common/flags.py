@@ -53,6 +53,13 @@ flags.DEFINE_integer(
     upper_bound=2**32 - 1,
 )
 flags.DEFINE_integer(
+    "holdout",
+    0,
+    "Training images to hold out, about. Accuracies are then theirs; the test images "
+    "are left alone: for choices such as that of the learning rate.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
     "max_shift",
     None,
     "Largest random shift of training images, in pixels. By default an eighth of the "

@@ -1,7 +1,6 @@
 """Flow that all recipes share, from flags and schemes to the written files."""
 
 import contextlib
-import json
 import shutil
 import sys
 import tempfile
@@ -12,26 +11,22 @@ import keras
 
 import tfcompress as tfc
 from recipes.common import flags, models
-from recipes.common.data import load, make_scaling
+from recipes.common.data import hold_out, load, make_scaling
 from recipes.common.pipeline import choose_augmentation, train_pipeline
 from recipes.common.saving.files import FolderLock, ends_in_one_line, written_whole
-from recipes.common.strategy import make_devices
+from recipes.common.saving.results import Facts, Measured, save_results
+from recipes.common.strategy import machine, make_devices
 from recipes.common.train import (
     FLOAT_LEARNING_RATE,
     FLOAT_WEIGHT_DECAY,
     UnfinishedRun,
-    accuracy,
     fit,
 )
-from tfcompress import reporting
 from tfcompress.core.distillation.distillation import DistilledModel
-from tfcompress.cost import layer_costs
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
-from tfcompress.litert import float_tflite, latency, peak_memory, predict
 from tfcompress.micro.runtime import check_installed
 
 FLAGS = flags.FLAGS
-LATENCY_RUNS = 50
 
 
 class Experiment:
@@ -44,6 +39,7 @@ class Experiment:
         recipe: str. Name, as in `python -m recipes.NAME`.
         epochs: int. Epochs of the training of each scheme.
         make_schemes: function without arguments that returns a list of schemes.
+        settings: dict or None. Further values that the result depends on.
 
     Attributes:
         schemes: list of the schemes.
@@ -57,7 +53,7 @@ class Experiment:
             data.
     """
 
-    def __init__(self, recipe, epochs, make_schemes):
+    def __init__(self, recipe, epochs, make_schemes, settings=None):
         self.recipe = recipe
         self.epochs = epochs
         self._start = time.perf_counter()
@@ -66,7 +62,7 @@ class Experiment:
             self._devices = make_devices()
             self.schemes = make_schemes()
             self.folder = flags.make_output_dir(recipe)
-            self.model, data = _model_and_data()
+            self.model, data = model_and_data()
             self._distillation = _distillation(self.model)
             scaling = make_scaling(flags.input_scaling(), data.train_images)
             augmentation = choose_augmentation(data, FLAGS.max_shift)
@@ -82,6 +78,7 @@ class Experiment:
 
         settings = {
             **flags.shared_settings(),
+            **(settings or {}),
             "epochs": epochs,
             "schemes": [scheme.get_config() for scheme in self.schemes],
         }
@@ -91,10 +88,10 @@ class Experiment:
         self._train, self._follow_epochs = train_pipeline(
             data, scaling, FLAGS.batch_size, FLAGS.seed, augmentation
         )
-        self._test = scaling(data.test_images), data.test_labels
-        # For the ranges of int8 activations, and to see what the outputs are.
-        self._some_images = scaling(data.train_images[:256])
-        self._from_logits = models.outputs_logits(self.model, self._some_images[:64])
+        self._measured = measured_on(self.model, data, scaling)
+        self._from_logits = models.outputs_logits(
+            self.model, self._measured.representative[:64]
+        )
 
     @ends_in_one_line
     def train_float(self):
@@ -109,9 +106,10 @@ class Experiment:
             )
             with written_whole(self.folder / "float.keras") as path:
                 self.model.save(path)
-        self._float_accuracy = _accuracy(self.model, self._test)
+        self._float_accuracy = self._measured.accuracy_of(self.model)
+        kind = "held-out training" if FLAGS.holdout else "test"
         print(
-            f"Float accuracy on {len(self._test[1])} test images: "
+            f"Float accuracy on {len(self._measured.labels)} {kind} images: "
             f"{self._float_accuracy:.4f}"
         )
         self._float_seconds = time.perf_counter() - self._start
@@ -173,77 +171,25 @@ class Experiment:
         return self._report(model, name, subfolder, seconds, budget)
 
     def _report(self, tiny, scheme_name, subfolder, seconds, budget):
-        start = time.perf_counter()
-        folder = self.folder / subfolder
-        folder.mkdir(exist_ok=True)
-        with written_whole(folder / "model.keras") as path:
-            tiny.save(path)
-        if keras.backend.backend() != "tensorflow":
-            print(
-                f"Test accuracy: {_accuracy(tiny, self._test):.4f}. Written: {folder}/"
-                "model.keras. For the .tflite, load it with KERAS_BACKEND=tensorflow "
-                "and call `tfcompress.export`."
-            )
-            return None
-        tflite = folder / "model.tflite"
-        images, labels = self._test
-        export_report = tfc.export(tiny, tflite, verify=images)
-
-        accuracies = {
-            "float": self._float_accuracy,
-            "compressed": _accuracy(tiny, self._test),
-            "litert": accuracy(predict(tflite, images), labels),
-        }
-        float_file = float_tflite(self.model)
-        # The exporter measures the float network without the removed filters.
-        export_report["size"]["float_tflite_bytes"] = len(float_file)
-        seconds += self._float_seconds + time.perf_counter() - start
-        report = reporting.build_report(
+        dataset = FLAGS.dataset
+        if FLAGS.holdout:
+            held = len(self._measured.labels)
+            dataset += f" ({held} training images held out)"
+        facts = Facts(
             recipe=self.recipe,
             scheme=scheme_name,
             model=flags.model_name(),
-            dataset=FLAGS.dataset,
+            dataset=dataset,
             seed=FLAGS.seed,
             epochs=self.epochs,
-            wall_seconds=round(seconds, 1),
-            accuracy=accuracies,
-            export_report=export_report,
-            float_model=self.model,
-            tiny=tiny,
-            keras_path=folder / "model.keras",
+            keras_backend=keras.backend.backend(),
+            machine=machine(),
+            seconds=self._float_seconds + seconds,
+            float_accuracy=self._float_accuracy,
             budget=budget,
-            latency_ms=_latency(float_file, tflite),
-            memory={
-                "float_arena_bytes": peak_memory(float_file),
-                "arena_bytes": peak_memory(tflite),
-            },
         )
-        if FLAGS.micro:
-            self._write_micro(tiny, folder)
-        reporting.write_report(report, folder / "report.json")
-        reporting.plot_layers(
-            report["layers"], folder / "layers.png", before=layer_costs(self.model)
-        )
-        print(tfc.summary(tiny))
-        _print_results(report, folder)
-        return report
-
-    def _write_micro(self, tiny, folder):
-        """Writes the file for microcontrollers and its report, and prints its sizes."""
-        report = tfc.export(
-            tiny,
-            folder / "micro.tflite",
-            target="micro",
-            representative_data=self._some_images,
-            verify=self._test[0][:256],
-        )
-        sizes = report["micro"]
-        print(
-            f"Microcontroller: {sizes['flash_bytes']:,} bytes of flash "
-            f"({sizes['int8_flash_bytes']:,} with INT8 kernels), an arena of "
-            f"{sizes['arena_bytes']:,} bytes; {', '.join(sizes['operators'])}."
-        )
-        (folder / "micro.json").write_text(json.dumps(report, indent=2))
+        folder = self.folder / subfolder
+        return save_results(tiny, facts, self._measured, folder, FLAGS.micro)
 
     def finish(self):
         """Removes the backups, once all results are written."""
@@ -281,7 +227,7 @@ class Experiment:
             fit(
                 model,
                 self._train,
-                self._test,
+                (self._measured.images, self._measured.labels),
                 epochs,
                 learning_rate,
                 backup_dir=self.unfinished.backup_dir(phase),
@@ -303,8 +249,23 @@ def _print_plan(model, scheme):
         )
 
 
-def _model_and_data():
-    """Returns the model, untrained if it is built in, and its `ImageData`."""
+def measured_on(model, data, scaling):
+    """Returns what results are measured with, a `Measured`."""
+    return Measured(
+        model=model,
+        images=scaling(data.test_images),
+        labels=data.test_labels,
+        representative=scaling(data.train_images[:256]),
+        batch_size=FLAGS.batch_size,
+    )
+
+
+def model_and_data():
+    """Returns the model, untrained if it is built in, and its `ImageData`.
+
+    Raises:
+        ValueError: if the flags do not fit the model or the data.
+    """
     model, image_size = None, (32, 32)
     if models.is_file(FLAGS.model):
         model = models.load_file(FLAGS.model)
@@ -313,6 +274,8 @@ def _model_and_data():
     if model is None:
         model = models.BUILDERS[FLAGS.model](data.image_shape, data.num_classes)
     models.check_fits(model, data)
+    if FLAGS.holdout:
+        data = hold_out(data, FLAGS.holdout)
     model = models.with_image_size(model, data.image_shape)
     if FLAGS.batch_size > len(data.train_labels):
         raise ValueError(
@@ -327,40 +290,3 @@ def _distillation(model):
     if not FLAGS.distill:
         return None
     return tfc.Distillation(FLAGS.temperature, FLAGS.distill_weight, model)
-
-
-def _accuracy(model, test):
-    images, labels = test
-    return accuracy(model.predict(images, FLAGS.batch_size, verbose=0), labels)
-
-
-def _latency(float_file, tflite):
-    """Returns the milliseconds per image of both files, as `report.json` has them."""
-    float_ms, compressed_ms = latency([float_file, tflite], LATENCY_RUNS)
-    return {
-        "float": float_ms,
-        "compressed": compressed_ms,
-        "threads": 1,
-        "runs": LATENCY_RUNS,
-    }
-
-
-def _print_results(report, folder):
-    accuracies, size = report["accuracy"], report["size"]
-    agreement, latency_ms = report["agreement"], report["latency_ms"]
-    memory = report["memory"]
-    print(
-        f"Test accuracy: float {accuracies['float']:.4f}, "
-        f"compressed {accuracies['compressed']:.4f}, "
-        f"in LiteRT {accuracies['litert']:.4f}.\n"
-        f"Size of .tflite: float {size['float_tflite_bytes']:,} bytes, "
-        f"compressed {size['tflite_bytes']:,}, after xz {size['tflite_xz_bytes']:,}.\n"
-        f"Latency in LiteRT, 1 thread: float {latency_ms['float']:.3f} ms, "
-        f"compressed {latency_ms['compressed']:.3f} ms.\n"
-        f"Memory at run time: float {memory['float_arena_bytes']:,} bytes, "
-        f"compressed {memory['arena_bytes']:,}.\n"
-        f"LiteRT and Keras: same class for {agreement['top1']:.2%} of "
-        f"{agreement['samples']} images, outputs differ by at most "
-        f"{agreement['max_abs_diff']:.2g}.\n"
-        f"Written to {folder}/ in {report['wall_seconds']:.0f} s."
-    )

@@ -76,6 +76,22 @@ def make_devices():
     return devices
 
 
+def machine():
+    """Returns the kind of processors that train, such as "2 CPU cores"."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        devices = jax.devices()
+        kinds = [x.device_kind for x in devices if x.platform != "cpu"]
+    else:
+        devices = tf.config.list_physical_devices("GPU")
+        details = map(tf.config.experimental.get_device_details, devices)
+        kinds = [x.get("device_name", "GPU") for x in details]
+    if not kinds:
+        return f"{len(os.sched_getaffinity(0))} CPU cores"
+    return kinds[0] if len(kinds) == 1 else f"{len(kinds)} x {kinds[0]}"
+
+
 def _mirrored():
     strategy = tf.distribute.MirroredStrategy()
     return Devices(strategy.num_replicas_in_sync, scope=strategy.scope)

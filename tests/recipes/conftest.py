@@ -126,8 +126,8 @@ def check_report():
         report = json.loads((folder / "report.json").read_text())
         assert set(report) == {
             *("recipe", "scheme", "model", "dataset", "seed", "epochs"),
-            *("keras_backend", "wall_seconds", "accuracy", "size", "cost", "budget"),
-            *("agreement", "latency_ms", "memory", "layers"),
+            *("keras_backend", "machine", "wall_seconds", "accuracy", "size", "cost"),
+            *("budget", "agreement", "latency_ms", "memory", "layers"),
         }
         assert set(report["accuracy"]) == {"float", "compressed", "litert"}
         assert set(report["size"]) == {

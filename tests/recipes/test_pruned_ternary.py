@@ -13,6 +13,7 @@ from recipes import pruned_ternary
 from recipes.common import data as data_lib
 from recipes.common import models
 from recipes.common import run as run_lib
+from recipes.common.saving import results
 from tests.litert.packed_models import make_digit_model
 from tfcompress.litert import check
 
@@ -181,7 +182,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
         recipe(model="small", **QUICK)
     assert printed_epochs() == ["1/3", "2/3", "3/3", "1/2"]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(run_lib, "predict", _interrupt)
+        patched.setattr(results, "predict", _interrupt)
         recipe(model="small", **QUICK)
     assert printed_epochs() == ["2/2"]
 

@@ -34,6 +34,7 @@ def built(tmp_path_factory):
         dataset="mnist5k",
         seed=0,
         epochs=1,
+        machine="2 CPU cores",
         wall_seconds=1.5,
         accuracy={"float": 1.0, "compressed": np.float32(0.5), "litert": 0.5},
         export_report=exported,
@@ -66,6 +67,7 @@ def test_report_keys_and_their_order(report):
         "seed",
         "epochs",
         "keras_backend",
+        "machine",
         "wall_seconds",
         "accuracy",
         "size",
@@ -189,6 +191,7 @@ def test_report_of_a_model_of_free_sizes_has_no_operations(built):
     free = build_report(
         **{key: report[key] for key in ("recipe", "scheme", "model", "dataset")},
         **{key: report[key] for key in ("seed", "epochs", "wall_seconds", "accuracy")},
+        machine=report["machine"],
         export_report=report,
         float_model=model,
         tiny=tiny,

@@ -97,3 +97,11 @@ def test_schemes_save_their_activation_bits(name):
     config = scheme.get_config()
     del config["activation_bits"]  # as older files have it
     assert type(scheme).from_config(config).activation_bits is None
+
+
+def test_uniform_bits_without_activation_bits_leave_all_activations_float():
+    student = tfc.compress(small_net(), tfc.Uniform(3, activation_bits=None))
+    assert {x.input_quantizer for x in _layers(student)} == {None}
+    assert [x.kernel_quantizer.bits for x in _layers(student)] == [8, 3, 3, 8]
+    copy = tfc.Uniform.from_config(student.scheme.get_config())
+    assert copy.activation_bits is None

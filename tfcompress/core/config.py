@@ -196,7 +196,7 @@ def config_with_decay(
 
 def learned_range_config(
     weight_bits: int | Sequence[int],
-    activation_bits: int | Sequence[int],
+    activation_bits: int | Sequence[int] | None,
     signed: bool,
     grid: str = "symmetric",
 ) -> QuantizeConfig:
@@ -204,7 +204,7 @@ def learned_range_config(
 
     Args:
         weight_bits: int, or ints as candidates for gates; see `BitSharing`.
-        activation_bits: the same for the activations.
+        activation_bits: the same for the activations; None leaves them float.
         signed: bool. Whether the activations have negative values.
         grid: str. Grid of the weights; see `BitSharing`.
 

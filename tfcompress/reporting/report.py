@@ -57,6 +57,7 @@ _REPORT = {
     "seed": _COUNT,
     "epochs": _COUNT,
     "keras_backend": _TEXT,
+    "machine": _TEXT,
     "wall_seconds": _NUMBER,
     "accuracy": dict.fromkeys(("float", "compressed", "litert"), _FRACTION),
     "size": dict.fromkeys(
@@ -93,6 +94,7 @@ def build_report(
     dataset: str,
     seed: int,
     epochs: int,
+    machine: str,
     wall_seconds: float,
     accuracy: dict[str, float],
     export_report: dict[str, Any],
@@ -108,7 +110,8 @@ def build_report(
     Args:
         recipe, scheme, model, dataset: str. Names.
         seed, epochs: int. Seed of the recipe, and epochs of the compressed model.
-        wall_seconds: float. Duration of the whole recipe.
+        machine: str. Kind of the processors that trained.
+        wall_seconds: float. Duration of the trainings.
         accuracy: {"float", "compressed", "litert"}. Fractions of the test set.
         export_report: the report of a `tfcompress.export` with `verify`.
         float_model: the model before compression.
@@ -129,6 +132,7 @@ def build_report(
         "seed": seed,
         "epochs": epochs,
         "keras_backend": keras.backend.backend(),
+        "machine": machine,
         "wall_seconds": wall_seconds,
         "accuracy": accuracy,
         "size": {

@@ -17,11 +17,12 @@ class Uniform(Scheme):
     """Scheme with the same weight bits and the same activation bits in every layer.
 
     It uses the quantizers of `BitSharing`, so the two compare. The first and the last
-    layers have 8-bit weights and 8-bit activations.
+    layers have 8-bit weights and, unless activations are float, 8-bit activations.
 
     Args:
         weight_bits: int, 2 to 8. Bits of a weight.
-        activation_bits: int, 2 to 8. Bits of an activation.
+        activation_bits: int, 2 to 8, or None. Bits of an activation. None leaves
+            activations float in all layers.
         weight_decay, overrides: see `Scheme`.
 
     Raises:
@@ -35,7 +36,7 @@ class Uniform(Scheme):
     def __init__(
         self,
         weight_bits: int = 4,
-        activation_bits: int = 4,
+        activation_bits: int | None = 4,
         weight_decay: float = 1e-4,
         overrides: Mapping[str, KeepFloat | QuantizeConfig] | None = None,
     ) -> None:
@@ -46,7 +47,8 @@ class Uniform(Scheme):
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
         if place.is_first or place.is_last:
-            return learned_range_config(8, 8, place.signed_input)
+            inputs = None if self.activation_bits is None else 8
+            return learned_range_config(8, inputs, place.signed_input)
         return learned_range_config(
             self.weight_bits, self.activation_bits, place.signed_input
         )

@@ -1,0 +1,270 @@
+"""Runs whose reports are committed, by this revision and by earlier ones."""
+
+from benchmarks.results.run import Run
+
+EARLIER = "an earlier revision of the library"
+_VARIANT = "a few changed lines, described in docs/method_notes.md"
+_AVERAGES = "a revision that took ranges as averages over samples"
+
+# Reports of benchmarks that train nothing, and how they are made.
+OF_BENCHMARKS = {
+    "micro": "python -m benchmarks.micro",
+    "micro_64kB": "python -m benchmarks.micro",
+    "phones": "python -m benchmarks.phones resnet8 MobileNetV2 ResNet50",
+    "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
+    "startup_mobilenet": "python -m benchmarks.startup",
+}
+
+
+def _ternary(name, network, epochs, budget="best cosine", table="ternary", **more):
+    past = more.pop("past", "")
+    flags = {"epochs": epochs, **more}
+    method = "pruned ternary"
+    module = "recipes.pruned_ternary"
+    name = f"pruned_ternary_{name}"
+    return Run(
+        name, module, network, method, budget, flags, epochs, table=table, past=past
+    )
+
+
+def _ternary_runs():
+    demo = ("lenet5", 10)
+    yield _ternary("lenet5_mnist5k", *demo, past=EARLIER)
+    yield _ternary("lenet5_mnist5k_held_thresholds", *demo)
+    yield _ternary(
+        "mobilenetv2_mnist5k",
+        "mobilenetv2",
+        2,
+        "50 % zeros",
+        float_epochs=3,
+        batch_size=64,
+        sparsity=0.5,
+        past=EARLIER,
+    )
+    every = {"first_last": "ternary", "learning_rate": 0.05}
+    start, all_layers = "resnet20_cifar10", "best cosine, every kernel"
+    yield _ternary(
+        f"{start}_15_epochs", "resnet20", 15, all_layers, **every, past=EARLIER
+    )
+    every["learning_rate"] = 0.03
+    yield _ternary(f"{start}_4_epochs", "resnet20", 4, all_layers, **every)
+    yield _ternary(
+        f"{start}_4_epochs_distilled",
+        *("resnet20", 4, all_layers),
+        **{**every, "distill": True},
+    )
+    start, rate = "resnet8_cifar10", {"learning_rate": 0.03}
+    yield _ternary(f"{start}_20_epochs", "resnet8", 20, **rate, past=EARLIER)
+    yield _ternary(f"{start}_12_epochs", "resnet8", 12, **rate, past=EARLIER)
+    yield _ternary(f"{start}_12_epochs_held_thresholds", "resnet8", 12, **rate)
+    yield _ternary(f"{start}_12_epochs_distilled", "resnet8", 12, **rate, distill=True)
+    every["learning_rate"] = 0.05
+    yield _ternary(f"{start}_8_epochs", "resnet8", 8, all_layers, **every, past=EARLIER)
+
+
+def _bits(name, network, budget, search, finetune, uniform=None, past="", **more):
+    """A run of bit sharing, and the one of its uniform baseline beside it."""
+    flags = {
+        "bops": budget,
+        "search_epochs": search,
+        "finetune_epochs": finetune,
+        **more,
+        "uniform_baseline": uniform is not None,
+    }
+    name = f"bit_sharing_{name}"
+    outputs = {name: "report.json"}
+    if uniform:
+        outputs[uniform] = "uniform/report.json"
+    return Run(
+        name,
+        "recipes.bit_sharing",
+        network,
+        "bit sharing",
+        f"{budget} of the BOPs" if "/" in budget else "BOPs of 4 bits",
+        flags,
+        search + finetune,
+        table="bits",
+        outputs=outputs,
+        past=past,
+    )
+
+
+def _bits_runs():
+    uniform = "uniform_lenet5_mnist5k"
+    yield _bits("lenet5_mnist5k", "lenet5", "1/60", 4, 6, uniform, EARLIER)
+    start, rate = "resnet20_cifar10", {"learning_rate": 0.02}
+    yield _bits(
+        start, "resnet20", "1/66", 2, 5, "uniform_resnet20_cifar10", EARLIER, **rate
+    )
+    yield _bits(f"{start}_4_epochs", "resnet20", "1/66", 1, 3, **rate)
+    yield _bits(
+        f"{start}_4_epochs_distilled", "resnet20", "1/66", 1, 3, **rate, distill=True
+    )
+    start = "resnet8_cifar10"
+    yield _bits(
+        start, "resnet8", "1/58", 1, 11, "uniform_resnet8_cifar10", EARLIER, **rate
+    )
+    yield _bits(f"{start}_fast_search", "resnet8", "1/58", 1, 11, **rate)
+    yield _bits(
+        f"{start}_12_epochs_distilled", "resnet8", "1/58", 1, 11, **rate, distill=True
+    )
+    uniform = "uniform_resnet8_cifar10_equal"
+    yield _bits(
+        f"{start}_equal", "resnet8", "221290496", 1, 11, uniform, EARLIER, **rate
+    )
+
+
+def _size(name, network, budget, admm, finetune, table="", past="", **more):
+    seed = more.pop("seed", 0)
+    flags = {"admm_epochs": admm, "finetune_epochs": finetune, **more}
+    return Run(
+        f"size_constrained_{name}",
+        "recipes.size_constrained",
+        network,
+        "size-constrained",
+        budget,
+        flags,
+        admm + finetune,
+        seed,
+        table,
+        past=past,
+    )
+
+
+def lenet_flags(**changes):
+    """Returns the flags of LeNet-5 at 1/2000 of the value bits."""
+    flags = {
+        "value_bits": "1/2000",
+        "codebook": "kmeans",
+        "batch_size": 256,
+        "learning_rate": 0.05,
+        "weight_decay": 5e-4,
+        "float_epochs": 12,
+    }
+    return {**flags, "max_shift": 1, **changes}
+
+
+def _size_runs_of_lenet():
+    def run(name, admm, finetune, table="", past="", **changes):
+        flags = lenet_flags(**changes)
+        budget = "1/2000 of the value bits"
+        start = ("lenet5_mnist", budget, admm, finetune, table, past)
+        return _size(f"lenet5_mnist_{name}", *start, **flags)
+
+    still = {"max_shift": 0, "rho": 0.05}
+    first = {**still, "learning_rate": 0.1, "float_epochs": 20}
+    yield run("published", 90, 30, **first, past=EARLIER)
+    for seed in range(3):
+        yield run(f"seed{seed}", 42, 16, **still, seed=seed, past=EARLIER)
+    yield run("together_seed0", 80, 30, **still, past=EARLIER)
+    yield run("34_epochs", 24, 10, **still, past=EARLIER)
+    yield run("34_epochs_relative", 24, 10, **still, past=_VARIANT)
+    for seed in range(3):
+        flags = {"rho": 0.05, "seed": seed, "past": EARLIER}
+        yield run(f"shifted_free_bits_seed{seed}", 80, 30, **flags)
+    for seed in range(3):
+        yield run(f"shifted_seed{seed}", 70, 40, "size", seed=seed)
+
+
+def _size_runs_of_resnets():
+    def run(network, size, admm, finetune, suffix="", table="", past=""):
+        flags = {"size": f"{size} kB", "learning_rate": 0.03}
+        flags["precision"] = "mixed_bfloat16"
+        name = f"{network}_cifar10_{size}kB{suffix}"
+        start = (network, f"{size} kB after xz", admm, finetune, table, past)
+        return _size(name, *start, **flags)
+
+    yield run("resnet8", 40, 7, 5, table="size", past=EARLIER)
+    yield run("resnet8", 20, 6, 6, table="size", past=EARLIER)
+    yield run("resnet8", 20, 6, 6, "_fast_search", "size")
+    yield run("resnet8", 12, 4, 4, table="size", past=EARLIER)
+    yield run("resnet20", 110, 2, 2, table="size", past=EARLIER)
+    yield run("resnet20", 58, 5, 3, table="size", past=EARLIER)
+    yield run("resnet20", 36, 4, 4, table="size", past=EARLIER)
+    for network, size, admm, finetune in (
+        ("resnet8", 12, 5, 3),
+        ("resnet8", 20, 7, 5),
+        ("resnet20", 36, 5, 3),
+        ("resnet20", 58, 5, 3),
+    ):
+        start = (network, size, admm, finetune)
+        yield run(*start, "_relative", past=_VARIANT)
+        yield run(*start, "_squared_errors", past=_VARIANT)
+        if size != 58:
+            yield run(*start, "_free_bits", past=EARLIER)
+    for suffix in ("6_epochs", "admm", "weaker_admm", "all_weights"):
+        yield run("resnet8", 20, 4, 2, f"_{suffix}", past=_VARIANT)
+    yield run("resnet8", 20, 2, 1, "_before", past=EARLIER)
+
+
+def _macs(name, network, budget, epochs, outputs=(), past="", **more):
+    flags = {"macs": budget, "epochs": epochs, **more}
+    if outputs:
+        flags["baselines"] = True
+    name = f"decomposition_{name}"
+    paths = {f"{x}_{y}": f"{x}/report.json" for x, y in outputs}
+    return Run(
+        name,
+        "recipes.decomposition",
+        network,
+        "decomposition",
+        f"{budget} of the MACs",
+        flags,
+        epochs,
+        table="macs",
+        outputs={name: "report.json", **paths},
+        past=past,
+    )
+
+
+def _macs_runs():
+    outputs = [("l1", "lenet5_mnist5k"), ("narrow", "lenet5_mnist5k")]
+    yield _macs("lenet5_mnist5k", "lenet5", "0.5", 10, outputs, EARLIER)
+    start, flags = "resnet20_cifar10", {"search_fraction": 0.4, "learning_rate": 0.03}
+    first = ("resnet20", "0.455", 10)
+    yield _macs(start, *first, past=EARLIER, **flags)
+    other = {"search_fraction": 0.3, "learning_rate": 0.02}
+    yield _macs(f"{start}_ranks", *first, past=EARLIER, **other)
+    outputs = [("l1", "resnet20_cifar10")]
+    yield _macs(f"{start}_data", *first, outputs, EARLIER, **flags)
+    flags = {"search_fraction": 0.25, "learning_rate": 0.02}
+    flags["precision"] = "mixed_bfloat16"
+    yield _macs("resnet56_cifar10", "resnet56", "0.5", 4, past=EARLIER, **flags)
+
+
+def _artifacts():
+    for network, source, data in (
+        ("resnet8", "bit_sharing_resnet8_cifar10", "cifar10"),
+        ("resnet20", "bit_sharing_resnet20_cifar10", "cifar10"),
+        ("mobilenetv2", "pruned_ternary_mobilenetv2_mnist5k", "mnist5k"),
+    ):
+        name = f"artifacts_{network}_{data}"
+        flags = {"finalized": f"{{work}}/{source}/model.keras"}
+        if network == "mobilenetv2":
+            flags["model"] = f"{{work}}/{source}/float.keras"
+            flags["input_scaling"] = "standardize"
+        yield Run(
+            name,
+            "benchmarks.artifacts",
+            network,
+            "bit sharing" if "bit" in source else "pruned ternary",
+            "",
+            flags,
+            0,
+            table="files",
+            outputs={name: "artifacts.json"},
+            after=(source,),
+            past=_AVERAGES,
+        )
+
+
+def past_runs() -> list[Run]:
+    """Returns the runs of the committed reports, in the order of the tables."""
+    return [
+        *_ternary_runs(),
+        *_bits_runs(),
+        *_size_runs_of_resnets(),
+        *_size_runs_of_lenet(),
+        *_macs_runs(),
+        *_artifacts(),
+    ]
