@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
+from tfcompress.core.tied_weights import check_not_tied
 from tfcompress.graph.graph import Graph, check_has_graph, is_model, own_classes
 from tfcompress.layers.cloning import clone_layer
 
@@ -77,8 +78,9 @@ def check_compressible(model: keras.Model) -> None:
     Raises:
         TypeError: if it is no Keras 3 model.
         ValueError: if it has no graph, a `call` of its own, a layer that cannot be
-            copied or is called on an open number of channels, weights that are not
-            finite, or trainable weights in another float type than float32.
+            copied or is called on an open number of channels, two layers that share a
+            variable, weights that are not finite, or trainable weights in another float
+            type than float32.
     """
     if not isinstance(model, keras.Model):
         origin = type(model).__module__.split(".")[0]
@@ -93,8 +95,10 @@ def check_compressible(model: keras.Model) -> None:
         )
     check_has_graph(model)
     check_call(model)
-    calls = Graph(model).calls
+    graph = Graph(model)
+    calls = graph.calls
     _check_channels(calls)
+    check_not_tied(graph)
     operations = {id(call.operation): call.operation for call in calls}
     for operation in operations.values():
         clone_layer(operation)  # raises before anything is done
