@@ -143,10 +143,19 @@ def check_call(model: keras.Model) -> None:
     """Checks that a model and its nested models compute what their graphs say."""
     for layer in filter(is_model, keras_private.flatten_layers(model)):
         for cls in own_classes(type(layer)):
-            if {"call", "__call__"} & set(vars(cls)):
-                raise ValueError(
-                    "A model that computes by its graph is expected. Received: "
-                    f"'{layer.name}', whose class {cls.__name__} has a `call` of its "
-                    "own. Make it a graph: keras.Model(inputs, outputs), with the "
-                    "operations of `call` between them."
+            if not {"call", "__call__"} & set(vars(cls)):
+                continue
+            hint = (
+                "Make it a graph: keras.Model(inputs, outputs), with the operations of "
+                "`call` between them."
+            )
+            if cls.__module__.startswith("keras_hub."):  # it only checks inputs there
+                hint = (
+                    "Compress its graph, keras.Model(model.input, model.output), "
+                    "and train it on the outputs of `model.preprocessor`."
                 )
+            raise ValueError(
+                "A model that computes by its graph is expected. Received: "
+                f"'{layer.name}', whose class {cls.__name__} has a `call` of its own. "
+                + hint
+            )
