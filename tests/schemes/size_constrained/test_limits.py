@@ -230,3 +230,20 @@ def test_student_that_meets_its_size_later_is_finalized(over_budget):
     student.scheme.size = "2 kB"
     student.fit(*data(student), epochs=1, verbose=0)
     assert packed_size(tfc.finalize(student), True) <= 2000
+
+
+def test_error_of_the_last_file_is_a_warning(monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = two_dense()
+    student = compiled(tfc.compress(model, tfc.SizeConstrained(size="2 kB")))
+    measured = student.scheme.size_of
+
+    def size_of(student):
+        if len(student.history.epoch) == 2:
+            raise OSError("the disk is full.")
+        return measured(student)
+
+    monkeypatch.setattr(student.scheme, "size_of", size_of)
+    with pytest.warns(UserWarning, match="adjustment to the size.*the disk is full"):
+        history = student.fit(*data(model), epochs=2, verbose=0)
+    assert len(history.history["loss"]) == 2
