@@ -151,8 +151,12 @@ def test_error_for_a_task_names_its_graph():
         tfc.compress(task, tfc.PrunedTernary())
 
 
-def test_backbone_alone_is_compressed():
+def test_graph_of_a_backbone_is_compressed():
     backbone = resnet_backbone([64], 32)
+    graph = r"keras\.Model\(model\.inputs, model\.outputs\)"
+    with pytest.raises(ValueError, match=graph):
+        tfc.compress(backbone, tfc.PrunedTernary())
+    backbone = keras.Model(backbone.input, backbone.output)
     student = tfc.compress(backbone, tfc.PrunedTernary())
     inputs = samples(backbone)
     shape = backbone.predict(inputs, verbose=0).shape
