@@ -140,7 +140,7 @@ def test_graph_of_a_task_is_compressed_to_a_proven_file(make, tmp_path):
     student.fit(inputs, targets, batch_size=4, epochs=1, verbose=0)
     path = tmp_path / "tiny.tflite"
     report = tfc.export(tfc.finalize(student), path, verify=inputs)
-    assert report["agreement"]["top1"] == 1.0
+    assert report["agreement"]["max_abs_diff"] < 1e-4
 
 
 def test_error_for_a_task_names_its_graph():
