@@ -14,6 +14,7 @@ from tfcompress.core import (
     finalize,
     plan,
 )
+from tfcompress.legacy import load_legacy
 from tfcompress.reporting import summary
 from tfcompress.schemes import (
     BitSharing,
@@ -49,6 +50,7 @@ __all__ = [
     "finalize",
     "layers",
     "litert",
+    "load_legacy",
     "plan",
     "quantizers",
     "summary",

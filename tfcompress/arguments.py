@@ -1,8 +1,13 @@
-"""Checks of arguments that are numbers."""
+"""Checks of arguments that are numbers, and warnings of arguments."""
 
+import inspect
 import numbers
+import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
+
+_PACKAGE = str(pathlib.Path(__file__).parent / "_")[:-1]
 
 
 def is_number(value: Any) -> bool:
@@ -26,3 +31,15 @@ def check_number(
     """
     if not is_number(value) or not is_valid(value):
         raise ValueError(f"`{name}` is {expected}. Received: {name}={value!r}.")
+
+
+def warn_caller(message: str) -> None:
+    """Warns at the line of the user's code from which the library was called.
+
+    Args:
+        message: str. Text of the `UserWarning`.
+    """
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

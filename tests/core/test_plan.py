@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -164,3 +165,18 @@ def test_wrong_overrides_are_refused(trained):
         tfc.PrunedTernary(overrides={"conv(": tfc.KeepFloat()})
     with pytest.raises(TypeError, match="`kernel_quantizer` is a"):
         tfc.QuantizeConfig("ternary")
+
+
+def test_layer_that_no_output_depends_on_is_left_alone(tmp_path):
+    """The converter drops it, so that its codes would be in no file."""
+    inputs = keras.Input((8,))
+    x = layers.Dense(6, name="used")(inputs)
+    inner = keras.Model(inputs, [x, layers.Dense(5, name="unused")(x)], name="inner")
+    model = keras.Model(inputs, layers.Dense(4, name="head")(inner(inputs)[0]))
+    scheme = tfc.PrunedTernary()
+    rows = {row.name: row for row in tfc.plan(model, scheme).rows}
+    assert "no output of the model depends" in rows["inner/unused"].reason
+    assert rows["inner/used"].config is not None
+    student = tfc.compress(model, scheme)
+    batch = np.ones((4, 8), "float32")
+    tfc.export(tfc.finalize(student), tmp_path / "tiny.tflite", verify=batch)

@@ -258,3 +258,22 @@ def test_layer_whose_copy_has_other_weights_is_named():
         ValueError, match="'strange'.*get_config.*\\(6, 5\\).*\\(6, 2\\)"
     ):
         tfc.compress(model, tfc.PrunedTernary())
+
+
+class OfLongConfig(layers.Layer):
+    def __init__(self, sizes=(), **kwargs):
+        super().__init__(**kwargs)
+        self.sizes = sizes
+
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        return {**super().get_config(), "sizes": self.sizes, "extra": 1}
+
+
+def test_error_for_a_layer_with_a_long_configuration_gives_the_cause():
+    """The message of Keras begins with the configuration."""
+    model = model_of(dense(), OfLongConfig(list(range(200)), name="long"))
+    with pytest.raises(ValueError, match="'long'.* to OfLongConfig: {'extra': 1}"):
+        tfc.plan(model, tfc.PrunedTernary())

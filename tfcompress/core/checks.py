@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
+from tfcompress.core.tied_weights import check_not_tied
 from tfcompress.graph.graph import Graph, check_has_graph, is_model, own_classes
 from tfcompress.layers.cloning import clone_layer
 
@@ -77,8 +78,9 @@ def check_compressible(model: keras.Model) -> None:
     Raises:
         TypeError: if it is no Keras 3 model.
         ValueError: if it has no graph, a `call` of its own, a layer that cannot be
-            copied or is called on an open number of channels, weights that are not
-            finite, or trainable weights in another float type than float32.
+            copied or is called on an open number of channels, two layers that share a
+            variable, weights that are not finite, or trainable weights in another float
+            type than float32.
     """
     if not isinstance(model, keras.Model):
         origin = type(model).__module__.split(".")[0]
@@ -93,8 +95,10 @@ def check_compressible(model: keras.Model) -> None:
         )
     check_has_graph(model)
     check_call(model)
-    calls = Graph(model).calls
+    graph = Graph(model)
+    calls = graph.calls
     _check_channels(calls)
+    check_not_tied(graph)
     operations = {id(call.operation): call.operation for call in calls}
     for operation in operations.values():
         clone_layer(operation)  # raises before anything is done
@@ -139,10 +143,19 @@ def check_call(model: keras.Model) -> None:
     """Checks that a model and its nested models compute what their graphs say."""
     for layer in filter(is_model, keras_private.flatten_layers(model)):
         for cls in own_classes(type(layer)):
-            if {"call", "__call__"} & set(vars(cls)):
-                raise ValueError(
-                    "A model that computes by its graph is expected. Received: "
-                    f"'{layer.name}', whose class {cls.__name__} has a `call` of its "
-                    "own. Make it a graph: keras.Model(inputs, outputs), with the "
-                    "operations of `call` between them."
+            if not {"call", "__call__"} & set(vars(cls)):
+                continue
+            hint = (
+                "Make it a graph: keras.Model(inputs, outputs), with the operations of "
+                "`call` between them."
+            )
+            if cls.__module__.startswith("keras_hub."):  # it only checks inputs there
+                hint = (
+                    "Compress its graph, keras.Model(model.input, model.output), "
+                    "and train it on the outputs of `model.preprocessor`."
                 )
+            raise ValueError(
+                "A model that computes by its graph is expected. Received: "
+                f"'{layer.name}', whose class {cls.__name__} has a `call` of its own. "
+                + hint
+            )

@@ -44,8 +44,9 @@ def finalize(student: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if the model has no graph, no training layers, weights or outputs
-            that are not finite, or a `Quant*` layer with a float kernel or an
-            `input_quantizer` that is no `ActivationQuantizer`.
+            that are not finite, a `Quant*` layer with a float kernel or an
+            `input_quantizer` that is no `ActivationQuantizer`, or if a training with a
+            budget of bytes ended above it.
 
     Warns:
         UserWarning: if the training of a layer did not reach its end, or the student
@@ -119,6 +120,8 @@ def _check(student, trained):
         for message in layer.unfinished():
             warnings.warn(f"Layer '{name}': {message}", stacklevel=3)
     scheme = getattr(student, "scheme", None)
+    if scheme is not None:
+        scheme.check_finished(student)
     reason = scheme.unmet(student) if scheme is not None else None
     if reason is not None:
         warnings.warn(

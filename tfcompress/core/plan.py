@@ -21,6 +21,7 @@ from tfcompress.progress_bar import announced
 from tfcompress.reporting.tables import render
 
 FROZEN = "is frozen (trainable=False)"
+UNUSED = "no output of the model depends on it"
 FROZEN_HINT = "Frozen layers are left alone; unfreeze=True compresses and trains them."
 # Share of the weights from which on layers that are left alone are worth a warning.
 LARGE_SHARE = 0.2
@@ -122,9 +123,11 @@ def _planned(model, scheme, unfreeze):
     named = graph.layers()
     why_not = scheme.treatment.why_not
     is_frozen = _frozen(model, opened, graph)
-    stays_frozen = set() if unfreeze else is_frozen
+    stays_frozen, used = set() if unfreeze else is_frozen, graph.used()
     reasons = {
-        name: FROZEN
+        name: UNUSED
+        if id(layer) not in used
+        else FROZEN
         if (reason := why_not(layer)) is None and name in stays_frozen
         else opened.reasons.get(name, reason)
         for name, layer in named.items()

@@ -166,6 +166,17 @@ class Scheme:
         """
         return None
 
+    def check_finished(self, student: Student) -> None:
+        """Checks that a student may be finalized.
+
+        Args:
+            student: the `Student`.
+
+        Raises:
+            ValueError: if its training ended without what was asked for, and no
+                further training would help.
+        """
+
     def get_config(self) -> dict[str, Any]:
         return {
             "overrides": {

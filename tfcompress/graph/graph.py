@@ -108,6 +108,18 @@ class Graph:
         """The calls that read a tensor."""
         return self._consumers.get(id(tensor), [])
 
+    def used(self) -> set[int]:
+        """Returns the ids of the operations that an output of the model depends on.
+
+        A nested model may have outputs that nothing reads.
+        """
+        needed, used = set(self._output_ids), set()
+        for call in reversed(self.calls):
+            if any(id(tensor) in needed for tensor in call.outputs):
+                used.add(id(call.operation))
+                needed.update(id(tensor) for tensor in call.inputs)
+        return used
+
     def is_output(self, tensor: keras.KerasTensor) -> bool:
         """Whether the model returns a tensor."""
         return id(tensor) in self._output_ids

@@ -12,6 +12,8 @@ from tfcompress.compat import keras_private
 
 # Name of the stand-in for a live layer in the configuration of another layer.
 _STAND_IN = "tfcompress>LiveLayer"
+# Words of Keras between a whole configuration and the error in it.
+_CAUSE = "Exception encountered: "
 # Arguments of every layer that a class of the user may not take.
 _COMMON = ("name", "trainable", "dtype")
 
@@ -40,7 +42,7 @@ def clone_layer(layer: keras.Operation, **changes: Any) -> Any:
             f"Layer '{layer.name}' of type {type(layer).__name__} must be one that can "
             "be copied. Give its class a `get_config` that returns all arguments of "
             "its constructor, as `keras.saving` needs it. Received: "
-            f"{type(error).__name__}: {message[:200]}"
+            f"{type(error).__name__}: {message.rpartition(_CAUSE)[2][:200]}"
         ) from error
     if "name" not in changes and new.name != layer.name:
         new.name = layer.name

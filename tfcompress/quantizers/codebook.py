@@ -27,8 +27,9 @@ class Codebook(Quantizer):
         width: float32 scalar. Bits of an index into the codebook.
         mask: bool, of the kernel's shape. Keep mask: false holds a weight at zero.
         quantizes: float32 scalar. 0 while the float kernel is used as it is, else 1.
-        frozen: float32 scalar. 1 once keep mask and levels are frozen, 0 before; -1
-            while they are preliminary, before a search.
+        frozen: float32 scalar. 1 once keep mask and levels are frozen, 2 if they are
+            and exceed the budget, 0 before; -1 while they are preliminary, before a
+            search.
         anchor: float32, of the kernel's shape. V - U of ADMM, the auxiliary variable
             less the scaled dual variable.
         dual: float32, of the kernel's shape. U of ADMM, the scaled dual variable.

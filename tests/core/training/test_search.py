@@ -138,6 +138,21 @@ def test_search_restarts_the_averages_of_the_weights_at_its_end(fit):
     np.testing.assert_allclose(search.model.weights[0], 100.0, atol=0.1)
 
 
+@pytest.mark.parametrize("error", [OSError, RuntimeError, ValueError])
+def test_error_after_the_last_step_is_a_warning_and_changes_nothing(fit, error):
+    class FailingSearch(RecordingSearch):
+        def freeze(self):
+            self.model.weights[0].assign([[9.0], [9.0]])
+            raise error("the disk is full.")
+
+    search = FailingSearch(Space(), fraction=1.0)
+    with pytest.warns(UserWarning, match="end of the search.*the disk is full"):
+        fit(search)
+    assert len(search.model.history.history["loss"]) == 2
+    assert not search.space.frozen and not search.searching
+    assert (np.abs(search.model.weights[0]) < 9.0).all()
+
+
 def test_search_that_diverged_is_not_frozen(fit):
     class Poison(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

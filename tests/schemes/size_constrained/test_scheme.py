@@ -204,11 +204,17 @@ def test_budget_that_clearly_suffices_needs_no_file(compression, monkeypatch):
         raise AssertionError("a file was made")
 
     monkeypatch.setattr(litert, "packed_size", convert)
-    scheme = tfc.SizeConstrained(20_000, compression=compression)
-    tfc.plan(strided_net(), scheme)
-    tfc.compress(strided_net(), scheme)
-    with pytest.raises(AssertionError, match="made"):
-        tfc.plan(strided_net(), tfc.SizeConstrained(10, compression=compression))
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Dense(100)(layers.Flatten()(inputs))
+    model = keras.Model(inputs, layers.Dense(10)(x))
+    for share, is_made in (("0.15", False), ("1/500", True), ("1/2", True)):
+        scheme = tfc.SizeConstrained(share, compression=compression)
+        if is_made:
+            with pytest.raises(AssertionError, match="made"):
+                tfc.plan(model, scheme)
+        else:
+            tfc.plan(model, scheme)
+            tfc.compress(model, scheme)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -276,7 +282,7 @@ def test_least_budget_that_an_error_names_can_be_met(arguments):
 
 
 def test_plan_names_the_codebooks():
-    rows = tfc.plan(strided_net(), tfc.SizeConstrained(size="1/10")).rows
+    rows = tfc.plan(strided_net(), tfc.SizeConstrained(size="1/5")).rows
     treatments = {row.name: row.treatment for row in rows}
     for name in ("conv0", "conv1", "head"):
         assert treatments[name] == "weights from a codebook of at most 8 bits"

@@ -1,6 +1,9 @@
 """Base class of the searches that run in the first part of `fit`."""
 
+import contextlib
 import math
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.core.checks import check_finite, is_finite
@@ -24,6 +27,26 @@ STEPS_PER_EPOCH = 100
 RATE_CHANGE = 1.5
 # Key of the learning rate that a search was planned with, in a saved state.
 _PLANNED_RATE = "planned_rate"
+
+
+@contextlib.contextmanager
+def errors_as_warnings(work: str) -> Iterator[None]:
+    """Warns of errors of a `with` statement at the end of a training.
+
+    An exception there would take the history of all epochs.
+
+    Args:
+        work: str. Name of the work, for the warning.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        warnings.warn(
+            f"The {work} without an error is expected. Received, after the last step: "
+            f"{type(error).__name__}: {error} The student has its trained weights; "
+            "save it, and train it again.",
+            stacklevel=2,
+        )
 
 
 class Search(ProgressCallback):
@@ -130,7 +153,8 @@ class Search(ProgressCallback):
         if self.searching and is_finite(self.model):
             if self.fraction < 1.0:
                 self.warn_untrained("The search ended")
-            self._freeze()
+            with errors_as_warnings("end of the search"):
+                self._freeze()
         self.searching, self.model.search = False, None
 
     def _start(self, share):

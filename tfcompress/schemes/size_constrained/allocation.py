@@ -208,8 +208,12 @@ class Allocation:
 
 
 def set_smallest(codebooks: Codebooks) -> None:
-    """Sets the smallest allocation: the least weights of each layer, fewest bits."""
-    kernels = codebooks.kernels()
+    """Sets the smallest allocation: the least weights of each layer, fewest bits.
+
+    Weights that are held at zero stay there, as far as there are enough others.
+    """
+    masks = codebooks.masks()
+    kernels = {name: x * masks[name] for name, x in codebooks.kernels().items()}
     costs = dict.fromkeys(kernels, 1.0)
     masks = keep_largest(kernels, costs, 0.0, codebooks.min_counts())
     codebooks.fit(kernels, masks, dict.fromkeys(kernels, codebooks.bit_widths[0]))

@@ -22,6 +22,8 @@ from tfcompress.quantizers.packing import code_limit
 
 # A layer keeps this many weights, to pass a signal on.
 MIN_WEIGHTS = 10
+# Value of `Codebook.frozen` where the frozen zeros and bits exceed the budget.
+_OVER_BUDGET = 2.0
 
 
 class Codebooks:
@@ -140,9 +142,17 @@ class Codebooks:
         """Whether all bits are frozen, and zeros but for those that pruning adds."""
         return all(self._flags() > 0)
 
-    def freeze(self) -> None:
-        """Freezes zeros and bits."""
-        self._set_flags(1.0)
+    def is_over_budget(self) -> bool:
+        """Whether zeros and bits are frozen, and do not meet the budget."""
+        return all(self._flags() == _OVER_BUDGET)
+
+    def freeze(self, meets_budget: bool = True) -> None:
+        """Freezes zeros and bits.
+
+        Args:
+            meets_budget: bool. Whether the finished artefact is within the budget.
+        """
+        self._set_flags(1.0 if meets_budget else _OVER_BUDGET)
 
     def is_preliminary(self) -> bool:
         """Whether codebooks are those of `set_preliminary`, before any search."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.progress_bar import announced
+from tfcompress.schemes.size_constrained.allocation import set_smallest
 from tfcompress.schemes.size_constrained.search_space import SizeSpace
 
 # Multiple of the budget that ADMM's projections keep and the descent begins with.
@@ -249,14 +250,21 @@ class FineTuning(Phase):
                 self.meet_budget()
 
     def meet_budget(self) -> None:
-        """Removes the smallest weights until the finished artefact is within the
-        budget.
+        """Removes the smallest weights until the artefact is within the budget.
 
-        Raises:
-            RuntimeError: if it still is too large after `MAX_SHRINKS` attempts.
+        Where that does not suffice, the smallest allocation remains. If it exceeds the
+        budget as well, zeros and bits stay as they were, and the codebooks tell of it:
+        an error here would take the history of the whole training.
         """
         with announced(MEETING):
-            self._shrink_to_budget()
+            codebooks = self.space.codebooks
+            before = codebooks.masks(), codebooks.bits
+            is_met = self._shrink_to_budget()
+            if not is_met:
+                codebooks.fit(codebooks.kernels(), *before)
+                self.recalibrate()
+                self.artifact.measure()
+            codebooks.freeze(is_met)
 
     def _is_clearly_met(self):
         if not self.artifact.is_measured:
@@ -265,18 +273,19 @@ class FineTuning(Phase):
         return self.artifact.estimate() <= (1 - CLOSE_SHARE) * total - CLOSE_BYTES
 
     def _shrink_to_budget(self):
+        """Shrinks the codes, and returns whether the artefact meets the budget."""
         total = self.space.allocation.budget.total
         for attempt in range(1, MAX_SHRINKS + 1):
             size, coded = self.artifact.measure()
             if size <= total:
-                return
+                return True
             # The whole excess has to come from the codes, which often shrink by less
             # than their nominal bits: each attempt removes more.
-            share = max(0.0, 1.0 - attempt * (size - total) / coded)
+            share = 1.0 - attempt * (size - total) / coded
+            if share <= 0 or attempt == MAX_SHRINKS:
+                set_smallest(self.space.codebooks)
+                break
             self.space.allocation.shrink(SHRINK_MARGIN * share)
             self.recalibrate()
-        raise RuntimeError(
-            f"A file of at most {total:,.0f} is expected. Received: one of "
-            f"{size:,.0f} after {MAX_SHRINKS} attempts to make it smaller. Ask for a "
-            "larger size."
-        )
+        self.recalibrate()
+        return self.artifact.measure()[0] <= total

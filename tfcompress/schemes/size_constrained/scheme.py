@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,22 +21,18 @@ from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.quantizers import Codebook
-from tfcompress.schemes.size_constrained.allocation import set_smallest
 from tfcompress.schemes.size_constrained.budget import (
     SizeBudget,
     estimated_size,
     parse_size,
 )
-from tfcompress.schemes.size_constrained.codebooks import MIN_WEIGHTS
-from tfcompress.schemes.size_constrained.overhead import estimated_overhead
+from tfcompress.schemes.size_constrained.limits import budget_of, check_limits
 from tfcompress.schemes.size_constrained.search import SizeSearch
 from tfcompress.schemes.size_constrained.search_space import SizeSpace
 
 if TYPE_CHECKING:
     from tfcompress.core.plan import Plan
 
-# A budget of this multiple of the smallest size as estimated can certainly be met.
-_CLEARLY = 1.5
 # Bits of a code to choose from, by codebook and by whether the size counts after xz.
 BIT_WIDTHS = {
     ("uniform", True): (2, 3, 4, 5, 6, 7, 8),
@@ -135,35 +130,37 @@ class SizeConstrained(SearchingScheme):
         return self.configs[place.signed_input]
 
     def connect(self, student: Student) -> None:
-        widths = self._widths()
+        widths = self.widths()
         student.size_space = SizeSpace(student, self.codebook, widths)
 
     def check(self, model: keras.Model, plan: "Plan") -> None:
-        """Refuses a budget below the file with the smallest allocation.
+        """Refuses a budget below the smallest size, and warns above the largest.
 
-        That file is only made where its estimated size does not clearly suffice.
+        Files are only made where the estimated sizes are close to the budget.
 
         Raises:
-            ValueError: if the budget is smaller.
+            ValueError: if the budget cannot be met.
+
+        Warns:
+            UserWarning: if it is larger than the model with the most bits.
         """
         coded = [row.layer for row in plan.treated() if row.config in self.configs]
         if self.target == "micro":
             _check_quantizer()
-        elif self.total(model) > _CLEARLY * self._least_size(model, coded):
-            return
+        check_limits(self, model, coded)
+
+    def probe(self, model: keras.Model) -> Student:
+        """Returns a student whose size alone is measured."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's `compress` has them too
-            probe = compress(model, _Unchecked.from_config(self.get_config()))
-        set_smallest(probe.size_space.codebooks)
-        _vary_floats(probe)
-        lowest, total = self._size_of(probe), self.total(model)
-        if not lowest <= total:
-            unit = self.unit().replace("_", " ")
+            return compress(model, _Unchecked.from_config(self.get_config()))
+
+    def check_finished(self, student: Student) -> None:
+        if student.size_space.codebooks.is_over_budget():
             raise ValueError(
-                f"A budget of at least {math.ceil(lowest):,} {unit} can be met. "
-                "Received: "
-                f"{self._received()}, {total:,.0f}. Ask for more, or make the model "
-                "smaller first, as `tfcompress.Decomposition` does."
+                f"A student within {self.received()} is expected. Received: one whose "
+                "training could not meet it, with the fewest weights and bits. "
+                "Compress `tfcompress.dequantize(student)` again with a larger size."
             )
 
     def prepare(self, student: Student) -> None:
@@ -174,8 +171,8 @@ class SizeConstrained(SearchingScheme):
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
         space = student.size_space
-        space.set_budget(self._budget(student, space.codebooks.layers.values()))
-        size_of = functools.partial(self._size_of, student)
+        space.set_budget(budget_of(self, student, space.codebooks.layers.values()))
+        size_of = functools.partial(self.size_of, student)
         return [
             CalibrateActivations(recalibrate.batches),
             SizeSearch(space, recalibrate, self.search_fraction, self.rho, size_of),
@@ -194,7 +191,7 @@ class SizeConstrained(SearchingScheme):
             "mean_weight_bits": float(weight_bits / total),
         }
         if self.value_bits is not None:
-            size = self._size_of(student)
+            size = self.size_of(student)
         elif hasattr(space, "allocation"):
             size = space.allocation.budget.estimate_of(codes)  # as last measured
         else:  # a conversion would take long
@@ -206,31 +203,14 @@ class SizeConstrained(SearchingScheme):
     def cost_name(self) -> str:
         return self.unit()
 
-    def _widths(self):
-        """The bits of a code to choose from. Every width has an encoding in flash."""
+    def widths(self) -> tuple[int, ...]:
+        """Returns the bits of a code to choose from, ascending."""
+        # Every width has an encoding in flash.
         of_any_width = self.compression == "xz" or self.target == "micro"
         return BIT_WIDTHS[self.codebook, of_any_width]
 
-    def _budget(self, model, coded):
-        """The `SizeBudget` of a model or student, with an estimated overhead.
-
-        Args:
-            model: the float model, or its student.
-            coded: layers of the model whose kernels get codebooks.
-        """
-        budget = SizeBudget(self.total(model), self.unit(), self.codebook)
-        if self.value_bits is None:
-            compressed = self.compression == "xz"
-            budget.overhead = estimated_overhead(model, coded, compressed)
-        return budget
-
-    def _least_size(self, model, coded):
-        sizes = [math.prod(layer.kernel.shape) for layer in coded]
-        bits = self._widths()[0]
-        return self._budget(model, coded).least_size(sizes, MIN_WEIGHTS, bits)
-
-    def _size_of(self, student):
-        """Size of the student's finished artefact, in the unit of the budget."""
+    def size_of(self, student: Student) -> float:
+        """Returns the size of the finished artefact, in the unit of the budget."""
         if self.value_bits is not None:
             budget = SizeBudget(0, "value_bits", self.codebook)
             return budget.size_of(student.size_space.codebooks.codes())
@@ -265,7 +245,8 @@ class SizeConstrained(SearchingScheme):
             return parse_budget(self.value_bits, bits, "value_bits")
         return parse_size(self.size, 4 * costs.params)
 
-    def _received(self):
+    def received(self) -> str:
+        """Returns the argument that sets the budget, for errors."""
         if self.value_bits is not None:
             return f"value_bits={self.value_bits!r}"
         return f"size={self.size!r}"
@@ -341,13 +322,3 @@ def _check_codebook(codebook, compression, target):
             "Received: codebook='kmeans', compression='none'. Take "
             "codebook='uniform'."
         )
-
-
-def _vary_floats(student):
-    """Makes the float weights as hard to compress as trained ones."""
-    rng = np.random.default_rng(0)
-    layers = student.size_space.codebooks.layers.values()
-    kernels = {id(layer.latent_kernel) for layer in layers}
-    for variable in student.trainable_variables:
-        if id(variable) not in kernels:
-            variable.assign(rng.uniform(0.5, 1.5, variable.shape))

@@ -12,7 +12,11 @@ from tfcompress.core.training.learning_rate import (
     training_model,
 )
 from tfcompress.core.training.recalibration import Recalibration
-from tfcompress.core.training.search import STEPS_PER_EPOCH, Search
+from tfcompress.core.training.search import (
+    STEPS_PER_EPOCH,
+    Search,
+    errors_as_warnings,
+)
 from tfcompress.schemes.size_constrained.phases import (
     MIN_GAIN,
     RELAXATION,
@@ -183,7 +187,9 @@ class SizeSearch(Search):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
         self.space.admm.step.detach()
-        if is_finite(self.model):
+        if not self.space.is_frozen() or not is_finite(self.model):
+            return
+        with errors_as_warnings("adjustment to the size"):
             if uses_averages(self.model):  # the weights are their averages by now
                 self.space.codebooks.refit()
             self.recalibrate()
