@@ -118,6 +118,19 @@ def test_backup_on_a_full_disk_keeps_the_state_before_and_trains_on(tmp_path, ca
     check_equal(fit(folder, 4), whole)
 
 
+def test_whole_models_on_a_full_disk_end_in_an_error_and_those_before_stay(tmp_path):
+    save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    full, model = FullDisk(epoch=0), new_model()
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            model.fit(X, Y, shuffle=False, epochs=2, callbacks=[save, full], verbose=0)
+    finally:
+        full.on_train_end()
+    model = keras.models.load_model(tmp_path / "1.keras")
+    model.fit(X, Y, shuffle=False, epochs=5, initial_epoch=1, verbose=0)
+    check_equal(model, fit(tmp_path / "whole", 5))
+
+
 def test_file_that_cannot_be_written_is_as_before(tmp_path):
     path = tmp_path / "model.keras"
     write_whole(path, b"old")
