@@ -185,7 +185,9 @@ def of_unknown_length():
     )
 
 
-@pytest.mark.parametrize("name", ["sparsity", "value_bits"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("sparsity", marks=pytest.mark.slow), "value_bits"]
+)
 def test_killed_training_on_data_of_unknown_length_ends_in_the_same_weights(
     name, tmp_path, monkeypatch
 ):
