@@ -72,7 +72,9 @@ def test_integer_file_of_trained_activations_calibrates_no_range(
         assert report["agreement"]["max_abs_diff"] < 1.5 * step
 
 
-@each_scheme
+@pytest.mark.parametrize(
+    "name", ["ternary", "size", pytest.param("uniform", marks=pytest.mark.slow)]
+)
 def test_ranges_of_activations_are_trained(name, digits):
     student = trained(name, digits, 1)
     before = [x.input_quantizer.scale_value() for x in _layers(student)]
