@@ -25,9 +25,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: $(VENV)/.installed
 	$(BIN)/python -m recipes.pruned_ternary
 
-# A file's tests stay in one process: what they share is then made once.
+# A file's tests stay in one process: what they share is then made once. Sorted by their
+# number of tests, files of few long tests would come last.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 20
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile \
+		--no-loadscope-reorder --durations 20
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow --numprocesses auto --durations 20

@@ -19,6 +19,13 @@ SCHEMES = {
     "size": lambda: tfc.SizeConstrained(value_bits="1/10"),
     "uniform": lambda: tfc.Uniform(),
 }
+TRAINED = pytest.mark.parametrize(
+    "scheme",
+    [
+        *("ternary", "ranks", "size"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("bits", "uniform")),
+    ],
+)
 FROZEN = "left alone: is frozen (trainable=False)"
 NAMES = ("base/conv0", "base/conv1", "hidden", "head")
 
@@ -99,7 +106,7 @@ def test_budgets_that_frozen_layers_exceed_name_the_argument(scheme):
         tfc.plan(transfer(), SCHEMES[scheme]())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@TRAINED
 def test_unfrozen_layers_are_compressed_and_trained(scheme):
     model = transfer()
     before = model.get_weights()
@@ -176,7 +183,7 @@ def test_few_frozen_weights_are_no_warning():
     assert not student.get_layer("head").trainable
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@TRAINED
 def test_frozen_batch_normalization_stays_as_it_is(scheme):
     model = transfer(frozen=False)
     for name in ("base/bn0", "base/bn1"):

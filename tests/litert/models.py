@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers as kl
 
 from tfcompress.litert.flatbuffer import operator_name, read
@@ -170,6 +171,12 @@ MODELS = [
     fixed_batch_size,
     integer_input,
     squeeze_and_excite,
+]
+
+# All kinds, of which a few stand for the others in the quick tests.
+FEW_MODELS = [
+    pytest.param(x, marks=[pytest.mark.slow] * (i % 4 > 0))
+    for i, x in enumerate(MODELS)
 ]
 
 

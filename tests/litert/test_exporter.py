@@ -11,6 +11,7 @@ from keras import layers as kl
 
 import tfcompress as tfc
 from tests.litert.models import (
+    FEW_MODELS,
     MODELS,
     check_native_types,
     operators,
@@ -41,7 +42,7 @@ def test_export_proves_every_kind_of_model(build, tmp_path):
     assert check(path, model) == {k: v for k, v in report.items() if k != "size"}
 
 
-@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("build", FEW_MODELS)
 def test_export_for_latency_lets_operators_read_the_codes(build, tmp_path):
     model = make_packed(keras.Model(*build()), bits=(2, 3, 8))
     path = tmp_path / "model.tflite"

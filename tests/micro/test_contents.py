@@ -6,11 +6,13 @@ import pytest
 from keras import layers as kl
 
 import tfcompress as tfc
+from benchmarks.fuzz_readers import mutated, read_all
 from tests.litert.packed_models import make_packed
 from tfcompress.inspect import inspect
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.contents import constants
 from tfcompress.micro.encodings.encoded import HEADER_BYTES
+from tfcompress.micro.operators import DECODE, operator_name
 
 
 @pytest.fixture
@@ -60,3 +62,40 @@ def test_damaged_encoding_is_refused(exported):
     path.write_bytes(flatbuffer.write(model))
     with pytest.raises(ValueError, match="Codes and tables of the kernel.*damaged"):
         constants(path)
+
+
+def lose_an_input(decode, decoded):
+    decode.inputs = decode.inputs[:1]
+
+
+def sized(decoded, size):
+    """Sets the size of an axis that has no scales."""
+    axis = decoded.quantization.quantizedDimension
+    decoded.shape = [x if i == axis else size for i, x in enumerate(decoded.shape)]
+
+
+def grow(decode, decoded):
+    sized(decoded, 2**12)
+
+
+def shrink(decode, decoded):
+    sized(decoded, 0)
+
+
+@pytest.mark.parametrize("change", [lose_an_input, grow, shrink])
+def test_damaged_decode_operator_is_refused(exported, change):
+    path, _ = exported
+    model = flatbuffer.read(path.read_bytes())
+    graph = model.subgraphs[0]
+    for decode in graph.operators:
+        if operator_name(model, decode) == DECODE:
+            change(decode, graph.tensors[decode.outputs[0]])
+    with pytest.raises(ValueError, match="Codes and tables.*Received.*is damaged"):
+        constants(flatbuffer.write(model))
+
+
+def test_readers_return_or_raise_their_own_error_on_damaged_encodings(exported):
+    path, _ = exported
+    content = path.read_bytes()
+    accepted = sum(read_all(mutated(content, seed)) for seed in range(600))
+    assert 60 < accepted < 300

@@ -21,6 +21,7 @@ def trainings(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_decomposition_and_its_baselines_are_distilled_alike(
     tmp_path, run_recipe, few_images, trainings, check_report
 ):

@@ -166,6 +166,7 @@ def _interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_where_it_stopped(
     recipe,
     check_artefacts,

@@ -17,6 +17,9 @@ SCHEMES = {
     "uniform": lambda bits: tfc.Uniform(4, activation_bits=bits),
 }
 each_scheme = pytest.mark.parametrize("name", SCHEMES)
+each_but_size = pytest.mark.parametrize(
+    "name", ["ternary", "uniform", pytest.param("size", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def trained(name, digits, epochs):
 
 
 @pytest.mark.filterwarnings("ignore:LiteRT and Keras have the same class:UserWarning")
-@each_scheme
+@each_but_size
 def test_integer_file_of_trained_activations_calibrates_no_range(
     name, digits, tmp_path
 ):
@@ -69,7 +72,9 @@ def test_integer_file_of_trained_activations_calibrates_no_range(
         assert report["agreement"]["max_abs_diff"] < 1.5 * step
 
 
-@each_scheme
+@pytest.mark.parametrize(
+    "name", ["ternary", "size", pytest.param("uniform", marks=pytest.mark.slow)]
+)
 def test_ranges_of_activations_are_trained(name, digits):
     student = trained(name, digits, 1)
     before = [x.input_quantizer.scale_value() for x in _layers(student)]

@@ -36,10 +36,7 @@ def trained(scheme, data, strategy=None):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(x, marks=[pytest.mark.slow] * (x in ("bits", "ranks")))
-        for x in SCHEMES
-    ],
+    [pytest.param(x, marks=[pytest.mark.slow] * (x != "size")) for x in SCHEMES],
 )
 def test_two_replicas_train_the_variables_that_one_does(name, two_replicas):
     data = tf.data.Dataset.from_tensor_slices(digits()).take(256).batch(64)

@@ -145,7 +145,7 @@ def backup(folder):
 
 SIZED = ("value_bits", "xz", "bytes", "bops")
 SLOW = {"cosine", "gates", "params", "groups", "value_bits", "kmeans", "bytes"}
-SLOW |= {"whole", "bits_whole", "bops", "admm", "macs", "uniform"}
+SLOW |= {"whole", "bits_whole", "bops", "admm", "macs", "uniform", "sparsity"}
 
 
 @pytest.mark.filterwarnings("ignore:The search ended", "ignore:The student")
@@ -185,7 +185,9 @@ def of_unknown_length():
     )
 
 
-@pytest.mark.parametrize("name", ["sparsity", "value_bits"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("sparsity", marks=pytest.mark.slow), "value_bits"]
+)
 def test_killed_training_on_data_of_unknown_length_ends_in_the_same_weights(
     name, tmp_path, monkeypatch
 ):

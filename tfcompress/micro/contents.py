@@ -1,5 +1,6 @@
 """Encoded kernels of a file, for a list of its contents."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -42,11 +43,22 @@ def encoded_constants(
     for operator in graph.operators:
         if operator_name(model, operator) != DECODE:
             continue
-        pairs = zip(operator.inputs[::2], operator.inputs[1::2], strict=True)
-        for index, pair in zip(operator.outputs, pairs, strict=True):
+        for index, pair in _decoded(operator):
             arrays = [flatbuffer.constant(model, graph.tensors[i]) for i in pair]
             found[int(index)] = _constant(graph.tensors[index], *arrays)
     return found
+
+
+def _decoded(operator):
+    """Pairs `(index of a decoded tensor, indices of its codes and its tables)`."""
+    inputs, outputs = operator.inputs, operator.outputs
+    if len(inputs) != 2 * len(outputs) or min([*inputs, *outputs], default=0) < 0:
+        raise ValueError(
+            "Codes and tables for each tensor that a DECODE computes are expected. "
+            f"Received: inputs {list(map(int, inputs))}, outputs "
+            f"{list(map(int, outputs))}. The file is damaged."
+        )
+    return zip(outputs, zip(inputs[::2], inputs[1::2], strict=True), strict=True)
 
 
 def _constant(tensor, data, ancillary):
@@ -54,6 +66,9 @@ def _constant(tensor, data, ancillary):
     shape = tuple(int(size) for size in tensor.shape)
     quantization = tensor.quantization
     try:
+        # Each encoding takes a bit of each element; checked before memory is taken.
+        if not 0 < math.prod(shape) <= 8 * len(data):
+            raise ValueError(f"{len(data)} bytes of codes.")
         codes = decode(
             data.tobytes(),
             ancillary.tobytes(),
@@ -64,7 +79,7 @@ def _constant(tensor, data, ancillary):
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"Codes and tables of the kernel '{name}' of shape {shape} are expected. "
-            f"Received: something else. The file is damaged. NumPy says: {error}"
+            f"Received: something else. The file is damaged: {error}"
         ) from error
     kind = int(ancillary[0])
     bits = 8 * (len(data) + len(ancillary) - HEADER_BYTES) / codes.size

@@ -146,7 +146,9 @@ def test_outputs_share_the_weight_and_have_their_own_losses(
     "scheme",
     [
         tfc.PrunedTernary(discrepancy=0.3, weight_decay=0.01),
-        tfc.BitSharing(bops="1/30", weight_decay=0.01),
+        pytest.param(
+            tfc.BitSharing(bops="1/30", weight_decay=0.01), marks=pytest.mark.slow
+        ),
         tfc.SizeConstrained(value_bits="1/20", weight_decay=0.01),
         tfc.Uniform(4, 4, weight_decay=0.01),
     ],

@@ -91,9 +91,8 @@ def test_two_replicas_distil_as_one_device_does(name, reduction, two_replicas):
         np.testing.assert_allclose(b, a, atol=1e-5, err_msg=a.path)
 
 
-@pytest.mark.parametrize(
-    "name", ["uniform", pytest.param("size", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uniform", "size"])
 def test_distillation_with_xla_ends_where_it_ends_without(name):
     images, _ = digits()
     ends = []

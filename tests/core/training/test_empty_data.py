@@ -82,6 +82,13 @@ def paths(config, before=()):
         yield from paths(value, (*before, key))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param((KeyError, None, "x"), id="missing or text"),
+        pytest.param((3, {}, []), id="other types", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("scheme", [
     tfc.PrunedTernary(overrides={"dense1": tfc.KeepFloat("small")}),
     tfc.BitSharing(bops="1/30"),
@@ -89,13 +96,13 @@ def paths(config, before=()):
     tfc.SizeConstrained(value_bits="1/2"),
     tfc.Uniform(),
 ], ids=lambda x: type(x).__name__)  # fmt: skip
-def test_damaged_configuration_loads_or_is_refused_with_its_part(scheme):
+def test_damaged_configuration_loads_or_is_refused_with_its_part(scheme, values):
     distilled = isinstance(scheme, tfc.PrunedTernary)
     config = student(scheme, distill=distilled).get_config()
     parts = ["scheme", "distillation"][: 1 + distilled]
     where = [(part, *path) for part in parts for path in [(), *paths(config[part])]]
     for path in where:
-        for value in (KeyError, None, "x", 3, {}, []):
+        for value in values:
             damaged = copy.deepcopy(config)
             inner = damaged
             for key in path[:-1]:

@@ -196,7 +196,13 @@ def test_training_without_callbacks_is_refused_before_an_update(wrapper, scheme)
 
 
 @pytest.mark.filterwarnings("ignore:The zeros were frozen at the end")
-@pytest.mark.parametrize("wrapper", ["functional", "subclassed", "train_on_batch"])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        *("functional", "train_on_batch"),
+        pytest.param("subclassed", marks=pytest.mark.slow),
+    ],
+)
 def test_training_after_one_with_callbacks_is_refused_too(wrapper):
     student = tfc.compress(small_net(), tfc.PrunedTernary())
     outer = trainings(with_callbacks)[wrapper](student)

@@ -66,8 +66,9 @@ def test_backup_continues_a_training_with_the_state_of_its_optimizer(tmp_path):
     check_equal(fit(tmp_path / "backup", 5), fit(tmp_path / "whole", 5))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
-@pytest.mark.parametrize("count", [1, KEPT])
+@pytest.mark.parametrize(
+    "damage, count", [("cut", 1), ("empty", KEPT), ("flipped", 1), ("flipped", KEPT)]
+)
 def test_backup_goes_on_from_the_last_whole_state_and_says_so(
     damage, count, tmp_path, capsys
 ):
@@ -116,6 +117,19 @@ def test_backup_on_a_full_disk_keeps_the_state_before_and_trains_on(tmp_path, ca
     assert len(lines) == 2 and lines[0].startswith("No backup of epoch 3: ")
     assert [x.name[:8] for x in sorted(folder.iterdir())] == ["epoch_1_", "epoch_2_"]
     check_equal(fit(folder, 4), whole)
+
+
+def test_whole_models_on_a_full_disk_end_in_an_error_and_those_before_stay(tmp_path):
+    save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    full, model = FullDisk(epoch=0), new_model()
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            model.fit(X, Y, shuffle=False, epochs=2, callbacks=[save, full], verbose=0)
+    finally:
+        full.on_train_end()
+    model = keras.models.load_model(tmp_path / "1.keras")
+    model.fit(X, Y, shuffle=False, epochs=5, initial_epoch=1, verbose=0)
+    check_equal(model, fit(tmp_path / "whole", 5))
 
 
 def test_file_that_cannot_be_written_is_as_before(tmp_path):

@@ -1,0 +1,35 @@
+"""The code of the README and of the page on microcontrollers, run likewise."""
+
+import importlib.util
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from tests.test_guide import ROOT, run_blocks
+
+# Values that the code of the README has from its reader.
+READER = """
+images = np.random.default_rng(0).normal(size=(64, 28, 28, 1)).astype("float32")
+labels, test_images = np.arange(64) % 10, images
+layers = [keras.layers.Conv2D(8, 3, strides=2, activation="relu") for _ in range(2)]
+layers += [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+keras.Sequential([keras.Input((28, 28, 1)), *layers]).save("trained.keras")
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text()
+    text, _ = text.split("## With tensorflow-model-optimization")  # Keras 2
+    if importlib.util.find_spec("tflite_micro") is None:
+        text, _ = text.split("## On microcontrollers")
+    text = re.sub(r"epochs=\d+", "epochs=2", text)
+    namespace = {"np": np, "keras": keras}
+    exec(READER, namespace)
+    run_blocks(ROOT / "README.md", text, namespace)
+    if importlib.util.find_spec("tflite_micro") is not None:
+        path = ROOT / "docs" / "microcontrollers.md"
+        run_blocks(path, path.read_text(), namespace)
