@@ -20,8 +20,8 @@ import numpy as np
 from absl import app, flags
 
 import tfcompress as tfc
-from benchmarks.operator_costs import machine
-from benchmarks.phones import stock_int4
+from benchmarks.devices.operator_costs import machine
+from benchmarks.devices.phones import stock_int4
 from recipes.common import flags as shared_flags  # noqa: F401 -- --model and others
 from recipes.common import models
 from recipes.common.arguments import refuse_arguments

@@ -8,9 +8,9 @@ _AVERAGES = "a revision that took ranges as averages over samples"
 
 # Reports of benchmarks that train nothing, and how they are made.
 OF_BENCHMARKS = {
-    "micro": "python -m benchmarks.micro",
-    "micro_64kB": "python -m benchmarks.micro",
-    "phones": "python -m benchmarks.phones resnet8 MobileNetV2 ResNet50",
+    "micro": "python -m benchmarks.devices.micro",
+    "micro_64kB": "python -m benchmarks.devices.micro",
+    "phones": "python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50",
     "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
     "startup_mobilenet": "python -m benchmarks.startup",
 }

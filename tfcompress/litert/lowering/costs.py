@@ -27,7 +27,7 @@ class CostTable:
         machine: str. Kind of processor that was measured.
 
     Args:
-        path: file that `python -m benchmarks.operator_costs` has written.
+        path: file that `python -m benchmarks.devices.operator_costs` has written.
     """
 
     def __init__(self, path: pathlib.Path = PATH) -> None:

@@ -1,7 +1,7 @@
 """Bytes, arena and latency of the files for phones, beside stock ones.
 
-`python -m benchmarks.phones resnet8 MobileNetV2 ResNet50` takes names of built-in
-networks, of networks of `keras.applications`, or `.keras` and `.h5` files. It quantizes
+`python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50` takes names of
+built-in networks, of networks of `keras.applications`, or `.keras` and `.h5` files. It quantizes
 the weights of all layers to 4 and to 2 bits, without training, and exports in all ways.
 The other files are the float file and those of litert-quantizer: int8 throughout, and
 INT4 kernels with float activations.
@@ -22,7 +22,7 @@ from litert_quantizer import quantizer, recipe
 
 import tfcompress as tfc
 from benchmarks.common import application, random_batch
-from benchmarks.operator_costs import machine
+from benchmarks.devices.operator_costs import machine
 from recipes.common import models
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.layers.registry import forms_of

@@ -1,4 +1,4 @@
-"""Flash, arena and time in TensorFlow Lite Micro: `python -m benchmarks.micro`.
+"""Flash, arena and time in TensorFlow Lite Micro: `python -m benchmarks.devices.micro`.
 
 Exports networks for microcontrollers after a few steps of training on random data.
 Zeros and levels are those of the scheme; accuracy is not measured. Each file is

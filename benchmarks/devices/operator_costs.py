@@ -1,7 +1,7 @@
 """Times of operators that read kernels, by container and class of shapes.
 
-`python -m benchmarks.operator_costs` measures layers of common shapes in LiteRT on one
-thread. Each is measured with float and with int8 activations. Its forms are the
+`python -m benchmarks.devices.operator_costs` measures layers of common shapes in LiteRT
+on one thread. Each is measured with float and with int8 activations. Its forms are the
 operator with a float kernel, the same with an INT8 kernel, and FULLY_CONNECTED with an
 INT4 or INT2 kernel. The runs of all forms of a layer alternate.
 
