@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 from tfcompress.graph.graph import Graph
+from tfcompress.graph.opening import recurrent
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import value_of
@@ -39,33 +40,43 @@ def split_separable(model: keras.Model) -> keras.Model:
     """
     if not separable_layers(Graph(model)):
         return model
-    depthwise_of = {}
+    parts_of = {}
 
     def replace(layer):
-        if type(layer) not in _PARTS:
+        if type(layer) in recurrent.STEPS:
+            parts_of[id(layer)] = recurrent.parts(layer)
+        elif type(layer) in _PARTS:
+            parts_of[id(layer)] = _parts(layer)
+        else:
             return clone_layer(layer)
-        depthwise, pointwise = _parts(layer)
-        depthwise_of[id(layer)] = depthwise
-        return [depthwise, pointwise]
+        return parts_of[id(layer)]
 
     split, pairs = rebuild(model, replace)
     for old, new in pairs:
-        if id(old) not in depthwise_of:
+        if id(old) not in parts_of:
             copy_weights(old, new)
-            continue
-        depthwise_of[id(old)].kernel.assign(value_of(old.depthwise_kernel))
-        new.kernel.assign(value_of(old.pointwise_kernel))
-        if old.use_bias:
-            new.bias.assign(value_of(old.bias))
+        elif type(old) in recurrent.STEPS:
+            recurrent.copy_weights(old, parts_of[id(old)])
+        else:
+            _copy_to_parts(old, *parts_of[id(old)])
     return split
 
 
+def _copy_to_parts(old, depthwise, pointwise):
+    depthwise.kernel.assign(value_of(old.depthwise_kernel))
+    pointwise.kernel.assign(value_of(old.pointwise_kernel))
+    if old.use_bias:
+        pointwise.bias.assign(value_of(old.bias))
+
+
 def separable_layers(graph: Graph) -> dict[str, str]:
-    """`{name of the depthwise part: name}` of a graph's separable convolutions."""
+    """`{name of the part that has another name: name}` of a graph's split layers."""
+    suffixes = {**dict.fromkeys(_PARTS, _SUFFIX)}
+    suffixes.update(dict.fromkeys(recurrent.STEPS, recurrent.SUFFIX))
     return {
-        f"{name}{_SUFFIX}": name
+        f"{name}{suffixes[type(layer)]}": name
         for name, layer in graph.layers().items()
-        if type(layer) in _PARTS
+        if type(layer) in suffixes
     }
 
 
@@ -79,7 +90,7 @@ def _parts(layer):
     for key in _OF_A_KERNEL:
         depthwise[f"depthwise_{key}"] = config[f"depthwise_{key}"]
         pointwise[f"kernel_{key}"] = config[f"pointwise_{key}"]
-    return (
+    return [
         kinds[0].from_config(
             {
                 **shared,
@@ -89,4 +100,4 @@ def _parts(layer):
             }
         ),
         kinds[1].from_config({**shared, **pointwise, "kernel_size": 1}),
-    )
+    ]

@@ -21,6 +21,7 @@ from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.cost.arithmetic import FLOAT_BITS
+from tfcompress.layers.registry import kernel_of
 from tfcompress.quantizers import Codebook
 from tfcompress.schemes.size_constrained.allocation import set_smallest
 from tfcompress.schemes.size_constrained.budget import (
@@ -146,7 +147,11 @@ class SizeConstrained(SearchingScheme):
         Raises:
             ValueError: if the budget is smaller.
         """
-        coded = [row.layer for row in plan.treated() if row.config in self.configs]
+        coded = [
+            row.layer
+            for row in plan.treated()
+            if isinstance(row.config.kernel_quantizer, Codebook)
+        ]
         if self.target == "micro":
             _check_quantizer()
         elif self.total(model) > _CLEARLY * self._least_size(model, coded):
@@ -225,7 +230,7 @@ class SizeConstrained(SearchingScheme):
         return budget
 
     def _least_size(self, model, coded):
-        sizes = [math.prod(layer.kernel.shape) for layer in coded]
+        sizes = [math.prod(kernel_of(layer).shape) for layer in coded]
         bits = self._widths()[0]
         return self._budget(model, coded).least_size(sizes, MIN_WEIGHTS, bits)
 

@@ -1,0 +1,1 @@
+"""Layers with several kernels, opened into layers with one each."""
