@@ -24,6 +24,11 @@ NATIVE_BITS = {
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (2, 4, 8),
 }
+# The operator that reads tables as its second input, and the bits that it decodes
+# exactly. LiteRT 2.3.0: rows of INT2 are wrong.
+LOOK_UP_BITS = {"EMBEDDING_LOOKUP": (4, 8)}
+# The converter's operator for it, which reads a float table as its first input.
+GATHER = "GATHER"
 # Operators that read such kernels as floats, if their other inputs are floats.
 DECODED = ("TRANSPOSE_CONV", "CONV_3D")
 # Places of the data and of the bias among the inputs of operators that compute with
@@ -120,16 +125,21 @@ def packed_kernels(model: keras.Model) -> list[Kernel]:
             "`tfcompress.finalize` on the trained student, and export its result."
         )
     return [
-        _kernel(name, layer)
+        kernel
         for name, layer in layers.items()
         if isinstance(layer, PackedKernel)
+        for kernel in _kernels(name, layer)
     ]
 
 
-def _kernel(name, layer):
+def _kernels(name, layer):
+    """Kernels of a layer: one, or one for each part that it multiplies by apart."""
     scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
     codes = by_channel(layer.codes, layer.channel_axes)
-    return Kernel(name, codes, scale, layer.container_bits)
+    return [
+        Kernel(name, codes[:, columns], scale[columns], layer.container_bits)
+        for columns in getattr(layer, "separate_columns", (slice(None),))
+    ]
 
 
 def kernel_tensor(model: schema.ModelT, found: Match) -> schema.TensorT:

@@ -8,9 +8,19 @@ from typing import Any
 import numpy as np
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import DATA_AND_BIAS, NATIVE_BITS, Kernel, Match, match
+from tfcompress.litert.kernels import (
+    DATA_AND_BIAS,
+    LOOK_UP_BITS,
+    NATIVE_BITS,
+    Kernel,
+    Match,
+    match,
+)
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
+
+# Bits that operators read as their second input, without DEQUANTIZE.
+READABLE = {**NATIVE_BITS, **LOOK_UP_BITS}
 
 
 @dataclass(frozen=True)
@@ -25,8 +35,9 @@ class KernelTensor:
         packed: uint8 array. Packed codes.
         scale: float32 array, (output channels,).
         axis: int. Axis of output channels.
-        native: bool. Whether a convolution or fully connected operator reads it without
-            DEQUANTIZE.
+        native: bool. Whether an operator reads it without DEQUANTIZE.
+        rounds: bool. Whether such an operator rounds its other input to 8 bits, as all
+            do but look-ups.
     """
 
     name: str
@@ -37,6 +48,7 @@ class KernelTensor:
     scale: np.ndarray
     axis: int
     native: bool = False
+    rounds: bool = False
 
     def codes(self) -> np.ndarray:
         """Returns the integer codes, an int8 array of the tensor's shape."""
@@ -60,7 +72,7 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
 
     Raises:
         ValueError: if such a tensor is not well-formed, or an operator reads codes of
-            2 or 4 bits that are not among its `NATIVE_BITS`: this runtime's
+            2 or 4 bits that it cannot read: this runtime's
             convolutions then return NaN without an error.
     """
     model = flatbuffer.read(content)
@@ -74,22 +86,23 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
                 tensor = graph.tensors[index]
                 bits = flatbuffer.TENSOR_BITS.get(tensor.type)
                 decoded = reader == "DEQUANTIZE"
-                readable = NATIVE_BITS.get(reader, (8,) * (reader in DATA_AND_BIAS))
+                readable = READABLE.get(reader, (8,) * (reader in DATA_AND_BIAS))
                 native = place == 1 and bits in readable
                 if bits in (2, 4) and not (decoded or native):
                     raise ValueError(
                         "Codes of 2 or 4 bits should be read by DEQUANTIZE, or by an "
-                        f"operator that can: {NATIVE_BITS}. Received: {reader}, which "
+                        f"operator that can: {READABLE}. Received: {reader}, which "
                         f"reads '{flatbuffer.tensor_name(tensor)}' of type "
                         f"{flatbuffer.TYPE_NAMES[tensor.type]}."
                     )
                 is_constant = flatbuffer.constant(model, tensor) is not None
                 if bits and is_constant and (native or decoded):
-                    found[id(tensor)] = _kernel_tensor(model, tensor, native)
+                    rounds = native and reader not in LOOK_UP_BITS
+                    found[id(tensor)] = _kernel_tensor(model, tensor, native, rounds)
     return list(found.values())
 
 
-def _kernel_tensor(model, tensor, native):
+def _kernel_tensor(model, tensor, native, rounds):
     name = flatbuffer.tensor_name(tensor)
     type_name = flatbuffer.TYPE_NAMES[tensor.type]
     bits = flatbuffer.TENSOR_BITS[tensor.type]
@@ -114,7 +127,9 @@ def _kernel_tensor(model, tensor, native):
             f"{len(packed)} bytes of codes, scales {scale} on axis {axis}, zero points "
             f"{quantization.zeroPoint}."
         )
-    return KernelTensor(name, type_name, bits, shape, packed, scale, axis, native)
+    return KernelTensor(
+        name, type_name, bits, shape, packed, scale, axis, native, rounds
+    )
 
 
 def check_written(tensors: Iterable[KernelTensor], matches: Iterable[Match]) -> None:

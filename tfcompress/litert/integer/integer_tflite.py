@@ -19,7 +19,13 @@ from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, levels_of, limits_of
 from tfcompress.litert.integer.static_int8 import quantized_tflite
-from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, kernel_tensor
+from tfcompress.litert.kernels import (
+    DATA_AND_BIAS,
+    GATHER,
+    Kernel,
+    Match,
+    kernel_tensor,
+)
 from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.litert.pack import find_kernels, rename
 
@@ -148,7 +154,9 @@ class _TrainedOperators:
         self.by_output: dict[bytes, _TrainedOperator] = {}
         self._readers: dict[str, list[Levels | None]] = {}
         model = flatbuffer.read(content)
-        decoded, read = find_kernels(model, kernels)
+        decoded, read, tables = find_kernels(model, kernels)
+        if tables:
+            raise ValueError(_no_integer_form(tables[0][2], GATHER))
         matches = {
             (id(graph), index): found.in_container(8)
             for graph, index, found in decoded + read
@@ -191,12 +199,16 @@ class _TrainedOperators:
 def _places(name, match):
     """Places of data and bias among the inputs of an operator that reads a kernel."""
     if match and name not in DATA_AND_BIAS:
-        raise ValueError(
-            "Layers with an integer form, such as Conv2D and Dense, are expected with "
-            f"activations='int8'. Received: '{match.kernel.layer}', whose {name} has "
-            "none. Export with activations='float'."
-        )
+        raise ValueError(_no_integer_form(match, name))
     return DATA_AND_BIAS.get(name, (0, 2))
+
+
+def _no_integer_form(match, name):
+    return (
+        "Layers with an integer form, such as Conv2D and Dense, are expected with "
+        f"activations='int8'. Received: '{match.kernel.layer}', whose {name} has "
+        "none. Export with activations='float'."
+    )
 
 
 def _float_bias(model, graph, operator, place):
