@@ -165,12 +165,15 @@ def why_not_compressed(layer: keras.layers.Layer, kinds: Sequence[type]) -> str 
             return "has LoRA enabled"
         if getattr(layer, "quantization_mode", None):
             return f"is quantized by Keras ({layer.quantization_mode})"
+        if not getattr(layer, "tie_weights", True):
+            return "has a second table, tie_weights=False"
         return None
     if not getattr(layer, "weights", None):
         return "has no weights"
     if isinstance(layer, keras.layers.BatchNormalization):
         return "batch normalization, folded when finalized where possible"
-    names = ", ".join(kind.__name__ for kind in kinds)
+    # Recurrent layers are split into a Dense layer and one of this library.
+    names = ", ".join(kind.__name__.removesuffix("Steps") for kind in kinds)
     return f"only layers of type {names} are compressed"
 
 

@@ -113,7 +113,8 @@ def packed_kernels(model: keras.Model) -> list[Kernel]:
     """Returns the `Kernel` of each packed layer of a model, in the order of calls.
 
     Raises:
-        ValueError: if the model has layers that are still in training, or has no graph.
+        ValueError: if the model has layers that are still in training, layers with
+            `stateful=True`, or no graph.
     """
     layers = Graph(model).layers()
     training = [n for n, layer in layers.items() if isinstance(layer, TrainingForm)]
@@ -123,6 +124,14 @@ def packed_kernels(model: keras.Model) -> list[Kernel]:
             f"makes it. Received: '{model.name}' with {len(training)} layers that are "
             f"still in training, the first '{training[0]}'. Call "
             "`tfcompress.finalize` on the trained student, and export its result."
+        )
+    stateful = [n for n, x in layers.items() if getattr(x, "stateful", False)]
+    if stateful:
+        raise ValueError(
+            "A model whose calls do not depend on earlier ones is expected: a file "
+            f"keeps no states. Received: '{stateful[0]}' with stateful=True. Take "
+            "`return_state=True` and `initial_state`, with the states as inputs and "
+            "outputs of the model."
         )
     return [
         kernel
