@@ -51,7 +51,6 @@ NETS = {
     "gru, reset before": recurrent(layers.GRU, reset_after=False, unroll=True),
     "simple": recurrent(layers.SimpleRNN, recurrent_dropout=0.1),
 }
-WHOLE = ["text", "reversible", "lstm", "gru", "gru, reset before", "simple"]
 
 
 def trained(net, scheme):
@@ -75,7 +74,7 @@ def cases():
 
 @pytest.mark.filterwarnings("ignore:.*of the weights are left alone")
 @pytest.mark.filterwarnings("ignore:The file takes 1 sample at a time")
-@pytest.mark.parametrize("scheme, net", cases())
+@pytest.mark.parametrize("scheme, net", list(cases()))
 def test_each_scheme_ends_in_a_proven_file(scheme, net, tmp_path):
     student, x = trained(net, scheme)
     student.save(tmp_path / "student.keras")
@@ -170,10 +169,10 @@ def test_dequantized_student_predicts_the_same():
     )
 
 
-@pytest.mark.parametrize("net, operator", [("text", "GATHER"), ("lstm", "GATHER")])
-def test_integer_files_refuse_embeddings(net, operator, tmp_path):
+@pytest.mark.parametrize("net", ["text", "lstm"])
+def test_integer_files_refuse_embeddings(net, tmp_path):
     student, x = trained(net, "uniform")
-    with pytest.raises(ValueError, match=f"whose {operator} has none"):
+    with pytest.raises(ValueError, match="whose GATHER has none"):
         tfc.export(
             tfc.finalize(student), tmp_path / "int8.tflite", optimize="latency",
             activations="int8", representative_data=x,
