@@ -20,7 +20,7 @@ SCHEMES = {
 
 def text_classifier():
     words = keras.Input((STEPS,), dtype="int32")
-    x = layers.Embedding(WORDS, 12, mask_zero=True)(words)
+    x = layers.Embedding(WORDS, 12, mask_zero=True, name="embedding")(words)
     x = layers.GlobalAveragePooling1D()(x)
     return keras.Model(words, layers.Dense(2)(layers.Dense(8, activation="relu")(x)))
 
@@ -169,13 +169,50 @@ def test_dequantized_student_predicts_the_same():
     )
 
 
-@pytest.mark.parametrize("net", ["text", "lstm"])
-def test_integer_files_refuse_embeddings(net, tmp_path):
+def integer_report(net, path):
     student, x = trained(net, "uniform")
-    with pytest.raises(ValueError, match="whose GATHER has none"):
+    return tfc.export(
+        tfc.finalize(student), path, verify=x, optimize="latency",
+        activations="int8", representative_data=x,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("net", ["text", "reversible"])
+def test_integer_files_have_the_codes_of_tables(net, tmp_path):
+    report = integer_report(net, tmp_path / "int8.tflite")
+    assert report["agreement"]["top1"] > 0.8
+    assert "INT4" in {row["type"] for row in report["tensors"]}
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_integer_files_have_unrolled_layers(kind, tmp_path):
+    inputs = keras.Input((4, 5))
+    outputs = layers.Dense(2)(kind(8, unroll=True, name="steps")(inputs))
+    student = tfc.compress(keras.Model(inputs, outputs), tfc.Uniform(8, 8))
+    student.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(32, 4, 5))
+    student.fit(x, np.zeros((32, 2)), verbose=0)
+    report = tfc.export(
+        tfc.finalize(student), tmp_path / "int8.tflite", verify=x,
+        optimize="latency", activations="int8", representative_data=x,
+    )  # fmt: skip
+    assert report["agreement"]["top1"] > 0.8
+    assert "steps" in {row["layer"] for row in report["tensors"]}
+
+
+def test_integer_files_refuse_loops_over_steps(tmp_path):
+    with pytest.raises(ValueError, match="build recurrent layers with unroll=True"):
+        integer_report("lstm", tmp_path / "int8.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_microcontrollers_refuse_embeddings(tmp_path):
+    pytest.importorskip("tflite_micro")
+    student, x = trained("text", "uniform")
+    with pytest.raises(ValueError, match="the embedding 'embedding', whose rows"):
         tfc.export(
-            tfc.finalize(student), tmp_path / "int8.tflite", optimize="latency",
-            activations="int8", representative_data=x,
+            tfc.finalize(student), tmp_path / "m.tflite", target="micro",
+            representative_data=x,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import LOOK_UP_BITS, NATIVE_BITS
+from tfcompress.litert.kernels import NATIVE_BITS
 from tfcompress.litert.runtime import File, read_file
 from tfcompress.quantizers.packing import unpack
 
@@ -87,8 +87,7 @@ def _of_graph(model, graph):
             if index < 0 or index in seen:
                 continue
             seen.add(index)
-            has_kernel = reader in NATIVE_BITS or reader in LOOK_UP_BITS
-            role = ROLES.get(place, "") if has_kernel else ""
+            role = ROLES.get(place, "") if reader in NATIVE_BITS else ""
             tensor = graph.tensors[index]
             if index in encoded:
                 yield _constant(tensor, reader, role, *encoded[index])

@@ -24,10 +24,7 @@ NATIVE_BITS = {
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (2, 4, 8),
 }
-# The operator that reads tables as its second input, and the bits that it decodes
-# exactly. LiteRT 2.3.0: rows of INT2 are wrong.
-LOOK_UP_BITS = {"EMBEDDING_LOOKUP": (4, 8)}
-# The converter's operator for it, which reads a float table as its first input.
+# The operator that reads tables, as its first input.
 GATHER = "GATHER"
 # Operators that read such kernels as floats, if their other inputs are floats.
 DECODED = ("TRANSPOSE_CONV", "CONV_3D")

@@ -16,7 +16,7 @@ from tfcompress.litert.kernels import (
     kernel_tensor,
     match,
 )
-from tfcompress.litert.look_up import look_up
+from tfcompress.litert.look_up import as_looked_up
 from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.progress_bar import progress_bar
 
@@ -53,12 +53,11 @@ def pack_kernels(
     decoded, read, tables = find_kernels(model, kernels)
     looked_up = []
     for graph, index, found in tables:
-        if lowering is not None and found.kernel.bits == 2:
-            found = found.in_container(4)  # whole tables would have to be decoded
-        if look_up(model, graph, index, found):
-            looked_up.append(found)
-        else:
+        written = as_looked_up(model, graph, index, found)
+        if written is None:
             decoded.append((graph, index, found))
+        else:
+            looked_up.append(written)
     if lowering is None:
         decoded, read = decoded + read, []
     matches = [found for *_, found in decoded] + looked_up

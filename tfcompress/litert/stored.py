@@ -10,17 +10,14 @@ import numpy as np
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import (
     DATA_AND_BIAS,
-    LOOK_UP_BITS,
     NATIVE_BITS,
     Kernel,
     Match,
     match,
 )
+from tfcompress.litert.look_up import tables
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
-
-# Bits that operators read as their second input, without DEQUANTIZE.
-READABLE = {**NATIVE_BITS, **LOOK_UP_BITS}
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,9 @@ class KernelTensor:
         packed: uint8 array. Packed codes.
         scale: float32 array, (output channels,).
         axis: int. Axis of output channels.
-        native: bool. Whether an operator reads it without DEQUANTIZE.
-        rounds: bool. Whether such an operator rounds its other input to 8 bits, as all
-            do but look-ups.
+        native: bool. Whether a convolution or fully connected operator reads it without
+            DEQUANTIZE.
+        looked_up: bool. Whether rows of it are read, and multiplied by their scales.
     """
 
     name: str
@@ -48,7 +45,7 @@ class KernelTensor:
     scale: np.ndarray
     axis: int
     native: bool = False
-    rounds: bool = False
+    looked_up: bool = False
 
     def codes(self) -> np.ndarray:
         """Returns the integer codes, an int8 array of the tensor's shape."""
@@ -72,12 +69,15 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
 
     Raises:
         ValueError: if such a tensor is not well-formed, or an operator reads codes of
-            2 or 4 bits that it cannot read: this runtime's
+            2 or 4 bits that are not among its `NATIVE_BITS`: this runtime's
             convolutions then return NaN without an error.
     """
     model = flatbuffer.read(content)
     found = {}
     for graph in model.subgraphs:
+        for table in tables(model, graph):
+            tensor = graph.tensors[table.codes]
+            found[id(tensor)] = _looked_up(model, tensor, table)
         for operator in graph.operators:
             reader = flatbuffer.operator_name(model, operator)
             for place, index in enumerate(operator.inputs):
@@ -86,23 +86,47 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
                 tensor = graph.tensors[index]
                 bits = flatbuffer.TENSOR_BITS.get(tensor.type)
                 decoded = reader == "DEQUANTIZE"
-                readable = READABLE.get(reader, (8,) * (reader in DATA_AND_BIAS))
+                readable = NATIVE_BITS.get(reader, (8,) * (reader in DATA_AND_BIAS))
                 native = place == 1 and bits in readable
+                if id(tensor) in found or reader == "CAST":  # of rows of a table
+                    continue
                 if bits in (2, 4) and not (decoded or native):
                     raise ValueError(
                         "Codes of 2 or 4 bits should be read by DEQUANTIZE, or by an "
-                        f"operator that can: {READABLE}. Received: {reader}, which "
+                        f"operator that can: {NATIVE_BITS}. Received: {reader}, which "
                         f"reads '{flatbuffer.tensor_name(tensor)}' of type "
                         f"{flatbuffer.TYPE_NAMES[tensor.type]}."
                     )
                 is_constant = flatbuffer.constant(model, tensor) is not None
                 if bits and is_constant and (native or decoded):
-                    rounds = native and reader not in LOOK_UP_BITS
-                    found[id(tensor)] = _kernel_tensor(model, tensor, native, rounds)
+                    found[id(tensor)] = _kernel_tensor(model, tensor, native)
     return list(found.values())
 
 
-def _kernel_tensor(model, tensor, native, rounds):
+def _looked_up(model, tensor, table):
+    name = flatbuffer.tensor_name(tensor)
+    packed = flatbuffer.constant(model, tensor)
+    if not (np.isfinite(table.scale).all() and (table.scale > 0).all()) or (
+        len(packed) != packed_bytes(math.prod(table.shape), table.bits)
+    ):
+        raise ValueError(
+            f"'{name}', a table of shape {table.shape}, should have its codes in full, "
+            f"and a positive scale per row. Received: {len(packed)} bytes of codes, "
+            f"scales {table.scale}."
+        )
+    return KernelTensor(
+        name,
+        f"INT{table.bits}",
+        table.bits,
+        table.shape,
+        packed,
+        table.scale,
+        axis=0,
+        looked_up=True,
+    )
+
+
+def _kernel_tensor(model, tensor, native):
     name = flatbuffer.tensor_name(tensor)
     type_name = flatbuffer.TYPE_NAMES[tensor.type]
     bits = flatbuffer.TENSOR_BITS[tensor.type]
@@ -127,9 +151,7 @@ def _kernel_tensor(model, tensor, native, rounds):
             f"{len(packed)} bytes of codes, scales {scale} on axis {axis}, zero points "
             f"{quantization.zeroPoint}."
         )
-    return KernelTensor(
-        name, type_name, bits, shape, packed, scale, axis, native, rounds
-    )
+    return KernelTensor(name, type_name, bits, shape, packed, scale, axis, native)
 
 
 def check_written(tensors: Iterable[KernelTensor], matches: Iterable[Match]) -> None:
@@ -227,7 +249,7 @@ def _holds(tensor: KernelTensor, kernel: Kernel) -> bool:
     if math.prod(tensor.shape) != kernel.codes.size:  # before anything is unpacked
         return False
     # Files for time have INT8 kernels that are decoded when they are loaded.
-    if kernel.bits < tensor.bits < 8 and not tensor.native:
+    if kernel.bits < tensor.bits < 8 and not (tensor.native or tensor.looked_up):
         return False
     codes = tensor.codes()
     found = match(tensor.decoded(codes), kernel)

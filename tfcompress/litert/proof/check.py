@@ -68,7 +68,7 @@ def check(
         stored = kernel_tensors(content)
         try_out(path, samples.smallest_shapes())
         tensors = recognise(stored, kernels)
-        exact = not any(tensor.rounds for tensor in stored)
+        exact = not any(tensor.native for tensor in stored)
         return {**compare(content, model, samples, exact), "tensors": tensors}
 
 
