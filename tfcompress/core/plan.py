@@ -61,7 +61,7 @@ class Plan:
 
     Attributes:
         model: `keras.Model`. The user's model, or a copy of it with its separable
-            convolutions split and layers unfrozen.
+            convolutions and recurrent layers split, and layers unfrozen.
         rows: tuple of `PlanRow`. Layers in running order.
     """
 
@@ -88,7 +88,8 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     """Returns the treatments of `compress(model, scheme)`, without compressing.
 
     A separable convolution has two rows, the depthwise and the pointwise layer that it
-    becomes. An override for its name holds for both.
+    becomes. So does a recurrent layer: the dense layer of its inputs, and the steps. An
+    override for its name holds for both.
 
     Args:
         model: built Functional or Sequential Keras 3 model.

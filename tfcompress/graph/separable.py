@@ -1,4 +1,4 @@
-"""Separable convolutions, split into a depthwise and a pointwise layer."""
+"""Separable convolutions and recurrent layers, split into two layers each."""
 
 import keras
 from keras import layers
@@ -26,17 +26,18 @@ _OF_A_KERNEL = ("initializer", "regularizer", "constraint")
 
 
 def split_separable(model: keras.Model) -> keras.Model:
-    """Returns the model with a depthwise and a pointwise layer per separable one.
+    """Returns the model with two layers per separable or recurrent one.
 
-    Schemes can compress each of the two. The pointwise layer has the name of the
-    separable one, and the depthwise layer that name and "_depthwise".
+    Schemes can compress each of the two. A depthwise layer has the name of the separable
+    one and "_depthwise", and the pointwise layer its name. For recurrent layers see
+    `tfcompress.graph.opening.recurrent`.
 
     Args:
         model: built Functional or Sequential model. It is left untouched.
 
     Returns:
         A Functional `keras.Model` that computes the same; `model` itself if it has
-        no `SeparableConv1D` or `SeparableConv2D`.
+        no such layer.
     """
     if not separable_layers(Graph(model)):
         return model
