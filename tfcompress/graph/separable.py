@@ -28,9 +28,9 @@ _OF_A_KERNEL = ("initializer", "regularizer", "constraint")
 def split_separable(model: keras.Model) -> keras.Model:
     """Returns the model with two layers per separable or recurrent one.
 
-    Schemes can compress each of the two. A depthwise layer has the name of the separable
-    one and "_depthwise", and the pointwise layer its name. For recurrent layers see
-    `tfcompress.graph.opening.recurrent`.
+    Schemes can compress each of the two. A depthwise layer has the name of the
+    separable one and "_depthwise", and the pointwise layer its name. For recurrent
+    layers see `tfcompress.graph.opening.recurrent`.
 
     Args:
         model: built Functional or Sequential model. It is left untouched.
