@@ -228,3 +228,20 @@ def test_files_of_stateful_layers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'lstm' with stateful=True"):
         tfc.export(tiny, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
+
+
+def test_batch_normalization_after_them_is_not_folded():
+    words = keras.Input((STEPS,), dtype="int32")
+    x = layers.BatchNormalization()(layers.Embedding(WORDS, 12)(words))
+    x = layers.LSTM(8, activation=None, return_sequences=True)(x)
+    x = layers.Flatten()(layers.BatchNormalization()(x))
+    student = tfc.compress(keras.Model(words, layers.Dense(2)(x)), tfc.Uniform(8))
+    student.compile("adam", "mse")
+    x = np.random.default_rng(0).integers(WORDS, size=(32, STEPS))
+    student.fit(x, np.zeros((32, 2)), verbose=0)
+    tiny = tfc.finalize(student)
+    kinds = [type(layer) for layer in tiny.layers]
+    assert kinds.count(layers.BatchNormalization) == 2
+    np.testing.assert_allclose(
+        tiny.predict(x, verbose=0), student.predict(x, verbose=0), atol=1e-5
+    )
