@@ -10,57 +10,9 @@ import scipy.sparse
 from keras import layers, ops
 
 from tfcompress.compat import keras_private
-from tfcompress.compat.keras_private import KERNEL_NAME
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
-
-LAYERS = [
-    (layers.Dense, {"units": 3}, (2, 4)),
-    (layers.Conv1D, {"filters": 3, "kernel_size": 2}, (2, 5, 4)),
-    (layers.Conv2D, {"filters": 3, "kernel_size": 2}, (2, 5, 5, 4)),
-    (layers.DepthwiseConv2D, {"kernel_size": 2}, (2, 5, 5, 4)),
-]
-each_layer = pytest.mark.parametrize(
-    "cls, config, shape", LAYERS, ids=[row[0].__name__ for row in LAYERS]
-)
-
-
-@each_layer
-def test_layers_create_their_kernel_by_its_name_and_store_it_privately(
-    cls, config, shape
-):
-    added = {}
-
-    class Recording(cls):
-        def add_weight(self, *args, name=None, **kwargs):
-            added[name] = super().add_weight(*args, name=name, **kwargs)
-            return added[name]
-
-    layer = Recording(**config)
-    layer.build(shape)
-    assert added.keys() == {KERNEL_NAME, "bias"}
-    if cls is not layers.DepthwiseConv2D:  # it stores its kernel by the setter below
-        assert keras_private.kernel_variable(layer) is added[KERNEL_NAME]
-
-
-@each_layer
-def test_layers_call_with_the_kernel_that_a_subclass_computes(cls, config, shape):
-    class Doubled(cls):
-        @property
-        def kernel(self):
-            return 2.0 * keras_private.kernel_variable(self)
-
-        @kernel.setter
-        def kernel(self, variable):
-            keras_private.set_kernel_variable(self, variable)
-
-    x = np.random.default_rng(0).normal(size=shape).astype("float32")
-    doubled, plain = Doubled(**config), cls(**config)
-    doubled.build(shape)
-    plain.build(shape)
-    plain.kernel.assign(keras_private.kernel_variable(doubled))
-    np.testing.assert_allclose(doubled(x), 2.0 * plain(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dilation_rate", [1, 2])

@@ -124,7 +124,8 @@ def test_override_by_a_pattern_is_for_the_layers_that_can_be_compressed(trained)
 @pytest.mark.parametrize("is_asked", [False, True])
 def test_large_share_without_a_form_is_warned_of(units, warns, is_asked):
     inputs = keras.Input((5, 4))
-    x = layers.Dense(8, name="dense")(layers.LSTM(units, name="lstm")(inputs))
+    lstm = layers.RNN(layers.LSTMCell(units), name="lstm")
+    x = layers.Dense(8, name="dense")(lstm(inputs))
     model = keras.Model(inputs, layers.Dense(600, name="head")(x))
     overrides = {"lstm": tfc.KeepFloat()} if is_asked else {}
     with warnings.catch_warnings(record=True) as caught:
@@ -132,7 +133,7 @@ def test_large_share_without_a_form_is_warned_of(units, warns, is_asked):
         tfc.compress(model, tfc.PrunedTernary(overrides=overrides))
     found = [str(x.message) for x in caught if "left alone" in str(x.message)]
     assert len(found) == (warns and not is_asked)
-    assert all("'lstm', of type LSTM: only layers of" in text for text in found)
+    assert all("'lstm', of type RNN: only layers of" in text for text in found)
 
 
 def test_layers_of_nested_models_are_named_by_their_path():

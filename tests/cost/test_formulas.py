@@ -5,6 +5,7 @@ import pytest
 from keras import layers
 
 from tfcompress.cost import layer_costs
+from tfcompress.layers import GRUSteps, LSTMSteps
 
 
 def costs_of(layer, *shape):
@@ -43,6 +44,12 @@ def costs_of(layer, *shape):
             (7, 3),
             3 * 4 * 5 * 7,
         ),
+        (layers.LSTM(4), (7, 3), (3 + 4) * 16 * 7),
+        (layers.GRU(4, return_sequences=True), (7, 3), (3 + 4) * 12 * 7),
+        (layers.SimpleRNN(4, use_bias=False), (7, 3), (3 + 4) * 4 * 7),
+        (LSTMSteps(4, return_state=True), (7, 16), 4 * 16 * 7),
+        (GRUSteps(4, return_sequences=True), (7, 12), 4 * 12 * 7),
+        (layers.Embedding(9, 4), (7,), 0),
     ],
 )
 def test_costs_of_layers_with_kernels(layer, shape, expected):
@@ -51,6 +58,20 @@ def test_costs_of_layers_with_kernels(layer, shape, expected):
     assert cost.bops == expected * 32 * 32
     assert cost.params == layer.count_params()
     assert cost.bytes == cost.entropy_bytes == 4 * layer.count_params()
+
+
+def test_reverse_embedding_multiplies_by_its_table_and_a_look_up_does_not():
+    inputs = keras.Input((7,))
+    layer = layers.ReversibleEmbedding(9, 4)
+    model = keras.Model(inputs, layer(layer(inputs), reverse=True))
+    (cost,) = layer_costs(model)
+    assert (cost.macs, cost.params) == (9 * 4 * 7, 9 * 4)
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, LSTMSteps])
+def test_recurrent_layer_has_no_macs_for_an_open_length(kind):
+    (cost,) = costs_of(kind(4), None, 16)
+    assert cost.macs is None and cost.open_size
 
 
 def test_channels_first_convolution_has_its_channels_and_macs():
@@ -90,7 +111,7 @@ class Unknown(keras.layers.Layer):
 @pytest.mark.parametrize(
     "layer",
     [
-        layers.LSTM(4),
+        layers.RNN(layers.LSTMCell(4)),
         layers.TimeDistributed(layers.Dense(4)),
         layers.Lambda(lambda x: x, output_shape=(5, 3)),
         Unknown(),

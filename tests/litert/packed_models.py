@@ -6,6 +6,7 @@ from keras import layers as kl
 
 from tfcompress import layers
 from tfcompress.graph.rebuild import clone_layer, rebuild
+from tfcompress.layers.kernel import has_bias
 from tfcompress.layers.packed import inference_config
 from tfcompress.layers.registry import forms_of
 
@@ -35,7 +36,7 @@ def make_packed(model, bits=(2, 4, 8)):
             scale = rng.uniform(0.5, 1.5, new.kernel_scale.shape)
             spread = np.sqrt(np.prod(new.kernel_shape[:-1])) * limit
             new.set_kernel(codes * (not old.name.startswith("zero")), scale / spread)
-            if new.use_bias:
+            if has_bias(new):
                 new.bias.assign(rng.normal(size=new.bias.shape))
         elif isinstance(new, kl.Normalization):
             new.set_weights(old.get_weights())

@@ -21,17 +21,20 @@ from keras.src.saving import saving_lib
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import io_utils
 
-# Name under which Keras's layers create their kernel; it is not documented.
-KERNEL_NAME = "kernel"
 
+def kernel_variable(layer: keras.layers.Layer, name: str = "kernel") -> Any:
+    """Returns the variable of a convolution, dense layer or embedding's kernel.
 
-def kernel_variable(layer: keras.layers.Layer) -> Any:
-    """Returns the variable of a convolution or dense layer's kernel.
+    `Dense.kernel`, `BaseConv.kernel` and `Embedding.embeddings` are properties over
+    `_kernel` and `_embeddings`. A subclass that computes its kernel from the variable
+    has no other name for it. Keras creates the variable under the name of the property,
+    which is not documented either.
 
-    `Dense.kernel` and `BaseConv.kernel` are properties over `_kernel`. A subclass that
-    computes its kernel from the variable has no other name for it.
+    Args:
+        layer: built layer.
+        name: name of the property, "kernel" or "embeddings".
     """
-    return layer._kernel
+    return getattr(layer, f"_{name}")
 
 
 def set_kernel_variable(layer: keras.layers.Layer, variable: Any) -> None:

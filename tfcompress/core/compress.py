@@ -28,7 +28,8 @@ def compress(
 
     The student has the graph, the layer names and the weights of the model. Training
     layers take the place of the layers that the scheme treats. A separable convolution
-    becomes a depthwise and a pointwise layer. The model itself is left untouched.
+    becomes a depthwise and a pointwise layer, and a recurrent layer a dense layer and
+    the steps. The model itself is left untouched.
 
     The student of a Functional model of the user's own class is an instance of that
     class, too, so that `train_step` and other methods run. Its constructor is called

@@ -9,8 +9,8 @@ import keras
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import value_of
-from tfcompress.layers.registry import FORMS, forms_of
+from tfcompress.layers.kernel import has_bias, value_of
+from tfcompress.layers.registry import FORMS, forms_of, kernel_of
 from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
 
@@ -112,8 +112,8 @@ class QuantizeConfig:
         new: keras.layers.Layer,
         norm: keras.layers.BatchNormalization | None = None,
     ) -> None:
-        new.latent_kernel.assign(value_of(old.kernel))
-        if old.use_bias:
+        new.latent_kernel.assign(value_of(kernel_of(old)))
+        if has_bias(old):
             new.bias.assign(value_of(old.bias))
 
     def get_config(self) -> dict[str, Any]:
@@ -165,12 +165,15 @@ def why_not_compressed(layer: keras.layers.Layer, kinds: Sequence[type]) -> str 
             return "has LoRA enabled"
         if getattr(layer, "quantization_mode", None):
             return f"is quantized by Keras ({layer.quantization_mode})"
+        if not getattr(layer, "tie_weights", True):
+            return "has a second table, tie_weights=False"
         return None
     if not getattr(layer, "weights", None):
         return "has no weights"
     if isinstance(layer, keras.layers.BatchNormalization):
         return "batch normalization, folded when finalized where possible"
-    names = ", ".join(kind.__name__ for kind in kinds)
+    # Recurrent layers are split into a Dense layer and one of this library.
+    names = ", ".join(kind.__name__.removesuffix("Steps") for kind in kinds)
     return f"only layers of type {names} are compressed"
 
 
@@ -179,19 +182,31 @@ def config_with_decay(
 ) -> dict[str, Any]:
     """Returns a layer's configuration, with an L2 penalty unless its kernel has one.
 
+    Tables of embeddings get none: rows that the data do not read would shrink to zero.
+
     Args:
-        layer: convolution or dense layer.
+        layer: layer of the table of forms.
         weight_decay: float or None, see `Scheme`.
     """
     config = config_of(layer)
-    regularizer = (
-        "kernel_regularizer"
-        if "kernel_regularizer" in config
-        else "depthwise_regularizer"
-    )
-    if config[regularizer] is None and weight_decay:
-        config[regularizer] = keras.regularizers.L2(weight_decay / 2)
+    for regularizer in ("kernel_regularizer", "depthwise_regularizer"):
+        if regularizer in config and config[regularizer] is None and weight_decay:
+            config[regularizer] = keras.regularizers.L2(weight_decay / 2)
     return config
+
+
+def as_taken(config: Any, layer: keras.layers.Layer) -> Any:
+    """Returns a treatment as a layer takes it: without a quantized input, if need be.
+
+    Args:
+        config: treatment or `KeepFloat`.
+        layer: layer that it is for.
+    """
+    forms = forms_of(layer)
+    has_input = isinstance(config, QuantizeConfig) and config.input_quantizer
+    if forms is None or forms.is_linear or not has_input:
+        return config
+    return dataclasses.replace(config, input_quantizer=None)
 
 
 def learned_range_config(

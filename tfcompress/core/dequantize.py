@@ -7,8 +7,9 @@ from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import value_of
+from tfcompress.layers.kernel import has_bias, value_of
 from tfcompress.layers.packed import inference_config
+from tfcompress.layers.registry import kernel_of
 from tfcompress.progress_bar import progress_bar
 
 
@@ -60,8 +61,8 @@ def dequantize(student: keras.Model) -> keras.Model:
     with progress_bar(f"Plain layers of '{student.name}'", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if isinstance(old, layers.QuantizedKernel):
-                new.kernel.assign(_quantized_kernel(old))
-                if old.use_bias:
+                kernel_of(new).assign(_quantized_kernel(old))
+                if has_bias(old):
                     new.bias.assign(value_of(old.bias))
             else:
                 copy_weights(old, new)

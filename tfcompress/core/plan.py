@@ -10,7 +10,7 @@ import keras
 from rich.table import Table
 
 from tfcompress.core.checks import check_compressible
-from tfcompress.core.config import KeepFloat
+from tfcompress.core.config import KeepFloat, as_taken
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.user_class import user_class_of
 from tfcompress.graph.frozen import frozen_layers, unfreeze_layers
@@ -134,7 +134,7 @@ def _planned(model, scheme, unfreeze):
     }
     _check_overrides(scheme, reasons, opened)
     model = opened.model
-    first = _border_layers(graph.calls, why_not)
+    first = _border_layers(graph.calls, why_not) - _look_ups(named.values())
     last = _border_layers(graph.calls[::-1], why_not, reverse=True)
     negative = may_be_negative(graph)
     rows = []
@@ -149,6 +149,7 @@ def _planned(model, scheme, unfreeze):
         if isinstance(choice, KeepFloat):
             rows.append(PlanRow(name, layer, None, choice.reason))
         else:
+            choice = as_taken(choice, layer)
             rows.append(PlanRow(name, layer, choice, unfrozen=name in is_frozen))
     return _checked(scheme, *_unfrozen(model, rows))
 
@@ -257,6 +258,12 @@ def _border_layers(
         if passed:
             passed_tensors.update(id(tensor) for tensor in targets)
     return border - inner
+
+
+def _look_ups(layers):
+    """Ids of the embeddings, which read no data that few bits could spoil."""
+    kind = keras.layers.Embedding
+    return {id(layer) for layer in layers if isinstance(layer, kind)}
 
 
 def _override(overrides: Mapping[str, Any], name: str) -> Any:

@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from tfcompress.layers.kernel import channel_axis
+from tfcompress.layers.recurrent import RecurrentSteps
 
 _CONVOLUTIONS = (
     layers.Conv1D,
@@ -20,6 +21,7 @@ _TRANSPOSED = (
     layers.Conv2DTranspose,
     layers.Conv3DTranspose,
 )
+_RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 
 # Weights, but no products of matrices: not counted, as in the papers.
 _ELEMENTWISE = (
@@ -59,14 +61,23 @@ _PRODUCT_OPS = {
 def kernel_names(operation: Any) -> tuple[str, ...]:
     """Returns the attributes with the kernels whose products are counted.
 
-    The tuple is empty for a layer or operation that is not counted.
+    An attribute of a layer's cell is "cell.NAME". The tuple is empty for a layer or
+    operation that is not counted.
     """
     if isinstance(operation, _SEPARABLE):
         return ("depthwise_kernel", "pointwise_kernel")
     if isinstance(
-        operation, (*_CONVOLUTIONS, *_TRANSPOSED, layers.Dense, layers.EinsumDense)
+        operation,
+        (
+            *(*_CONVOLUTIONS, *_TRANSPOSED),
+            *(layers.Dense, layers.EinsumDense, RecurrentSteps),
+        ),
     ):
         return ("kernel",)
+    if isinstance(operation, _RECURRENT):
+        return ("cell.kernel", "cell.recurrent_kernel")
+    if isinstance(operation, layers.Embedding):
+        return ("embeddings",) if getattr(operation, "tie_weights", True) else ()
     return ()
 
 
@@ -85,6 +96,11 @@ def output_positions(
         Axis sizes, None for a size that is unknown before the call. Their product is
         the number of uses of each weight.
     """
+    if isinstance(layer, layers.Embedding):
+        is_look_up = len(output_shape) > len(input_shape)
+        return (0,) if is_look_up else input_shape[1:-1]
+    if isinstance(layer, (*_RECURRENT, RecurrentSteps)):
+        return (input_shape[1],)
     if isinstance(layer, _TRANSPOSED):
         return _spatial(layer, input_shape)
     if isinstance(layer, layers.EinsumDense):
@@ -95,7 +111,7 @@ def output_positions(
 def leaves_products_out(operation: Any) -> bool:
     """Returns whether an operation without `kernel_names` has uncounted products.
 
-    This is true for layers with matrices of weights but no formula here (an LSTM,
+    This is true for layers with matrices of weights but no formula here (a ConvLSTM2D,
     attention), for products without weights, and for layers of unknown origin.
     """
     if not isinstance(operation, keras.layers.Layer):

@@ -1,6 +1,7 @@
 """Costs of every layer of a model: operations, parameters and bytes."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -98,11 +99,12 @@ def layer_costs(
 ) -> list[LayerCost]:
     """Returns the cost of every layer that has weights or multiplies.
 
-    Convolutions (also transposed, depthwise and separable ones), Dense and EinsumDense
-    are counted. BatchNormalization and other elementwise layers cost parameters but no
-    operations. Layers with neither (additions, pooling, activations) are left out.
-    Layers that multiply but have no formula here have a `not_counted`. The cost of a
-    packed layer includes the `QuantizeActivation` before it.
+    Convolutions (also transposed, depthwise and separable ones), Dense, EinsumDense and
+    recurrent layers are counted, and embeddings, whose look-ups take no operations.
+    BatchNormalization and other elementwise layers cost parameters but no operations.
+    Layers with neither (additions, pooling, activations) are left out. Layers that
+    multiply but have no formula here have a `not_counted`. The cost of a packed layer
+    includes the `QuantizeActivation` before it.
 
     Args:
         model: built Functional or Sequential model: plain, a student with `Quant*`
@@ -201,7 +203,8 @@ def _counted(calls, names, quantized_by):
     quantizer = quantizer or quantized_by.get(id(calls[0].inputs[0]))
     activation_bits = getattr(quantizer, "bits", arithmetic.FLOAT_BITS)
     scaled = isinstance(quantizer, (ActivationQuantizer, QuantizeActivation))
-    bias = getattr(layer, "bias", None)
+    owner = layer.cell if names[0].startswith("cell.") else layer
+    bias = getattr(owner, "bias", None)
     bias_size = 0 if bias is None else math.prod(bias.shape)
     other_bytes = stored.scale_bytes + _SCALE_BYTES * scaled
     other_bytes += 0 if bias is None else _nbytes(bias)
@@ -265,7 +268,7 @@ def _stored_kernel(layer, names):
             codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
             return _stored_codes(codes, scale.size, layer.kernel_quantizer.bits)
     else:
-        kernels = [getattr(layer, name) for name in names]
+        kernels = [operator.attrgetter(name)(layer) for name in names]
     values = [ops.convert_to_numpy(kernel) for kernel in kernels]
     size = sum(value.size for value in values)
     bits = 8 * _itemsize(kernels[0])

@@ -4,6 +4,7 @@ import keras
 
 from tfcompress.graph.graph import Graph
 from tfcompress.layers.kernel import channel_axis
+from tfcompress.layers.registry import forms_of
 
 
 def foldable(
@@ -18,6 +19,9 @@ def foldable(
         graph: `tfcompress.graph.Graph`.
         layer: convolution or dense layer of the graph.
     """
+    forms = forms_of(layer)
+    if forms is not None and not forms.is_linear:
+        return None
     calls = graph.calls_of(layer)
     if len(calls) != 1 or layer.activation not in (None, keras.activations.linear):
         return None

@@ -191,7 +191,7 @@ def _copy_kept(old, new, weights, stays):
         return values
 
     for name, axes in weights.items():
-        if name == "kernel" and isinstance(old, PackedKernel):
+        if isinstance(old, PackedKernel) and name == old.forms.kernel:
             scale = ops.convert_to_numpy(old.kernel_scale)
             new.set_kernel(cut(old.codes, axes), cut(scale, axes))
         elif getattr(old, name) is not None:

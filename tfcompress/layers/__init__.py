@@ -1,6 +1,12 @@
 """Layers of students in training, and of compressed models in inference."""
 
 from tfcompress.layers.activation import QuantizeActivation
+from tfcompress.layers.embedding import (
+    PackedEmbedding,
+    PackedReversibleEmbedding,
+    QuantEmbedding,
+    QuantReversibleEmbedding,
+)
 from tfcompress.layers.factorized import (
     FactorizedConv1D,
     FactorizedConv2D,
@@ -35,6 +41,20 @@ from tfcompress.layers.quantized import (
     QuantDepthwiseConv2D,
     QuantizedKernel,
 )
+from tfcompress.layers.recurrent import (
+    GRUSteps,
+    LSTMSteps,
+    RecurrentSteps,
+    SimpleRNNSteps,
+)
+from tfcompress.layers.recurrent_forms import (
+    PackedGRUSteps,
+    PackedLSTMSteps,
+    PackedSimpleRNNSteps,
+    QuantGRUSteps,
+    QuantLSTMSteps,
+    QuantSimpleRNNSteps,
+)
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
@@ -46,6 +66,8 @@ __all__ = [
     "FactorizedNormConv1D",
     "FactorizedNormConv2D",
     "FactorizedNormDense",
+    "GRUSteps",
+    "LSTMSteps",
     "PackedConv1D",
     "PackedConv1DTranspose",
     "PackedConv2D",
@@ -54,7 +76,12 @@ __all__ = [
     "PackedDense",
     "PackedDepthwiseConv1D",
     "PackedDepthwiseConv2D",
+    "PackedEmbedding",
+    "PackedGRUSteps",
     "PackedKernel",
+    "PackedLSTMSteps",
+    "PackedReversibleEmbedding",
+    "PackedSimpleRNNSteps",
     "QuantConv1D",
     "QuantConv1DTranspose",
     "QuantConv2D",
@@ -63,7 +90,14 @@ __all__ = [
     "QuantDense",
     "QuantDepthwiseConv1D",
     "QuantDepthwiseConv2D",
+    "QuantEmbedding",
+    "QuantGRUSteps",
+    "QuantLSTMSteps",
+    "QuantReversibleEmbedding",
+    "QuantSimpleRNNSteps",
     "QuantizeActivation",
     "QuantizedKernel",
+    "RecurrentSteps",
+    "SimpleRNNSteps",
     "TrainingForm",
 ]

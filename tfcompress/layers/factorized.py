@@ -85,7 +85,7 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         shape: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> Any:
-        if name == keras_private.KERNEL_NAME:
+        if name == self.forms.kernel:
             *others, outputs = shape
             self.full_rank = min(math.prod(others), outputs)
             shape = (*others, self.kernel_rank or self.full_rank)

@@ -28,6 +28,11 @@ def value_of(variable: ArrayLike) -> np.ndarray:
     return np.array(ops.convert_to_numpy(variable))
 
 
+def has_bias(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer has a `bias`; some kinds never have one."""
+    return bool(getattr(layer, "use_bias", False))
+
+
 def channel_axis(layer: keras.layers.Layer) -> int:
     """Returns the axis of channels in a layer's inputs and outputs: 1 or negative."""
     if getattr(layer, "data_format", None) == "channels_first":
@@ -65,7 +70,7 @@ class ComputedKernel(_Layer):
     @property
     def kernel_variable(self) -> Any:
         """Variable that Keras made for the kernel."""
-        return keras_private.kernel_variable(self)
+        return keras_private.kernel_variable(self, self.forms.kernel)
 
     def compute_kernel(self) -> Tensor:
         """Returns the kernel that the layer computes with, a float tensor."""

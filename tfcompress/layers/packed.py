@@ -7,7 +7,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.compat.keras_private import KERNEL_NAME
 from tfcompress.compat.tensorflow_private import avoid_fused_pads
 from tfcompress.layers.kernel import ComputedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
@@ -54,7 +53,7 @@ class PackedKernel(ComputedKernel):
         **kwargs: Any,
     ) -> Any:
         """Adds packed codes and scales in place of Keras's float kernel."""
-        if name != KERNEL_NAME:
+        if name != self.forms.kernel:
             return super().add_weight(shape, initializer, *args, name=name, **kwargs)
         self.kernel_shape = tuple(shape)
         channels = {axis % len(shape) for axis in self.channel_axes}
@@ -110,11 +109,22 @@ class PackedKernel(ComputedKernel):
         bits, size = self.container_bits, math.prod(self.kernel_shape)
         packed = ops.cast(self.kernel_variable, "int32")[:, None]
         shifts = ops.arange(0, 8, bits, dtype="int32")
-        fields = ops.bitwise_and(ops.right_shift(packed, shifts), 2**bits - 1)
-        codes = ops.where(fields >= 2 ** (bits - 1), fields - 2**bits, fields)
-        codes = ops.reshape(ops.reshape(codes, (-1,))[:size], self.kernel_shape)
+        codes = ops.reshape(_fields(packed, shifts, bits), (-1,))[:size]
         scale = ops.convert_to_tensor(self.kernel_scale)
-        return ops.cast(codes, scale.dtype) * scale
+        return ops.cast(ops.reshape(codes, self.kernel_shape), scale.dtype) * scale
+
+    def codes_at(self, places: Tensor, dtype: str) -> Tensor:
+        """Returns some of the codes, without decoding the others.
+
+        Args:
+            places: integer tensor. Places of weights in the flattened kernel.
+            dtype: dtype of the result, which has the shape of `places`.
+        """
+        bits = self.container_bits
+        per_byte = 8 // bits
+        packed = ops.take(self.kernel_variable, places // per_byte, axis=0)
+        shifts = ops.cast(places % per_byte * bits, "int32")
+        return ops.cast(_fields(ops.cast(packed, "int32"), shifts, bits), dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -130,6 +140,12 @@ def inference_config(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
         if not key.endswith(_TRAINING_ARGUMENTS)
     }
+
+
+def _fields(packed, shifts, bits):
+    """Signed fields of `bits` bits, of int32 bytes."""
+    fields = ops.bitwise_and(ops.right_shift(packed, shifts), 2**bits - 1)
+    return ops.where(fields >= 2 ** (bits - 1), fields - 2**bits, fields)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

@@ -6,11 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.compat.keras_private import KERNEL_NAME
 from tfcompress.layers.activation import QuantizeActivation
 from tfcompress.layers.batch_norm import fold
 from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import ComputedKernel
+from tfcompress.layers.kernel import ComputedKernel, has_bias
 from tfcompress.layers.packed import inference_config
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import ActivationQuantizer, Quantizer
@@ -33,7 +32,9 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         ValueError: if the layer has a `lora_rank`, or a quantizer serves another layer.
     """
 
-    folds_batch_norm = True
+    @property
+    def folds_batch_norm(self) -> bool:  # type: ignore[override]
+        return self.forms.is_linear
 
     def __init__(
         self,
@@ -50,6 +51,11 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
             )
         self.kernel_quantizer = _as_quantizer(kernel_quantizer, "kernel_quantizer")
         self.input_quantizer = _as_quantizer(input_quantizer, "input_quantizer")
+        if self.input_quantizer is not None and not self.forms.is_linear:
+            raise ValueError(
+                f"{type(self).__name__} multiplies its kernel by no input, and takes "
+                f"input_quantizer=None. Received: {input_quantizer!r}."
+            )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
@@ -63,7 +69,7 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
             self.input_quantizer.build(input_shape)
 
     def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
-        if name == KERNEL_NAME:
+        if name == self.forms.kernel:
             # Codes follow from the float32 weights; the quantized kernel is cast to
             # the compute dtype afterwards.
             kwargs["autocast"] = False
@@ -109,7 +115,8 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         config = inference_config(config_of(self))
         del config["kernel_quantizer"], config["input_quantizer"]
         config["dtype"] = "float32"
-        config["use_bias"] = self.use_bias or norm is not None
+        if norm is not None:
+            config["use_bias"] = True
         config["kernel_bits"] = self.kernel_quantizer.bits
         packed = self.forms.packed.from_config(config)
         if self.input_quantizer is None:
@@ -130,7 +137,7 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         for levels in inputs:
             levels.set_scale(self.input_quantizer.scale_value())
         codes, scale = self.kernel_quantizer.encode(self.latent_kernel)
-        bias = ops.convert_to_numpy(self.bias) if self.use_bias else None
+        bias = ops.convert_to_numpy(self.bias) if has_bias(self) else None
         if norm is not None:
             codes, scale, bias = fold(
                 codes, scale, np.zeros(()) if bias is None else bias, norm

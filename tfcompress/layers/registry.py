@@ -5,13 +5,23 @@ from typing import Any
 
 import keras
 
-from tfcompress.layers import factorized, factorized_norm, packed, quantized
+from tfcompress.layers import (
+    embedding,
+    factorized,
+    factorized_norm,
+    packed,
+    quantized,
+    recurrent,
+    recurrent_forms,
+)
 
 # Axes of output channels. A transposed kernel has its input channels after them. Those
 # of a depthwise kernel are input channel and multiplier, together.
 LAST_AXIS = (-1,)
 TRANSPOSED_AXIS = (-2,)
 DEPTHWISE_AXES = (-2, -1)
+# A table has a scale for each of its rows.
+ROWS_AXIS = (-2,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +38,10 @@ class Forms:
         factorized_norm: type or None. The same with batch normalization between the
             factors.
         channel_axes: tuple of int. Axes of output channels in the kernel, negative.
+        kernel: str. Attribute of the kernel, and name of its variable.
+        is_linear: bool. Whether the layer multiplies its input by the kernel, with one
+            output channel for each of the kernel's. Its input can be quantized, a batch
+            normalization folded into it, and its filters removed.
         legacy_kernel: str. Attribute of the kernel in Keras 2 (`tf_keras`).
     """
 
@@ -37,6 +51,8 @@ class Forms:
     factorized: type[keras.layers.Layer] | None = None
     factorized_norm: type[keras.layers.Layer] | None = None
     channel_axes: tuple[int, ...] = LAST_AXIS
+    kernel: str = "kernel"
+    is_linear: bool = True
     legacy_kernel: str = "kernel"
 
     def classes(self) -> tuple[type, ...]:
@@ -103,6 +119,40 @@ FORMS = (
         channel_axes=DEPTHWISE_AXES,
         legacy_kernel="depthwise_kernel",
     ),
+    Forms(
+        keras.layers.Embedding,
+        embedding.QuantEmbedding,
+        embedding.PackedEmbedding,
+        channel_axes=ROWS_AXIS,
+        kernel="embeddings",
+        is_linear=False,
+    ),
+    Forms(
+        keras.layers.ReversibleEmbedding,
+        embedding.QuantReversibleEmbedding,
+        embedding.PackedReversibleEmbedding,
+        channel_axes=ROWS_AXIS,
+        kernel="embeddings",
+        is_linear=False,
+    ),
+    Forms(
+        recurrent.LSTMSteps,
+        recurrent_forms.QuantLSTMSteps,
+        recurrent_forms.PackedLSTMSteps,
+        is_linear=False,
+    ),
+    Forms(
+        recurrent.GRUSteps,
+        recurrent_forms.QuantGRUSteps,
+        recurrent_forms.PackedGRUSteps,
+        is_linear=False,
+    ),
+    Forms(
+        recurrent.SimpleRNNSteps,
+        recurrent_forms.QuantSimpleRNNSteps,
+        recurrent_forms.PackedSimpleRNNSteps,
+        is_linear=False,
+    ),
 )
 _ROWS = {kind: forms for forms in FORMS for kind in forms.classes()}
 
@@ -122,3 +172,8 @@ def forms_of(layer: keras.layers.Layer) -> Any:
     if ours and ours[0].__module__.startswith("tfcompress."):
         return _ROWS[ours[0]]
     return None
+
+
+def kernel_of(layer: keras.layers.Layer) -> Any:
+    """Returns the kernel of a built layer of the table, a variable or a tensor."""
+    return getattr(layer, forms_of(layer).kernel)

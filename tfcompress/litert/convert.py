@@ -15,6 +15,8 @@ from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.signature import functional
 from tfcompress.layers.cloning import config_of
+from tfcompress.layers.kernel import has_bias, value_of
+from tfcompress.layers.registry import kernel_of
 from tfcompress.litert.batch import with_free_batch
 from tfcompress.progress_bar import announced
 from tfcompress.types import Tensor
@@ -77,8 +79,9 @@ def _decode(model, resizes):
     decoded, pairs = rebuild(model, replace)
     for old, new in pairs:
         if isinstance(old, layers.PackedKernel):
-            bias = [old.bias] if old.use_bias else []
-            new.set_weights([ops.convert_to_numpy(x) for x in [old.kernel, *bias]])
+            kernel_of(new).assign(value_of(old.kernel))
+            if has_bias(old):
+                new.bias.assign(value_of(old.bias))
         else:
             copy_weights(old, new)
     return decoded

@@ -24,6 +24,8 @@ NATIVE_BITS = {
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (2, 4, 8),
 }
+# The operator that reads tables, as its first input.
+GATHER = "GATHER"
 # Operators that read such kernels as floats, if their other inputs are floats.
 DECODED = ("TRANSPOSE_CONV", "CONV_3D")
 # Places of the data and of the bias among the inputs of operators that compute with
@@ -108,7 +110,8 @@ def packed_kernels(model: keras.Model) -> list[Kernel]:
     """Returns the `Kernel` of each packed layer of a model, in the order of calls.
 
     Raises:
-        ValueError: if the model has layers that are still in training, or has no graph.
+        ValueError: if the model has layers that are still in training, layers with
+            `stateful=True`, or no graph.
     """
     layers = Graph(model).layers()
     training = [n for n, layer in layers.items() if isinstance(layer, TrainingForm)]
@@ -119,17 +122,30 @@ def packed_kernels(model: keras.Model) -> list[Kernel]:
             f"still in training, the first '{training[0]}'. Call "
             "`tfcompress.finalize` on the trained student, and export its result."
         )
+    stateful = [n for n, x in layers.items() if getattr(x, "stateful", False)]
+    if stateful:
+        raise ValueError(
+            "A model whose calls do not depend on earlier ones is expected: a file "
+            f"keeps no states. Received: '{stateful[0]}' with stateful=True. Take "
+            "`return_state=True` and `initial_state`, with the states as inputs and "
+            "outputs of the model."
+        )
     return [
-        _kernel(name, layer)
+        kernel
         for name, layer in layers.items()
         if isinstance(layer, PackedKernel)
+        for kernel in _kernels(name, layer)
     ]
 
 
-def _kernel(name, layer):
+def _kernels(name, layer):
+    """Kernels of a layer: one, or one for each part that it multiplies by apart."""
     scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
     codes = by_channel(layer.codes, layer.channel_axes)
-    return Kernel(name, codes, scale, layer.container_bits)
+    return [
+        Kernel(name, codes[:, columns], scale[columns], layer.container_bits)
+        for columns in getattr(layer, "separate_columns", (slice(None),))
+    ]
 
 
 def kernel_tensor(model: schema.ModelT, found: Match) -> schema.TensorT:

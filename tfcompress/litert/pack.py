@@ -8,6 +8,7 @@ from tfcompress.compat.litert_private import schema, sort_arguments
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import (
     DECODED,
+    GATHER,
     NATIVE_BITS,
     Kernel,
     Match,
@@ -15,6 +16,7 @@ from tfcompress.litert.kernels import (
     kernel_tensor,
     match,
 )
+from tfcompress.litert.look_up import as_looked_up
 from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.progress_bar import progress_bar
 
@@ -48,10 +50,17 @@ def pack_kernels(
     """
     model = flatbuffer.read(content)
     rename(model, input_names, output_names)
-    decoded, read = find_kernels(model, kernels)
+    decoded, read, tables = find_kernels(model, kernels)
+    looked_up = []
+    for graph, index, found in tables:
+        written = as_looked_up(model, graph, index, found)
+        if written is None:
+            decoded.append((graph, index, found))
+        else:
+            looked_up.append(written)
     if lowering is None:
         decoded, read = decoded + read, []
-    matches = [found for *_, found in decoded]
+    matches = [found for *_, found in decoded] + looked_up
     if lowering is not None:
         read = [(graph, index, found.in_container(8)) for graph, index, found in read]
         for graph, index, found in read:
@@ -65,7 +74,7 @@ def pack_kernels(
 
 def find_kernels(
     model: schema.ModelT, kernels: Sequence[Kernel]
-) -> tuple[list[Place], list[Place]]:
+) -> tuple[list[Place], list[Place], list[Place]]:
     """Finds the constants that hold kernels, by content.
 
     Args:
@@ -73,39 +82,46 @@ def find_kernels(
         kernels: kernels to find.
 
     Returns:
-        `(decoded, read)`, lists of `(graph, tensor index, Match)`: kernels of operators
-        that read floats alone, and of those that read INT8 as well.
+        `(decoded, read, tables)`, lists of `(graph, tensor index, Match)`: kernels of
+        operators that read floats alone, of those that read INT8 as well, and of GATHER
+        alone.
 
     Raises:
         ValueError: if a kernel is not in the file.
     """
     constants = [
-        (graph, index, is_decoded)
+        (graph, index, readers)
         for graph in model.subgraphs
-        for index, is_decoded in _kernel_constants(model, graph)
+        for index, readers in _kernel_constants(model, graph)
     ]
     values = [_values(model, graph.tensors[index]) for graph, index, _ in constants]
     decoded: list[Place] = []
     read: list[Place] = []
-    for (graph, index, is_decoded), found in zip(
+    tables: list[Place] = []
+    for (graph, index, readers), found in zip(
         constants, _assign(values, kernels), strict=True
     ):
         if found:
-            (decoded if is_decoded else read).append((graph, index, found))
-    return decoded, read
+            kinds = decoded
+            if readers == {GATHER}:
+                kinds = tables
+            elif readers <= NATIVE_BITS.keys():
+                kinds = read
+            kinds.append((graph, index, found))
+    return decoded, read, tables
 
 
 def _kernel_constants(model, graph):
-    """Lists `(index, whether it has to be decoded)` of the float kernels."""
-    decoded: dict[int, bool] = {}
+    """Lists `(index, names of the operators that read it)` of the float kernels."""
+    places = {**dict.fromkeys((*NATIVE_BITS, *DECODED), 1), GATHER: 0}
+    readers: dict[int, set[str]] = {}
     for operator in graph.operators:
         name = flatbuffer.operator_name(model, operator)
-        if name in NATIVE_BITS or name in DECODED:
-            index = int(operator.inputs[1])
-            decoded[index] = decoded.get(index, False) or name in DECODED
+        if name in places:
+            readers.setdefault(int(operator.inputs[places[name]]), set()).add(name)
     return [
-        (index, decoded[index])
-        for index in sorted(decoded)
+        (index, readers[index])
+        for index in sorted(readers)
         if graph.tensors[index].type == schema.TensorType.FLOAT32
         and flatbuffer.constant(model, graph.tensors[index]) is not None
     ]
@@ -123,14 +139,14 @@ def _assign(constants, kernels):
             [found for kernel in kernels if (found := match(values, kernel))]
             for values in bar.over(constants)
         ]
-    known = {found.kernel.layer for matches in options for found in matches}
-    missing = [kernel.layer for kernel in kernels if kernel.layer not in known]
+    known = {id(found.kernel) for matches in options for found in matches}
+    missing = [kernel.layer for kernel in kernels if id(kernel) not in known]
     if missing:
         raise ValueError(
             f"The converted graph should have the kernels of {missing} as constants "
-            "of convolution or fully connected operators. Received: a graph without "
-            "them. The converter changed their values, or dropped a layer whose "
-            "result is not used. Leave these layers in float."
+            "of convolutions, fully connected operators or look-ups. Received: a graph "
+            "without them. The converter changed their values, or dropped a layer "
+            "whose result is not used. Leave these layers in float."
         )
     # Codes may fit several constants: equal kernels, or few weights per channel.
     # Every fit gives the right values, but each kernel needs one. First come constants
@@ -145,9 +161,9 @@ def _assign(constants, kernels):
         if options[i]:
             assigned[i] = min(
                 options[i],
-                key=lambda found: (found.folded, found.kernel.layer in used),
+                key=lambda found: (found.folded, id(found.kernel) in used),
             )
-            used.add(assigned[i].kernel.layer)
+            used.add(id(assigned[i].kernel))
     return assigned
 
 

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from tfcompress.litert import flatbuffer
-from tfcompress.litert.kernels import DATA_AND_BIAS, NATIVE_BITS, Kernel, Match, match
+from tfcompress.litert.kernels import (
+    DATA_AND_BIAS,
+    NATIVE_BITS,
+    Kernel,
+    Match,
+    match,
+)
+from tfcompress.litert.look_up import tables
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.packing import pack, packed_bytes, unpack
 
@@ -27,6 +34,7 @@ class KernelTensor:
         axis: int. Axis of output channels.
         native: bool. Whether a convolution or fully connected operator reads it without
             DEQUANTIZE.
+        looked_up: bool. Whether rows of it are read, and multiplied by their scales.
     """
 
     name: str
@@ -37,6 +45,7 @@ class KernelTensor:
     scale: np.ndarray
     axis: int
     native: bool = False
+    looked_up: bool = False
 
     def codes(self) -> np.ndarray:
         """Returns the integer codes, an int8 array of the tensor's shape."""
@@ -66,6 +75,9 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
     model = flatbuffer.read(content)
     found = {}
     for graph in model.subgraphs:
+        for table in tables(model, graph):
+            tensor = graph.tensors[table.codes]
+            found[id(tensor)] = _looked_up(model, tensor, table)
         for operator in graph.operators:
             reader = flatbuffer.operator_name(model, operator)
             for place, index in enumerate(operator.inputs):
@@ -76,6 +88,8 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
                 decoded = reader == "DEQUANTIZE"
                 readable = NATIVE_BITS.get(reader, (8,) * (reader in DATA_AND_BIAS))
                 native = place == 1 and bits in readable
+                if id(tensor) in found or reader == "CAST":  # of rows of a table
+                    continue
                 if bits in (2, 4) and not (decoded or native):
                     raise ValueError(
                         "Codes of 2 or 4 bits should be read by DEQUANTIZE, or by an "
@@ -87,6 +101,29 @@ def kernel_tensors(content: bytes) -> list[KernelTensor]:
                 if bits and is_constant and (native or decoded):
                     found[id(tensor)] = _kernel_tensor(model, tensor, native)
     return list(found.values())
+
+
+def _looked_up(model, tensor, table):
+    name = flatbuffer.tensor_name(tensor)
+    packed = flatbuffer.constant(model, tensor)
+    if not (np.isfinite(table.scale).all() and (table.scale > 0).all()) or (
+        len(packed) != packed_bytes(math.prod(table.shape), table.bits)
+    ):
+        raise ValueError(
+            f"'{name}', a table of shape {table.shape}, should have its codes in full, "
+            f"and a positive scale per row. Received: {len(packed)} bytes of codes, "
+            f"scales {table.scale}."
+        )
+    return KernelTensor(
+        name,
+        f"INT{table.bits}",
+        table.bits,
+        table.shape,
+        packed,
+        table.scale,
+        axis=0,
+        looked_up=True,
+    )
 
 
 def _kernel_tensor(model, tensor, native):
@@ -212,7 +249,7 @@ def _holds(tensor: KernelTensor, kernel: Kernel) -> bool:
     if math.prod(tensor.shape) != kernel.codes.size:  # before anything is unpacked
         return False
     # Files for time have INT8 kernels that are decoded when they are loaded.
-    if kernel.bits < tensor.bits < 8 and not tensor.native:
+    if kernel.bits < tensor.bits < 8 and not (tensor.native or tensor.looked_up):
         return False
     codes = tensor.codes()
     found = match(tensor.decoded(codes), kernel)

@@ -127,9 +127,17 @@ def int8_file(
     """
     names = input_names(model), output_names(model)
     batch_size = model.inputs[0].shape[0] or 1
-    file, places, ranges = integer_graph(
+    file, places, tables, ranges = integer_graph(
         model, kernels, representative, names, False, batch_size
     )
+    if tables:
+        found = next(iter(tables.values()))
+        raise ValueError(
+            "Layers whose kernels TensorFlow Lite Micro decodes are expected with "
+            f"target='micro'. Received: the embedding '{found.kernel.layer}', whose "
+            "rows it cannot look up in few bits. Export with target='litert', or let "
+            "the model begin after the embedding, and look rows up outside."
+        )
     file = flatbuffer.read(flatbuffer.write(file))  # new names become bytes
     layers = layer_names(file, model)
     check_supported(file, layers)

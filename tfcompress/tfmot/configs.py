@@ -15,7 +15,11 @@ from tfcompress.tfmot.quantizer import PricedQuantizer, Quantizer
 from tfcompress.types import ArrayLike
 
 # `{class of tf_keras: Forms}` of the layers that are quantized.
-_KERNELS = {getattr(tf_keras.layers, x.plain.__name__): x for x in FORMS}
+_KERNELS = {
+    getattr(tf_keras.layers, forms.plain.__name__): forms
+    for forms in FORMS
+    if forms.is_linear
+}
 
 
 class Config(tfmot.QuantizeConfig):

@@ -1,1 +1,1 @@
-"""Layers that become several, so that schemes can treat each of these."""
+"""Layers with several kernels, opened into layers with one each."""

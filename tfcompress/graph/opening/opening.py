@@ -8,12 +8,12 @@ from typing import Any
 import keras
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening import einsum, entering, separable
+from tfcompress.graph.opening import einsum, entering, recurrent, separable
 from tfcompress.graph.opening.examples import CannotOpenError
 from tfcompress.graph.rebuild import Entered, clone_layer, copy_weights, rebuild
 
 # Modules with functions `parts` and `copy_weights`, by the layers that they split.
-_SPLITS = {kind: module for module in (einsum, separable) for kind in module.KINDS}
+_SPLITS = {kind: module for module in (einsum, recurrent, separable) for kind in module.KINDS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, levels_of, limits_of
 from tfcompress.litert.integer.static_int8 import quantized_tflite
+from tfcompress.litert.integer.tables import tables_by_output, write_tables
 from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, kernel_tensor
 from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.litert.pack import find_kernels, rename
@@ -58,8 +59,10 @@ def integer_tflite(
         ValueError: if a kernel is not in the converted graph, or cannot be computed
             with integers.
     """
-    file, places, ranges = integer_graph(model, kernels, samples, names, float_ends)
-    matches = lowering.apply(file, places)
+    file, places, tables, ranges = integer_graph(
+        model, kernels, samples, names, float_ends
+    )
+    matches = lowering.apply(file, places) + write_tables(file, tables)
     flatbuffer.strip(file)
     return flatbuffer.write(file), matches, ranges
 
@@ -71,12 +74,16 @@ def integer_graph(
     names: tuple[Sequence[str], Sequence[str]],
     float_ends: bool,
     batch_size: int | None = None,
-) -> tuple[schema.ModelT, list[Place], dict[str, int]]:
+) -> tuple[schema.ModelT, list[Place], dict[bytes, Match], dict[str, int]]:
     """Makes the same file with all kernels in INT8 and the names of all tensors.
 
     Args:
         model, kernels, samples, names, float_ends: as `integer_tflite` takes them.
         batch_size: int. Batch that the file is to take, or None for the model's.
+
+    Returns:
+        `(file, places, tables, ranges)`: the parsed file; its kernels; the result of
+        `tables_by_output`, for tables that are still to be written; and the ranges.
     """
     plain = _without_quantized_inputs(model)
     file = flatbuffer.read(float_tflite(plain, batch_size))
@@ -87,7 +94,7 @@ def integer_graph(
     writer = _TrainedWriter(calibrated, trained)
     writer.run()
     rename(writer.model, *names)
-    return writer.model, writer.places, writer.ranges
+    return writer.model, writer.places, trained.tables, writer.ranges
 
 
 def _without_quantized_inputs(model: keras.Model) -> keras.Model:
@@ -135,6 +142,7 @@ class _TrainedOperators:
 
     Attributes:
         by_output: `{name of the operator's output tensor, bytes: _TrainedOperator}`.
+        tables: result of `tables_by_output`.
 
     Args:
         content: bytes of the float file.
@@ -148,7 +156,8 @@ class _TrainedOperators:
         self.by_output: dict[bytes, _TrainedOperator] = {}
         self._readers: dict[str, list[Levels | None]] = {}
         model = flatbuffer.read(content)
-        decoded, read = find_kernels(model, kernels)
+        decoded, read, tables = find_kernels(model, kernels)
+        self.tables = tables_by_output(model, decoded + read + tables)
         matches = {
             (id(graph), index): found.in_container(8)
             for graph, index, found in decoded + read

@@ -7,6 +7,7 @@ import numpy as np
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.layers.kernel import channel_axis
+from tfcompress.layers.registry import forms_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Filters:
                 return f"'{name}' is called {calls} times"
             if getattr(layer, "groups", 1) > 1:
                 return f"'{name}' has groups"
+            if (forms := forms_of(layer)) is not None and not forms.is_linear:
+                return f"'{name}' looks rows up"
             if channel_axis(layer) != -1:
                 return f"'{name}' is channels_first"
         return ""

@@ -10,6 +10,7 @@ import numpy as np
 from tfcompress.arguments import warn_caller
 from tfcompress.core.student import Student
 from tfcompress.graph.graph import Graph
+from tfcompress.layers.registry import kernel_of
 from tfcompress.quantizers.clustering import SAMPLES, SortedNonZeros, uniform_step
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.schemes.size_constrained.allocation import set_smallest
@@ -54,7 +55,7 @@ class Limits:
 
     def is_clearly_possible(self) -> bool:
         """Whether the budget is far above the smallest size as estimated."""
-        sizes = [math.prod(layer.kernel.shape) for layer in self.coded]
+        sizes = [math.prod(kernel_of(layer).shape) for layer in self.coded]
         bits = self.scheme.widths()[0]
         least = self._budget.least_size(sizes, MIN_WEIGHTS, bits)
         if self._budget.unit != "value_bits":
@@ -159,7 +160,7 @@ def check_limits(
 
 def _finest_codes(layer):
     """Codes of a layer's kernel with 8 bits, in a uniform grid."""
-    kernel = np.asarray(layer.kernel, np.float32)
+    kernel = np.asarray(kernel_of(layer), np.float32)
     step = uniform_step(SortedNonZeros(kernel, SAMPLES), 8)[0]
     limit = code_limit(8)
     return np.clip(np.round(kernel / step), -limit, limit).astype(np.int8)

@@ -144,7 +144,11 @@ class SizeConstrained(SearchingScheme):
         Warns:
             UserWarning: if it is larger than the model with the most bits.
         """
-        coded = [row.layer for row in plan.treated() if row.config in self.configs]
+        coded = [
+            row.layer
+            for row in plan.treated()
+            if isinstance(row.config.kernel_quantizer, Codebook)
+        ]
         if self.target == "micro":
             _check_quantizer()
         check_limits(self, model, coded)
