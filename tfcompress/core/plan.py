@@ -88,8 +88,8 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     """Returns the treatments of `compress(model, scheme)`, without compressing.
 
     A layer that is replaced by its parts has a row for each of them. A separable
-    convolution becomes a depthwise and a pointwise layer; a layer with sublayers becomes
-    a nested model of these. An override for its name holds for all parts.
+    convolution becomes a depthwise and a pointwise layer. A layer with sublayers
+    becomes a nested model of these. An override for its name holds for all parts.
 
     Args:
         model: built Functional or Sequential Keras 3 model.

@@ -8,7 +8,12 @@ from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
-from tfcompress.graph.opening.examples import CannotOpenError, example, same_outputs
+from tfcompress.graph.opening.examples import (
+    CannotOpenError,
+    brief,
+    examples,
+    same_outputs,
+)
 from tfcompress.layers import TrainingForm
 from tfcompress.layers.masking import AttachMask
 from tfcompress.layers.registry import forms_of
@@ -35,7 +40,8 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
         args, kwargs: arguments of its call, with `KerasTensor`s.
 
     Returns:
-        A Functional `keras.Model` of the list that `tensors_of` returns for such arguments.
+        A Functional `keras.Model` of the list that `tensors_of` returns for such
+        arguments.
 
     Raises:
         CannotOpenError: if the layer has weights of its own, computes something else
@@ -53,10 +59,9 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     except CannotOpenError:
         raise
     except Exception as error:
-        message = " ".join(str(error).split())[:160]
         raise CannotOpenError(
             "has a `call` that computes by more than layers and keras.ops "
-            f"({type(error).__name__}: {message})"
+            f"({brief(error)})"
         ) from error
     if operations[0] != operations[1]:
         raise CannotOpenError("computes something else in training")
@@ -86,7 +91,8 @@ def form_of(args: tuple, kwargs: dict[str, Any]) -> Any:
 def _described(value):
     if not keras.utils.is_keras_tensor(value):
         return repr(value)
-    return f"{value.dtype} {value.shape}, masked: {keras_private.mask_of(value) is not None}"
+    masked = keras_private.mask_of(value) is not None
+    return f"{value.dtype} {value.shape}, masked: {masked}"
 
 
 def _traced(layer, args, kwargs, training):
@@ -145,11 +151,10 @@ def _with_masks(layer, inputs, outputs, previous):
     """Outputs with the masks that the layer attaches to them."""
     flat = keras.tree.flatten(outputs)
     masks = [keras_private.mask_of(x) for x in flat]
-    if previous is not None and layer.supports_masking and len(flat) == 1:
-        if masks[0] is None:
-            masks = [layer.compute_mask(inputs[0], previous)]
+    if previous is not None and layer.supports_masking and masks == [None]:
+        masks = [layer.compute_mask(inputs[0], previous)]
     new = [
-        x if mask is None else AttachMask()(x, mask)
+        x if mask is None else AttachMask(dtype=x.dtype)(x, mask)
         for x, mask in zip(flat, masks, strict=True)
     ]
     return keras.tree.pack_sequence_as(outputs, new)
@@ -174,7 +179,8 @@ def _operations(function, training):
 def _check_outputs(layer, model, args, kwargs):
     """Raises CannotOpenError unless layer and model agree on example inputs."""
     tensors, masks = tensors_of(args, kwargs)
-    arrays, mask_arrays = [list(map(example, group)) for group in (tensors, masks)]
+    arrays, copies = examples(tensors), examples(tensors)
+    mask_arrays = examples(masks)
     queue = iter(mask_arrays)
     for tensor, array in zip(tensors, arrays, strict=True):
         if keras_private.mask_of(tensor) is not None:
@@ -182,5 +188,5 @@ def _check_outputs(layer, model, args, kwargs):
     filled_args, filled_kwargs = _filled(args, kwargs, arrays)
     same_outputs(
         lambda: layer(*filled_args, **filled_kwargs),
-        lambda: model(arrays + mask_arrays),
+        lambda: model(copies + mask_arrays),
     )
