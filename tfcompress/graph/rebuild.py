@@ -151,11 +151,9 @@ class _Rebuilding:
 
     def pairs(self) -> list[tuple[Layer, Layer]]:
         """`(old layer, new layer)` of all layers that a layer replaces."""
-        lasts = [
-            (old, getattr(chain[-1], "layer", chain[-1]))
-            for old, chain in self._chains.values()
-        ]
-        return [(a, b) for a, b in lasts if isinstance(b, keras.layers.Layer)]
+        lasts = [(old, chain[-1]) for old, chain in self._chains.values()]
+        pairs = [(a, b.layer if isinstance(b, _NestedLayer) else b) for a, b in lasts]
+        return [(a, b) for a, b in pairs if isinstance(b, keras.layers.Layer)]
 
     def _replacement(self, operation):
         if id(operation) not in self._chains:

@@ -14,6 +14,7 @@ from tfcompress.graph.opening.examples import (
     examples,
     same_outputs,
 )
+from tfcompress.graph.opening.wrappers import call_of
 from tfcompress.layers import TrainingForm
 from tfcompress.layers.masking import AttachMask
 from tfcompress.layers.registry import forms_of
@@ -51,11 +52,9 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     if getattr(layer, "activity_regularizer", None) is not None:
         raise CannotOpenError("has an activity regularizer")
     try:
-        model = _traced(layer, args, kwargs, training=None)
-        operations = [
-            _operations(_traced(layer, args, kwargs, training), training)
-            for training in (False, True)
-        ]
+        model = _traced(layer, args, kwargs, training=False)
+        in_training = _traced(layer, args, kwargs, training=True)
+        operations = _operations(model, False), _operations(in_training, True)
     except CannotOpenError:
         raise
     except Exception as error:
@@ -96,7 +95,10 @@ def _described(value):
 
 
 def _traced(layer, args, kwargs, training):
-    """Functional model of the sublayers, in a mode, or in that of each call."""
+    """Functional model of the sublayers.
+
+    Keras calls all of them in the mode of the model's call, not in that of the trace.
+    """
     tensors, masks = tensors_of(args, kwargs)
     inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors]
     new_masks = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in masks]
@@ -111,11 +113,12 @@ def _traced(layer, args, kwargs, training):
         taken.append(new)
     args, kwargs = _filled(args, kwargs, taken)
     kwargs.update(_mask_arguments(layer, args, kwargs))
-    if training is not None and "training" in inspect.signature(layer.call).parameters:
+    parameters = inspect.signature(layer.call).parameters
+    if "training" in parameters:
         kwargs["training"] = training
     previous = keras_private.mask_of(taken[0]) if taken else None
-    with keras_private.tracing(layer, bool(training)):
-        outputs = layer.call(*args, **kwargs)
+    with keras_private.tracing(layer, training):
+        outputs = call_of(layer)(*args, **kwargs)
         outputs = _with_masks(layer, taken, outputs, previous)
         return keras.Model(inputs + new_masks, outputs, name=layer.name)
 
@@ -161,7 +164,7 @@ def _with_masks(layer, inputs, outputs, previous):
 
 
 def _operations(function, training):
-    """Types of a model's operations, and whether they run in the mode `training`."""
+    """Types of a model's operations, and whether they run in the mode of its call."""
     result = []
 
     def recorder(operation):

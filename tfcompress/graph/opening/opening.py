@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from tfcompress.compat import keras_private
-from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening import einsum, entering, separable
+from tfcompress.graph.graph import Graph, check_has_graph
+from tfcompress.graph.opening import einsum, entering, separable, wrappers
 from tfcompress.graph.opening.examples import CannotOpenError, brief
 from tfcompress.graph.rebuild import (
     Entered,
@@ -23,7 +23,9 @@ from tfcompress.graph.rebuild import (
 from tfcompress.layers.masking import DetachMask
 
 # Modules with functions `parts` and `copy_weights`, by the layers that they split.
-_SPLITS = {kind: module for module in (einsum, separable) for kind in module.KINDS}
+_SPLITS = {
+    kind: module for module in (einsum, separable, wrappers) for kind in module.KINDS
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +67,12 @@ def open_layers(model: keras.Model) -> Opened:
         `Opened`, with a model that computes the same.
 
     Raises:
-        ValueError: if a layer cannot be copied.
+        ValueError: if the model has no graph, or a layer cannot be copied.
     """
+    check_has_graph(model)
     whole: dict[int, str] = {}  # reasons to leave a layer as it is
     mask_axes: MaskAxes = {}
-    layers = Graph(model).layers().values()
+    layers = keras_private.flatten_layers(model)[1:]
     if not any(type(x) in _SPLITS or entering.may_enter(x) for x in layers):
         return Opened(model, {}, frozenset(), {})
     while True:

@@ -7,6 +7,7 @@ from keras import layers
 from tfcompress.graph.graph import Call
 from tfcompress.graph.trace import Trace, described
 from tfcompress.layers import QuantizeActivation
+from tfcompress.layers.masking import AttachMask, DetachMask
 
 # Names in `keras.activations` and `keras.ops`. The classes of operations have the same
 # names, in capitals and without underscores.
@@ -79,7 +80,7 @@ _DROPOUT = (layers.AlphaDropout, layers.Dropout, layers.GaussianDropout)
 _PASSING = (
     layers.ActivityRegularization, layers.ELU, layers.GaussianNoise, layers.Identity,
     layers.LeakyReLU, layers.ReLU, layers.SpatialDropout1D, layers.SpatialDropout2D,
-    layers.SpatialDropout3D, QuantizeActivation,
+    layers.SpatialDropout3D, AttachMask, DetachMask, QuantizeActivation,
 )  # fmt: skip
 LAYERS = {
     layers.Activation: activation,
