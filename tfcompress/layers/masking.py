@@ -12,7 +12,7 @@ from tfcompress.compat import keras_private
 from tfcompress.types import Tensor
 
 
-class _MaskLayer(keras.layers.Layer):
+class UnmaskedLayer(keras.layers.Layer):
     """Layer that passes no mask on by itself."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -24,7 +24,7 @@ class _MaskLayer(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class AttachMask(_MaskLayer):
+class AttachMask(UnmaskedLayer):
     """Layer that returns its input with a mask."""
 
     def call(self, inputs: Tensor, mask_tensor: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class AttachMask(_MaskLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class DetachMask(_MaskLayer):
+class DetachMask(UnmaskedLayer):
     """Layer that returns its input without its mask."""
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class DetachMask(_MaskLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class ReadMask(_MaskLayer):
+class ReadMask(UnmaskedLayer):
     """Layer that returns the mask of its input; True throughout if it has none.
 
     Args:

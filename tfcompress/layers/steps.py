@@ -3,13 +3,14 @@
 import keras
 from keras import ops
 
+from tfcompress.layers.masking import UnmaskedLayer
 from tfcompress.types import Tensor
 
 Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class MergeSteps(keras.layers.Layer):
+class MergeSteps(UnmaskedLayer):
     """Layer from (batch, steps, ...) to (batch * steps, ...)."""
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ class MergeSteps(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class SplitSteps(keras.layers.Layer):
+class SplitSteps(UnmaskedLayer):
     """Layer from (batch * steps, ...) to (batch, steps, ...)."""
 
     def call(self, inputs: Tensor, like: Tensor) -> Tensor:

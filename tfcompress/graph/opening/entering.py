@@ -169,6 +169,7 @@ def _operations(function, training):
 
     def recorder(operation):
         def call(*args, **kwargs):
+            _check_shape_is_known(operation, args)
             in_mode = kwargs.get("training") in (None, training)
             result.append((type(operation), in_mode))
             return operation.compute_output_spec(*args, **kwargs)
@@ -177,6 +178,14 @@ def _operations(function, training):
 
     keras_private.run_through_graph(function, function.inputs, recorder)
     return result
+
+
+def _check_shape_is_known(operation, args):
+    """Raises CannotOpenError for an operation of which Keras gets the shape wrong."""
+    if type(operation).__name__ == "DotProductAttention":
+        query, _, value = args[:3]
+        if query.shape[-1] != value.shape[-1]:
+            raise CannotOpenError("has values and queries of different sizes")
 
 
 def _check_outputs(layer, model, args, kwargs):

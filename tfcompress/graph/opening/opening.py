@@ -113,6 +113,10 @@ class _Opening:
             RestartError: if a layer has to be left as it is, or masks were not known.
         """
         opened, pairs = rebuild(model, self._replace, mask_axes=self._mask_axes)
+        if not self._parts and not self._traced:
+            named = Graph(model).layers().items()
+            reasons = {x: self.whole[id(y)] for x, y in named if id(y) in self.whole}
+            return Opened(model, {}, frozenset(), reasons)
         for old, new in pairs:
             if id(old) in self._parts:
                 _SPLITS[type(old)].copy_weights(old, self._parts[id(old)])

@@ -1,5 +1,6 @@
 """Layers of Keras that wrap another one."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ def call_of(layer: keras.layers.Layer) -> Callable[..., Any]:
     def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
         if isinstance(inner, layers.Dense):
             return inner(inputs)
+        if mask is not None and "mask" in inspect.signature(inner.call).parameters:
+            raise CannotOpenError("passes the masks of its steps on")
         dtype = inputs.dtype
         outputs = inner(MergeSteps(dtype=dtype)(inputs))
         return SplitSteps(dtype=outputs.dtype)(outputs, inputs)
@@ -74,15 +77,17 @@ class UnitSpectralNorm(keras.constraints.Constraint):
 
     def __call__(self, w: Tensor) -> Tensor:
         """Returns a kernel of spectral norm 1; one of zeros stays as it is."""
-        matrix = ops.reshape(w, (-1, w.shape[-1]))
+        largest = ops.max(ops.abs(w))
+        matrix = ops.reshape(w, (-1, w.shape[-1])) / ops.where(largest > 0, largest, 1)
         # The longest row is never orthogonal to all right singular vectors.
         lengths = ops.sum(ops.square(matrix), axis=1)
         vector = ops.take(matrix, ops.argmax(lengths), axis=0)
         for _ in range(_ITERATIONS):
             vector = _unit(ops.matmul(_unit(ops.matmul(matrix, vector)), matrix))
         norm = ops.sqrt(ops.sum(ops.square(ops.matmul(matrix, vector))))
-        return ops.where(norm > 0, w / ops.where(norm > 0, norm, 1), w)
+        return ops.reshape(matrix / ops.where(norm > 0, norm, 1), w.shape)
 
 
 def _unit(vector):
-    return vector / (ops.sqrt(ops.sum(ops.square(vector))) + keras.config.epsilon())
+    length = ops.sqrt(ops.sum(ops.square(vector)))
+    return vector / ops.where(length > 0, length, 1)
