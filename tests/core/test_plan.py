@@ -163,3 +163,17 @@ def test_wrong_overrides_are_refused(trained):
         tfc.PrunedTernary(overrides={"conv(": tfc.KeepFloat()})
     with pytest.raises(TypeError, match="`kernel_quantizer` is a"):
         tfc.QuantizeConfig("ternary")
+
+
+def test_compress_warns_with_the_reason_of_a_layer_that_stays_whole():
+    inputs = keras.Input((6, 16))
+    shared = keras.layers.MultiHeadAttention(2, 16, name="shared")
+    x = shared(shared(inputs, inputs), inputs, use_causal_mask=True)
+    model = keras.Model(inputs, layers.Dense(4, name="head")(x))
+    assert "several kinds" in treatments(model, tfc.PrunedTernary())["shared"]
+    with pytest.warns(UserWarning, match="'shared', .*arguments of several kinds"):
+        tfc.compress(model, tfc.PrunedTernary())
+    asked = {"shared": tfc.KeepFloat("as it is")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        tfc.compress(model, tfc.PrunedTernary(overrides=asked))
