@@ -72,8 +72,11 @@ def open_layers(model: keras.Model) -> Opened:
     check_has_graph(model)
     whole: dict[int, str] = {}  # reasons to leave a layer as it is
     mask_axes: MaskAxes = {}
+    # A look at all layers takes little time, but finds those of a teacher as well.
     layers = keras_private.flatten_layers(model)[1:]
-    if not any(type(x) in _SPLITS or entering.may_enter(x) for x in layers):
+    if not any(map(_may_open, layers)) or not any(
+        map(_may_open, Graph(model).layers().values())
+    ):
         return Opened(model, {}, frozenset(), {})
     while True:
         opening = _Opening(whole, mask_axes)
@@ -83,6 +86,10 @@ def open_layers(model: keras.Model) -> Opened:
             whole[id(error.layer)] = error.reason
         except MasksDifferError:
             pass  # the next pass knows all masks
+
+
+def _may_open(layer):
+    return type(layer) in _SPLITS or entering.may_enter(layer)
 
 
 class _LeftWholeError(RestartError):
