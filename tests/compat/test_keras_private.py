@@ -188,13 +188,6 @@ def test_maker_of_an_input_is_its_layer():
     assert keras_private.maker_of(model.outputs[0]) is dense
 
 
-def test_mask_of_a_tensor_is_that_of_its_layer():
-    ids = np.array([[1, 2, 0]])
-    mask = keras_private.mask_of(layers.Embedding(5, 4, mask_zero=True)(ids))
-    np.testing.assert_array_equal(mask, ids != 0)
-    assert keras_private.mask_of(layers.Embedding(5, 4)(ids)) is None
-
-
 def test_lambda_arguments_make_a_lambda_with_the_same_function():
     layer = layers.Lambda(
         lambda x, by: x[:, :2] * by, output_shape=(2,), arguments={"by": 3.0}, name="by"
@@ -237,36 +230,6 @@ def test_averages_are_those_that_an_optimizer_moves():
     assert variable is weight
     np.testing.assert_allclose(average, [-0.5, 0.5])  # of [0, 1] and [-1, 0]
     assert keras_private.averages(keras.optimizers.SGD()) == []
-
-
-class Inner(layers.Layer):
-    """Layer without an argument `training`."""
-
-    def __call__(self, *args, **kwargs):
-        self.seen = keras_private.is_training(kwargs)
-        return super().__call__(*args, **kwargs)
-
-    def call(self, inputs):
-        return inputs
-
-
-def test_layers_know_whether_they_are_called_in_training():
-    inner = Inner()
-    inputs = keras.Input((2,))
-    part = keras.Model(inputs, layers.Dropout(0.5)(inner(inputs)))
-    assert inner.seen is False
-    outer = keras.Sequential([keras.Input((2,)), part])
-    x = np.ones((4, 2), "float32")
-    for training in (True, None, False):
-        outer(x, training=training)
-        assert inner.seen is (training is True)
-    outer.compile("sgd", "mse")
-    outer.predict(x, verbose=0)
-    assert inner.seen is False
-    outer.fit(x, x, verbose=0)
-    assert inner.seen is True
-    inner(x)
-    assert inner.seen is False
 
 
 @pytest.mark.parametrize("reads", [True, False])

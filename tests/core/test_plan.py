@@ -82,7 +82,7 @@ def test_plan_describes_a_treatment_in_the_terms_of_its_scheme(
 
 def test_plan_gives_reasons_for_unsupported_layers():
     inputs = keras.Input((8, 8, 3))
-    x = layers.EinsumDense("abcd,de->abce", (8, 8, 3), name="einsum")(inputs)
+    x = layers.EinsumDense("abcd,cd->abcd", (8, 8, 3), name="einsum")(inputs)
     x = layers.BatchNormalization(name="bn")(x)
     x = layers.Conv2D(4, 3, name="conv")(x)
     lora = layers.Dense(4, name="lora")
@@ -91,8 +91,7 @@ def test_plan_gives_reasons_for_unsupported_layers():
     lora.enable_lora(2)
     model.get_layer("int8").quantize("int8")
     found = treatments(model, tfc.PrunedTernary())
-    kinds = "only layers of type Conv1D, Conv2D, Dense, Conv3D"
-    assert kinds in found["einsum"]
+    assert "'abcd,cd->abcd', which is no product of matrices" in found["einsum"]
     assert "batch normalization" in found["bn"]
     assert "LoRA" in found["lora"]
     assert "quantized by Keras (int8)" in found["int8"]
@@ -181,3 +180,17 @@ def test_layer_that_no_output_depends_on_is_left_alone(tmp_path):
     student = tfc.compress(model, scheme)
     batch = np.ones((4, 8), "float32")
     tfc.export(tfc.finalize(student), tmp_path / "tiny.tflite", verify=batch)
+
+
+def test_compress_warns_with_the_reason_of_a_layer_that_stays_whole():
+    inputs = keras.Input((6, 16))
+    shared = keras.layers.MultiHeadAttention(2, 16, name="shared")
+    x = shared(shared(inputs, inputs), inputs, use_causal_mask=True)
+    model = keras.Model(inputs, layers.Dense(4, name="head")(x))
+    assert "several kinds" in treatments(model, tfc.PrunedTernary())["shared"]
+    with pytest.warns(UserWarning, match="'shared', .*arguments of several kinds"):
+        tfc.compress(model, tfc.PrunedTernary())
+    asked = {"shared": tfc.KeepFloat("as it is")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        tfc.compress(model, tfc.PrunedTernary(overrides=asked))

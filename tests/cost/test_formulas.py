@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 
-from tfcompress.cost import layer_costs
+from tfcompress.cost import layer_costs, total_cost
 from tfcompress.layers import GRUSteps, LSTMSteps
 
 
@@ -50,10 +50,21 @@ def costs_of(layer, *shape):
         (LSTMSteps(4, return_state=True), (7, 16), 4 * 16 * 7),
         (GRUSteps(4, return_sequences=True), (7, 12), 4 * 12 * 7),
         (layers.Embedding(9, 4), (7,), 0),
+        (layers.TimeDistributed(layers.Dense(5)), (7, 3), 3 * 5 * 7),
+        (
+            layers.TimeDistributed(layers.Conv2D(4, 3)),
+            (6, 9, 7, 2),
+            6 * 3 * 3 * 2 * 4 * 7 * 5,
+        ),
+        (
+            layers.TimeDistributed(layers.TimeDistributed(layers.Conv1D(4, 3))),
+            (6, 5, 10, 2),
+            6 * 5 * 3 * 2 * 4 * 8,
+        ),
     ],
 )
 def test_costs_of_layers_with_kernels(layer, shape, expected):
-    (cost,) = costs_of(layer, *shape)
+    cost = total_cost(costs_of(layer, *shape))
     assert cost.macs == expected
     assert cost.bops == expected * 32 * 32
     assert cost.params == layer.count_params()
@@ -112,7 +123,6 @@ class Unknown(keras.layers.Layer):
     "layer",
     [
         layers.RNN(layers.LSTMCell(4)),
-        layers.TimeDistributed(layers.Dense(4)),
         layers.Lambda(lambda x: x, output_shape=(5, 3)),
         Unknown(),
     ],

@@ -3,6 +3,9 @@
 import keras
 from keras import layers, ops
 
+from tfcompress.layers.masking import AttachMask, DetachMask, ReadMask
+from tfcompress.layers.steps import MergeSteps, SplitSteps
+
 
 def conv(filters, name=None, size=3, **config):
     return layers.Conv2D(filters, size, padding="same", name=name, **config)
@@ -193,12 +196,19 @@ def nested(x):
     return keras.Sequential(tail, name="tail")(x)
 
 
+def rows_as_samples(x):
+    x = conv(6, "first")(x)
+    y = layers.Conv1D(5, 3, padding="same", name="rows")(MergeSteps()(x))
+    y = DetachMask()(AttachMask()(SplitSteps()(y, x), ReadMask(2)(x)))
+    return conv(3, "head")(y)
+
+
 GRAPHS = [
     chain, basic_block, merges, inverted_residual, depth_multiplier, lenet,
     one_dimensional, three_dimensional, two_consumers, concatenation, grouped,
     depthwise_by_groups, separable, transposed, einsum, embedding, squeeze_excite,
     spatial_attention, channels_first, moved, padded_shortcut, slices,
-    instance_norm, shared_layers, nested,
+    instance_norm, shared_layers, nested, rows_as_samples,
 ]  # fmt: skip
 
 

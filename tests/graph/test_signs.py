@@ -7,6 +7,8 @@ from keras import layers, ops
 
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.signs import may_be_negative
+from tfcompress.layers.masking import AttachMask, ReadMask
+from tfcompress.layers.steps import MergeSteps, SplitSteps
 
 
 def relu(x):
@@ -49,6 +51,8 @@ NONNEGATIVE = {
     "padding": lambda x: layers.ZeroPadding2D()(relu(x)),
     "cropping": lambda x: layers.Cropping2D()(relu(x)),
     "dropout, flatten": lambda x: layers.Flatten()(layers.Dropout(0.5)(relu(x))),
+    "mask": lambda x: AttachMask()(relu(x), ReadMask(2)(x)),
+    "steps": lambda x: SplitSteps()(MergeSteps()(relu(x)), x),
     "upsampling": lambda x: layers.UpSampling2D(interpolation="bilinear")(relu(x)),
     "into a nested model": lambda x: nested(relu(x), layers.MaxPooling2D()),
     "out of a nested model": lambda x: layers.Flatten()(nested(x, relu)),

@@ -27,9 +27,9 @@ def compress(
     """Makes a student of a trained model, to be compiled and trained by `fit`.
 
     The student has the graph, the layer names and the weights of the model. Training
-    layers take the place of the layers that the scheme treats. A separable convolution
-    becomes a depthwise and a pointwise layer, and a recurrent layer a dense layer and
-    the steps. The model itself is left untouched.
+    layers take the place of the layers that the scheme treats. Layers that hold several
+    kernels, such as attention or an LSTM, are replaced by their parts. The model itself
+    is left untouched.
 
     The student of a Functional model of the user's own class is an instance of that
     class, too, so that `train_step` and other methods run. Its constructor is called
@@ -91,7 +91,7 @@ def _student_of(model, scheme, unfreeze):
             "There must be at least one layer to compress. Received: a model in which "
             f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
         )
-    warn_of_left_alone(planned, scheme)
+    warn_of_left_alone(planned)
 
     before = scheme.layers_before(model, planned)
 

@@ -38,6 +38,7 @@ class PlanRow:
         reason: str. Reason why it is left alone.
         note: str. Note of the scheme, or "".
         unfrozen: bool. Whether the user's layer is frozen, and the student's is not.
+        has_form: bool. False if the layer is left alone for lack of a form.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PlanRow:
     reason: str = ""
     note: str = ""
     unfrozen: bool = False
+    has_form: bool = True
 
     @property
     def treatment(self) -> str:
@@ -89,8 +91,8 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     """Returns the treatments of `compress(model, scheme)`, without compressing.
 
     A layer that is replaced by its parts has a row for each of them. A separable
-    convolution becomes a depthwise and a pointwise layer; a layer with sublayers becomes
-    a nested model of these. An override for its name holds for all parts.
+    convolution becomes a depthwise and a pointwise layer. A layer with sublayers
+    becomes a nested model of these. An override for its name holds for all parts.
 
     Args:
         model: built Functional or Sequential Keras 3 model.
@@ -147,7 +149,9 @@ def _planned(model, scheme, unfreeze):
             place = Place(id(layer) in first, id(layer) in last, signed)
             choice = scheme.config_for(layer, place)
         if isinstance(choice, KeepFloat):
-            rows.append(PlanRow(name, layer, None, choice.reason))
+            why = choice.reason
+            has_form = why == FROZEN or why != reasons[name]
+            rows.append(PlanRow(name, layer, None, why, has_form=has_form))
         else:
             choice = as_taken(choice, layer)
             rows.append(PlanRow(name, layer, choice, unfrozen=name in is_frozen))
@@ -203,12 +207,11 @@ def _checked(scheme, model, rows):
     return Plan(model, tuple(rows))
 
 
-def warn_of_left_alone(plan: Plan, scheme: Scheme) -> None:
+def warn_of_left_alone(plan: Plan) -> None:
     """Warns if a large share of a model's weights is left alone, and nobody asked.
 
     Args:
         plan: plan of the model.
-        scheme: its scheme.
     """
     frozen = [row.layer for row in plan.rows if row.reason == FROZEN]
     share = _share(plan, frozen)
@@ -218,15 +221,14 @@ def warn_of_left_alone(plan: Plan, scheme: Scheme) -> None:
             "alone. unfreeze=True compresses and trains them.",
             stacklevel=4,
         )
-    why_not = scheme.treatment.why_not
-    unknown = [row.layer for row in plan.rows if row.reason == why_not(row.layer)]
-    share = _share(plan, unknown)
+    unknown = [row for row in plan.rows if not row.has_form]
+    share = _share(plan, [row.layer for row in unknown])
     if share >= LARGE_SHARE:
-        largest = max(unknown, key=lambda layer: layer.count_params())
+        largest = max(unknown, key=lambda row: row.layer.count_params())
         warnings.warn(
             f"{share:.0%} of the weights are left alone. Most of them are in "
-            f"'{largest.name}', of type {type(largest).__name__}: {why_not(largest)}. "
-            "`tfcompress.plan` lists all.",
+            f"'{largest.layer.name}', of type {type(largest.layer).__name__}: "
+            f"{largest.reason}. `tfcompress.plan` lists all.",
             stacklevel=4,
         )
 

@@ -17,8 +17,10 @@ from tfcompress.cost.formulas import (
 )
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
+from tfcompress.graph.opening.opening import open_layers
 from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
 from tfcompress.layers.kernel import channel_axis
+from tfcompress.layers.steps import MergeSteps, SplitSteps
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
 
@@ -99,12 +101,13 @@ def layer_costs(
 ) -> list[LayerCost]:
     """Returns the cost of every layer that has weights or multiplies.
 
-    Convolutions (also transposed, depthwise and separable ones), Dense, EinsumDense and
-    recurrent layers are counted, and embeddings, whose look-ups take no operations.
-    BatchNormalization and other elementwise layers cost parameters but no operations.
-    Layers with neither (additions, pooling, activations) are left out. Layers that
-    multiply but have no formula here have a `not_counted`. The cost of a packed layer
-    includes the `QuantizeActivation` before it.
+    Convolutions (also transposed and depthwise ones), Dense, EinsumDense and recurrent
+    layers are counted, and embeddings, whose look-ups take no operations. A layer that
+    `compress` replaces by its parts has a row for each of these. BatchNormalization and
+    other elementwise layers cost parameters but no operations. Layers with neither
+    (additions, pooling, activations) are left out. Layers that multiply but have no
+    formula here have a `not_counted`. The cost of a packed layer includes the
+    `QuantizeActivation` before it.
 
     Args:
         model: built Functional or Sequential model: plain, a student with `Quant*`
@@ -122,7 +125,9 @@ def layer_costs(
             `input_shape`.
     """
     calls_of: dict[int, list[Call]] = {}
-    for call in sized_graph(model, input_shape).calls:
+    graph = sized_graph(_opened(model), input_shape)
+    samples = _samples_of(graph)
+    for call in graph.calls:
         calls_of.setdefault(id(call.operation), []).append(call)
     # The QuantizeActivation of each quantized tensor, by the tensor's id.
     quantized_by = {
@@ -131,7 +136,7 @@ def layer_costs(
         for call in calls
         if isinstance(call.operation, QuantizeActivation)
     }
-    costs = (_layer_cost(calls, quantized_by) for calls in calls_of.values())
+    costs = (_layer_cost(calls, quantized_by, samples) for calls in calls_of.values())
     return [cost for cost in costs if cost is not None]
 
 
@@ -161,13 +166,36 @@ def float32_cost(cost: ModelCost) -> ModelCost:
     )
 
 
-def _layer_cost(calls, quantized_by):
+def _opened(model):
+    """The model with the parts of its layers, which have formulas."""
+    try:
+        return open_layers(model).model
+    except ValueError:
+        return model  # without a graph, or with a layer that cannot be copied
+
+
+def _samples_of(graph):
+    """`{id(tensor): samples per example}`; steps may be samples of their own."""
+    samples = {id(tensor): 1 for tensor in graph.inputs}
+    for call in graph.calls:
+        numbers = [samples[id(tensor)] for tensor in call.inputs]
+        number = None if None in numbers else max(numbers, default=1)
+        if isinstance(call.operation, MergeSteps):
+            steps = call.inputs[0].shape[1]
+            number = None if None in (number, steps) else number * steps
+        elif isinstance(call.operation, SplitSteps):
+            number = samples[id(call.inputs[1])]
+        samples.update({id(tensor): number for tensor in call.outputs})
+    return samples
+
+
+def _layer_cost(calls, quantized_by, samples):
     operation = calls[0].operation
     if isinstance(operation, QuantizeActivation):
         return None
     names = kernel_names(operation)
     if names:
-        return _counted(calls, names, quantized_by)
+        return _counted(calls, names, quantized_by, samples)
     left_out = leaves_products_out(operation)
     weights = getattr(operation, "weights", ())
     if not left_out and not weights:
@@ -194,10 +222,10 @@ def _layer_cost(calls, quantized_by):
     )
 
 
-def _counted(calls, names, quantized_by):
+def _counted(calls, names, quantized_by, samples):
     layer = calls[0].operation
     stored = _stored_kernel(layer, names)
-    macs, why = _macs(calls, stored.shapes)
+    macs, why = _macs(calls, stored.shapes, samples)
     # A student's layer quantizes its input itself.
     quantizer = getattr(layer, "input_quantizer", None)
     quantizer = quantizer or quantized_by.get(id(calls[0].inputs[0]))
@@ -230,15 +258,19 @@ def _counted(calls, names, quantized_by):
     )
 
 
-def _macs(calls, kernel_shapes):
+def _macs(calls, kernel_shapes, samples):
     """Returns `(macs, "")` over all calls, or `(None, reason)`."""
     total = 0
     for call in calls:
-        positions = output_positions(
-            call.operation, call.inputs[0].shape, call.outputs[0].shape
+        positions = (
+            samples[id(call.inputs[0])],
+            *output_positions(
+                call.operation, call.inputs[0].shape, call.outputs[0].shape
+            ),
         )
         if None in positions:
-            return None, f"the model leaves its output size {positions} open"
+            sizes = positions[1:] if positions[0] == 1 else positions
+            return None, f"the model leaves its output size {sizes} open"
         total += sum(
             arithmetic.kernel_macs(shape, positions) for shape in kernel_shapes
         )

@@ -11,6 +11,7 @@ import keras
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
 from tfcompress.layers.cloning import clone_layer
+from tfcompress.layers.masking import ReadMask
 
 __all__ = ["clone_layer", "copy_weights", "rebuild"]
 
@@ -27,9 +28,24 @@ class Entered:
         trace: function of the arguments of a call. Returns `(replacement, tensors)`: a
             `keras.Function` of the sublayers, to be rebuilt and called on the list of
             tensors; or a new layer in place of the old one, and None.
+        failed: function that is called with the error if that cannot be rebuilt.
     """
 
     trace: Callable[..., tuple[Any, list[keras.KerasTensor] | None]]
+    failed: Callable[[Exception], None]
+
+
+# By the id of a nested model, the numbers of axes of the masks of its inputs; 0 where
+# no call has one.
+MaskAxes: TypeAlias = dict[int, list[int]]
+
+
+class RestartError(Exception):
+    """Reason to rebuild a model again, with other replacements or masks."""
+
+
+class MasksDifferError(RestartError):
+    """A later call of a nested model has masks that the first one has not."""
 
 
 def copy_weights(old: Layer, new: Layer) -> None:
@@ -58,6 +74,7 @@ def rebuild(
     replace: Callable[[Layer], Any],
     replace_operation: Callable[[keras.Operation], Callable] | None = None,
     model_class: Callable[..., Any] = keras.Model,
+    mask_axes: MaskAxes | None = None,
 ) -> tuple[keras.Model, list[tuple[Layer, Layer]]]:
     """Builds the same graph from new layers.
 
@@ -73,12 +90,19 @@ def rebuild(
         model_class: class of the result, or a function with the arguments inputs,
             outputs and name that makes it. Nested models become `keras.Model`, with
             inputs of the shape that they are called with.
+        mask_axes: see `MaskAxes`. If given, symbolic tensors have symbolic masks across
+            the borders of nested models too. Those of Keras have none there. Masks of
+            all calls are added to it.
 
     Returns:
         `(new_model, pairs)`: a Functional model with newly initialized weights, and
         a list of `(old layer, new layer)`, those of nested models included.
+
+    Raises:
+        MasksDifferError: if `mask_axes` was incomplete. Then it is complete for one
+            model more, and another call may succeed.
     """
-    rebuilding = _Rebuilding(replace, replace_operation or clone_layer)
+    rebuilding = _Rebuilding(replace, replace_operation or clone_layer, mask_axes)
     new_model = rebuilding.build(model, model.inputs, model_class)
     return new_model, rebuilding.pairs()
 
@@ -90,8 +114,10 @@ class _Rebuilding:
         self,
         replace: Callable[[Layer], Any],
         replace_operation: Callable[[keras.Operation], Callable],
+        mask_axes: MaskAxes | None,
     ) -> None:
         self._replace = replace
+        self.mask_axes = mask_axes
         self._replace_operation = replace_operation
         # `(old, chain)` by the old one's id; a chain is called one after the other.
         self._chains: dict[int, tuple[keras.Operation, list[Callable]]] = {}
@@ -106,6 +132,7 @@ class _Rebuilding:
             lambda old: _input_like(old, _called_shape(old.shape, next(shapes))),
             model.inputs[0] if is_sequential else model.input,
         )
+        _read_masks(inputs, (self.mask_axes or {}).get(id(model), ()))
         if is_sequential:
             outputs = inputs
             for layer in model.layers:
@@ -115,13 +142,18 @@ class _Rebuilding:
         outputs = _with_names(inputs, outputs, _output_names(model))
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 
+    def call(self, model: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        """Calls a rebuilt nested model; its outputs have symbolic masks."""
+        outputs = model(*args, **kwargs)
+        if self.mask_axes is not None:
+            _read_masks(outputs, _mask_axes(model.outputs))
+        return outputs
+
     def pairs(self) -> list[tuple[Layer, Layer]]:
         """`(old layer, new layer)` of all layers that a layer replaces."""
-        lasts = [
-            (old, getattr(chain[-1], "layer", chain[-1]))
-            for old, chain in self._chains.values()
-        ]
-        return [(a, b) for a, b in lasts if isinstance(b, keras.layers.Layer)]
+        lasts = [(old, chain[-1]) for old, chain in self._chains.values()]
+        pairs = [(a, b.layer if isinstance(b, _NestedLayer) else b) for a, b in lasts]
+        return [(a, b) for a, b in pairs if isinstance(b, keras.layers.Layer)]
 
     def _replacement(self, operation):
         if id(operation) not in self._chains:
@@ -133,25 +165,37 @@ class _Rebuilding:
 
     def _new(self, operation):
         if is_model(operation):
-            return _Nested(lambda inputs: self.build(operation, inputs, keras.Model))
+            return _Nested(operation, self)
         if not isinstance(operation, keras.layers.Layer):
             return self._replace_operation(operation)
         built = self._replace(operation)
         if isinstance(built, Entered):
-            return _NestedLayer(built.trace, self.build)
+            return _NestedLayer(built, self)
         return built
 
 
 class _Nested:
     """A nested model that is built when it is first called."""
 
-    def __init__(self, build: Callable[[Any], keras.Model]) -> None:
-        self._build = build
+    def __init__(self, old: keras.Model, rebuilding: _Rebuilding) -> None:
+        self._old, self._rebuilding = old, rebuilding
         self._model: keras.Model | None = None
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self._model = self._model or self._build(inputs)
-        return self._model(inputs, *args, **kwargs)
+        self._add_masks(inputs)
+        if self._model is None:
+            self._model = self._rebuilding.build(self._old, inputs, keras.Model)
+        return self._rebuilding.call(self._model, inputs, *args, **kwargs)
+
+    def _add_masks(self, inputs):
+        known = self._rebuilding.mask_axes
+        if known is None:
+            return
+        axes = _mask_axes(inputs)
+        before = known.get(id(self._old), [0] * len(axes))
+        known[id(self._old)] = list(map(max, before, axes))
+        if self._model is not None and known[id(self._old)] != before:
+            raise MasksDifferError
 
 
 class _NestedLayer:
@@ -161,20 +205,42 @@ class _NestedLayer:
         layer: new layer, or None.
     """
 
-    def __init__(self, trace: Callable, build: Callable[..., keras.Model]) -> None:
-        self._trace, self._build = trace, build
+    def __init__(self, entered: Entered, rebuilding: _Rebuilding) -> None:
+        self._entered, self._rebuilding = entered, rebuilding
         self._model: keras.Model | None = None
         self.layer: Layer | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.layer is not None:
             return self.layer(*args, **kwargs)
-        new, tensors = self._trace(args, kwargs)
+        new, tensors = self._entered.trace(args, kwargs)
         if tensors is None:
             self.layer = new
             return new(*args, **kwargs)
-        self._model = self._model or self._build(new, tensors, keras.Model)
-        return self._model(tensors)
+        try:
+            self._model = self._model or self._rebuilding.build(
+                new, tensors, keras.Model
+            )
+        except RestartError:
+            raise
+        except Exception as error:
+            self._entered.failed(error)
+            raise
+        return self._rebuilding.call(self._model, tensors)
+
+
+def _mask_axes(tensors):
+    """Numbers of axes of the masks of symbolic tensors; 0 where there is none."""
+    masks = map(keras_private.mask_of, keras.tree.flatten(tensors))
+    return [0 if mask is None else len(mask.shape) for mask in masks]
+
+
+def _read_masks(tensors, mask_axes):
+    """Gives symbolic tensors masks that are read when the tensors are computed."""
+    for tensor, axes in zip(keras.tree.flatten(tensors), mask_axes, strict=False):
+        if axes:
+            read = ReadMask(axes, dtype=tensor.dtype)
+            keras_private.set_mask(tensor, read(tensor))
 
 
 def _input_like(old: keras.KerasTensor, shape: list[int | None]) -> keras.KerasTensor:

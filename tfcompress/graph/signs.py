@@ -6,6 +6,8 @@ import keras
 from keras import layers
 
 from tfcompress.graph.graph import Graph
+from tfcompress.layers.masking import AttachMask, DetachMask
+from tfcompress.layers.steps import MergeSteps, SplitSteps
 
 NON_NEGATIVE_ACTIVATIONS = (
     "relu",
@@ -49,7 +51,13 @@ _KEEPING = (
     layers.UpSampling2D,
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
+    AttachMask,
+    DetachMask,
+    MergeSteps,
+    SplitSteps,
 )
+# Their other inputs are masks, or only have a shape that is read.
+_OF_FIRST_INPUT = (AttachMask, SplitSteps)
 _KEEPING_OPERATIONS = {"Maximum", "Mean", "Reshape"}
 # Non-negative if both operands are non-negative tensors; constants may be negative.
 _KEEPING_MERGES = {"Add", "Concatenate", "Multiply"}
@@ -66,7 +74,9 @@ def may_be_negative(graph: Graph) -> Callable[[keras.KerasTensor], bool]:
     """
     nonnegative: set[int] = set()
     for call in graph.calls:
-        known = call.inputs and all(id(x) in nonnegative for x in call.inputs)
+        ends = 1 if isinstance(call.operation, _OF_FIRST_INPUT) else None
+        inputs = call.inputs[:ends]
+        known = inputs and all(id(x) in nonnegative for x in inputs)
         if _rectifies(call.operation) or (known and _keeps(call)):
             nonnegative.update(id(x) for x in call.outputs)
     return lambda tensor: id(tensor) not in nonnegative

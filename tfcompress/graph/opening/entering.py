@@ -8,7 +8,13 @@ from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
-from tfcompress.graph.opening.examples import CannotOpenError, example, same_outputs
+from tfcompress.graph.opening.examples import (
+    CannotOpenError,
+    brief,
+    examples,
+    same_outputs,
+)
+from tfcompress.graph.opening.wrappers import call_of
 from tfcompress.layers import TrainingForm
 from tfcompress.layers.masking import AttachMask
 from tfcompress.layers.registry import forms_of
@@ -35,7 +41,8 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
         args, kwargs: arguments of its call, with `KerasTensor`s.
 
     Returns:
-        A Functional `keras.Model` of the list that `tensors_of` returns for such arguments.
+        A Functional `keras.Model` of the list that `tensors_of` returns for such
+        arguments.
 
     Raises:
         CannotOpenError: if the layer has weights of its own, computes something else
@@ -45,18 +52,15 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     if getattr(layer, "activity_regularizer", None) is not None:
         raise CannotOpenError("has an activity regularizer")
     try:
-        model = _traced(layer, args, kwargs, training=None)
-        operations = [
-            _operations(_traced(layer, args, kwargs, training), training)
-            for training in (False, True)
-        ]
+        model = _traced(layer, args, kwargs, training=False)
+        in_training = _traced(layer, args, kwargs, training=True)
+        operations = _operations(model, False), _operations(in_training, True)
     except CannotOpenError:
         raise
     except Exception as error:
-        message = " ".join(str(error).split())[:160]
         raise CannotOpenError(
             "has a `call` that computes by more than layers and keras.ops "
-            f"({type(error).__name__}: {message})"
+            f"({brief(error)})"
         ) from error
     if operations[0] != operations[1]:
         raise CannotOpenError("computes something else in training")
@@ -86,11 +90,15 @@ def form_of(args: tuple, kwargs: dict[str, Any]) -> Any:
 def _described(value):
     if not keras.utils.is_keras_tensor(value):
         return repr(value)
-    return f"{value.dtype} {value.shape}, masked: {keras_private.mask_of(value) is not None}"
+    masked = keras_private.mask_of(value) is not None
+    return f"{value.dtype} {value.shape}, masked: {masked}"
 
 
 def _traced(layer, args, kwargs, training):
-    """Functional model of the sublayers, in a mode, or in that of each call."""
+    """Functional model of the sublayers.
+
+    Keras calls all of them in the mode of the model's call, not in that of the trace.
+    """
     tensors, masks = tensors_of(args, kwargs)
     inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors]
     new_masks = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in masks]
@@ -105,11 +113,12 @@ def _traced(layer, args, kwargs, training):
         taken.append(new)
     args, kwargs = _filled(args, kwargs, taken)
     kwargs.update(_mask_arguments(layer, args, kwargs))
-    if training is not None and "training" in inspect.signature(layer.call).parameters:
+    parameters = inspect.signature(layer.call).parameters
+    if "training" in parameters:
         kwargs["training"] = training
     previous = keras_private.mask_of(taken[0]) if taken else None
-    with keras_private.tracing(layer, bool(training)):
-        outputs = layer.call(*args, **kwargs)
+    with keras_private.tracing(layer, training):
+        outputs = call_of(layer)(*args, **kwargs)
         outputs = _with_masks(layer, taken, outputs, previous)
         return keras.Model(inputs + new_masks, outputs, name=layer.name)
 
@@ -145,22 +154,22 @@ def _with_masks(layer, inputs, outputs, previous):
     """Outputs with the masks that the layer attaches to them."""
     flat = keras.tree.flatten(outputs)
     masks = [keras_private.mask_of(x) for x in flat]
-    if previous is not None and layer.supports_masking and len(flat) == 1:
-        if masks[0] is None:
-            masks = [layer.compute_mask(inputs[0], previous)]
+    if previous is not None and layer.supports_masking and masks == [None]:
+        masks = [layer.compute_mask(inputs[0], previous)]
     new = [
-        x if mask is None else AttachMask()(x, mask)
+        x if mask is None else AttachMask(dtype=x.dtype)(x, mask)
         for x, mask in zip(flat, masks, strict=True)
     ]
     return keras.tree.pack_sequence_as(outputs, new)
 
 
 def _operations(function, training):
-    """Types of a model's operations, and whether they run in the mode `training`."""
+    """Types of a model's operations, and whether they run in the mode of its call."""
     result = []
 
     def recorder(operation):
         def call(*args, **kwargs):
+            _check_shape_is_known(operation, args)
             in_mode = kwargs.get("training") in (None, training)
             result.append((type(operation), in_mode))
             return operation.compute_output_spec(*args, **kwargs)
@@ -171,10 +180,19 @@ def _operations(function, training):
     return result
 
 
+def _check_shape_is_known(operation, args):
+    """Raises CannotOpenError for an operation of which Keras gets the shape wrong."""
+    if type(operation).__name__ == "DotProductAttention":
+        query, _, value = args[:3]
+        if query.shape[-1] != value.shape[-1]:
+            raise CannotOpenError("has values and queries of different sizes")
+
+
 def _check_outputs(layer, model, args, kwargs):
     """Raises CannotOpenError unless layer and model agree on example inputs."""
     tensors, masks = tensors_of(args, kwargs)
-    arrays, mask_arrays = [list(map(example, group)) for group in (tensors, masks)]
+    arrays, copies = examples(tensors), examples(tensors)
+    mask_arrays = examples(masks)
     queue = iter(mask_arrays)
     for tensor, array in zip(tensors, arrays, strict=True):
         if keras_private.mask_of(tensor) is not None:
@@ -182,5 +200,5 @@ def _check_outputs(layer, model, args, kwargs):
     filled_args, filled_kwargs = _filled(args, kwargs, arrays)
     same_outputs(
         lambda: layer(*filled_args, **filled_kwargs),
-        lambda: model(arrays + mask_arrays),
+        lambda: model(copies + mask_arrays),
     )

@@ -1,6 +1,7 @@
 """Comparison of a layer with its parts on example inputs."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,14 +20,28 @@ class CannotOpenError(Exception):
     """Reason why a layer cannot be replaced by its parts."""
 
 
-def example(tensor: keras.KerasTensor) -> Tensor:
-    """Returns values for a symbolic tensor: normal ones, 0 and 1, or only True."""
+def brief(error: Exception) -> str:
+    """Returns an error's type and the beginning of its message."""
+    message = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+    return f"{type(error).__name__}: {message[:160]}"
+
+
+def examples(tensors: Sequence[keras.KerasTensor]) -> list[Tensor]:
+    """Returns values for symbolic tensors, the same in each call.
+
+    They are normal numbers, 0 and 1, or True in the first half of the last axis.
+    """
+    rng = np.random.default_rng(0)
+    return [_example(tensor, rng) for tensor in tensors]
+
+
+def _example(tensor, rng):
     batch, *others = tensor.shape or (1,)
     sizes = (batch or _BATCH, *(size or _SIZE for size in others))[: len(tensor.shape)]
-    rng = np.random.default_rng(0)
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if dtype == "bool":
-        values = np.ones(sizes)
+        last = sizes[-1] if sizes else 1
+        values = np.broadcast_to(np.arange(last) < (last + 1) // 2, sizes)
     elif "int" in dtype:
         values = rng.integers(0, 2, sizes)
     else:
@@ -46,9 +61,8 @@ def same_outputs(layer: Callable[[], Any], parts: Callable[[], Any]) -> None:
     try:
         outputs = [keras.tree.flatten(function()) for function in (layer, parts)]
     except Exception as error:
-        message = " ".join(str(error).split())[:160]
         raise CannotOpenError(
-            f"cannot be called on example inputs ({type(error).__name__}: {message})"
+            f"cannot be called on example inputs ({brief(error)})"
         ) from error
     for pair in zip(*outputs, strict=True):
         one, other = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in pair)

@@ -1,4 +1,4 @@
-"""Models in which layers that schemes cannot treat whole are replaced by their parts."""
+"""Models in which parts replace layers that schemes cannot treat whole."""
 
 import dataclasses
 import functools
@@ -7,13 +7,27 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening import einsum, entering, recurrent, separable
-from tfcompress.graph.opening.examples import CannotOpenError
-from tfcompress.graph.rebuild import Entered, clone_layer, copy_weights, rebuild
+from tfcompress.compat import keras_private
+from tfcompress.graph.graph import Graph, check_has_graph
+from tfcompress.graph.opening import einsum, entering, recurrent, separable, wrappers
+from tfcompress.graph.opening.examples import CannotOpenError, brief
+from tfcompress.graph.rebuild import (
+    Entered,
+    MaskAxes,
+    MasksDifferError,
+    RestartError,
+    clone_layer,
+    copy_weights,
+    rebuild,
+)
+from tfcompress.layers.masking import DetachMask
 
 # Modules with functions `parts` and `copy_weights`, by the layers that they split.
-_SPLITS = {kind: module for module in (einsum, recurrent, separable) for kind in module.KINDS}
+_SPLITS = {
+    kind: module
+    for module in (einsum, recurrent, separable, wrappers)
+    for kind in module.KINDS
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,26 +69,37 @@ def open_layers(model: keras.Model) -> Opened:
         `Opened`, with a model that computes the same.
 
     Raises:
-        ValueError: if a layer cannot be copied.
+        ValueError: if the model has no graph, or a layer cannot be copied.
     """
+    check_has_graph(model)
     whole: dict[int, str] = {}  # reasons to leave a layer as it is
-    layers = Graph(model).layers().values()
-    if not any(type(x) in _SPLITS or entering.may_enter(x) for x in layers):
+    mask_axes: MaskAxes = {}
+    # A look at all layers takes little time, but finds those of a teacher as well.
+    layers = keras_private.flatten_layers(model)[1:]
+    if not any(map(_may_open, layers)) or not any(
+        map(_may_open, Graph(model).layers().values())
+    ):
         return Opened(model, {}, frozenset(), {})
     while True:
-        opening = _Opening(whole)
+        opening = _Opening(whole, mask_axes)
         try:
             return opening.run(model)
-        except _CalledDifferentlyError as error:
-            whole[id(error.layer)] = "is called with arguments of several kinds"
+        except _LeftWholeError as error:
+            whole[id(error.layer)] = error.reason
+        except MasksDifferError:
+            pass  # the next pass knows all masks
 
 
-class _CalledDifferentlyError(Exception):
-    """A shared layer's calls cannot all be those of one nested model."""
+def _may_open(layer):
+    return type(layer) in _SPLITS or entering.may_enter(layer)
 
-    def __init__(self, layer: keras.layers.Layer) -> None:
+
+class _LeftWholeError(RestartError):
+    """A layer of which a part of the model was already rebuilt has to stay whole."""
+
+    def __init__(self, layer: keras.layers.Layer, reason: str) -> None:
         super().__init__(layer.name)
-        self.layer = layer
+        self.layer, self.reason = layer, reason
 
 
 class _Opening:
@@ -84,8 +109,9 @@ class _Opening:
         whole: `{id(layer): str}`. Reasons to leave layers as they are.
     """
 
-    def __init__(self, whole: dict[int, str]) -> None:
+    def __init__(self, whole: dict[int, str], mask_axes: MaskAxes) -> None:
         self.whole = whole
+        self._mask_axes = mask_axes
         self._parts: dict[int, list[keras.layers.Layer]] = {}
         self._traced: dict[int, tuple[Any, list[Any]]] = {}
 
@@ -93,9 +119,13 @@ class _Opening:
         """Returns the opened model.
 
         Raises:
-            _CalledDifferentlyError: if a layer has to be left as it is.
+            RestartError: if a layer has to be left as it is, or masks were not known.
         """
-        opened, pairs = rebuild(model, self._replace)
+        opened, pairs = rebuild(model, self._replace, mask_axes=self._mask_axes)
+        if not self._parts and not self._traced:
+            named = Graph(model).layers().items()
+            reasons = {x: self.whole[id(y)] for x, y in named if id(y) in self.whole}
+            return Opened(model, {}, frozenset(), reasons)
         for old, new in pairs:
             if id(old) in self._parts:
                 _SPLITS[type(old)].copy_weights(old, self._parts[id(old)])
@@ -130,13 +160,15 @@ class _Opening:
                 return clone_layer(layer)
             return self._parts[id(layer)]
         if entering.may_enter(layer):
-            return Entered(functools.partial(self._enter, layer))
+            return Entered(
+                functools.partial(self._enter, layer),
+                functools.partial(_failed, layer),
+            )
         return clone_layer(layer)
 
     def _enter(self, layer, args, kwargs):
         """The model of a layer's sublayers and its inputs, or a copy and None."""
         tensors, masks = entering.tensors_of(args, kwargs)
-        inputs = [*tensors, *masks]
         call = entering.form_of(args, kwargs)
         if id(layer) not in self._traced:
             try:
@@ -147,5 +179,15 @@ class _Opening:
             self._traced[id(layer)] = traced, call
         traced, first_call = self._traced[id(layer)]
         if call != first_call:
-            raise _CalledDifferentlyError(layer)
-        return traced, inputs
+            raise _LeftWholeError(layer, "is called with arguments of several kinds")
+        return traced, [*map(_without_mask, tensors), *masks]
+
+
+def _failed(layer, error):
+    raise _LeftWholeError(layer, f"cannot be made of its parts ({brief(error)})")
+
+
+def _without_mask(tensor):
+    if keras_private.mask_of(tensor) is None:
+        return tensor
+    return DetachMask(dtype=tensor.dtype)(tensor)

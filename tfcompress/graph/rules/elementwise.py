@@ -7,6 +7,7 @@ from keras import layers
 from tfcompress.graph.graph import Call
 from tfcompress.graph.trace import Trace, described
 from tfcompress.layers import QuantizeActivation
+from tfcompress.layers.masking import AttachMask, DetachMask, ReadMask
 
 # Names in `keras.activations` and `keras.ops`. The classes of operations have the same
 # names, in capitals and without underscores.
@@ -75,15 +76,21 @@ def clip(trace: Trace, call: Call) -> None:
         pass_through(trace, call)
 
 
+def read_mask(trace: Trace, call: Call) -> None:
+    """The output is a mask, and no value of the input is read."""
+    trace.put_frozen(call.outputs[0], f"made by {described(call)}", call.name)
+
+
 _DROPOUT = (layers.AlphaDropout, layers.Dropout, layers.GaussianDropout)
 _PASSING = (
     layers.ActivityRegularization, layers.ELU, layers.GaussianNoise, layers.Identity,
     layers.LeakyReLU, layers.ReLU, layers.SpatialDropout1D, layers.SpatialDropout2D,
-    layers.SpatialDropout3D, QuantizeActivation,
+    layers.SpatialDropout3D, AttachMask, DetachMask, QuantizeActivation,
 )  # fmt: skip
 LAYERS = {
     layers.Activation: activation,
     layers.Rescaling: rescaling,
+    ReadMask: read_mask,
     **dict.fromkeys(_DROPOUT, dropout),
     **dict.fromkeys(_PASSING, pass_through),
 }

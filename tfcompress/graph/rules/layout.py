@@ -10,6 +10,7 @@ from keras import layers
 from tfcompress.graph.graph import Call
 from tfcompress.graph.trace import Count, Space, Trace
 from tfcompress.layers.kernel import channel_axis
+from tfcompress.layers.steps import MergeSteps, SplitSteps
 
 
 def flatten(trace: Trace, call: Call) -> None:
@@ -165,7 +166,17 @@ def get_item(trace: Trace, call: Call) -> None:
     trace.resize(call, "", space.ids, ids, {}, changes)
 
 
+def merge_steps(trace: Trace, call: Call) -> None:
+    _move_beside_steps(trace, call, -1)
+
+
+def split_steps(trace: Trace, call: Call) -> None:
+    _move_beside_steps(trace, call, 1)
+
+
 LAYERS = {
+    MergeSteps: merge_steps,
+    SplitSteps: split_steps,
     layers.Flatten: flatten,
     layers.Permute: permute,
     layers.Reshape: reshape_layer,
@@ -183,6 +194,15 @@ OPERATIONS = {
     "sum": drop_axes,
     "transpose": transpose,
 }
+
+
+def _move_beside_steps(trace: Trace, call: Call, moved: int) -> None:
+    """Puts the same channels on an axis beside, unless they are the steps."""
+    space = trace.space(call.inputs[0])
+    if space.axis + moved < 1:
+        trace.freeze_call(call)
+    else:
+        trace.put(call, Space(space.axis + moved, space.ids))
 
 
 def _transpose(trace: Trace, call: Call, axes: Sequence[int]) -> None:

@@ -13,6 +13,8 @@ from tfcompress.graph.rules import (
 )
 from tfcompress.graph.trace import Rule, Trace
 from tfcompress.layers import TrainingForm
+from tfcompress.layers.masking import AttachMask
+from tfcompress.layers.steps import SplitSteps
 
 # By the class of a layer.
 LAYERS: dict[type, Rule] = {
@@ -34,6 +36,10 @@ _OF_SEVERAL_INPUTS = (
     merging.merge, merging.concatenate, mixing.attention, mixing.recurrence,
 )  # fmt: skip
 
+# Layers whose rules concern their first input. The others are masks, or only have a
+# shape that is read.
+_FIRST_OF_SEVERAL = (AttachMask, SplitSteps)
+
 
 def rule_of(call: Call) -> Rule | None:
     """Returns the rule of a call, a function of a `Trace` and the call.
@@ -51,7 +57,8 @@ def rule_of(call: Call) -> Rule | None:
         rule = next((LAYERS[k] for k in kinds if k in LAYERS), None)
     elif origin == "keras":
         rule = OPERATIONS.get(kind.__name__.lower())
-    if rule is None or (len(call.inputs) != 1 and rule not in _OF_SEVERAL_INPUTS):
+    of_several = rule in _OF_SEVERAL_INPUTS or isinstance(operation, _FIRST_OF_SEVERAL)
+    if rule is None or (len(call.inputs) != 1 and not of_several):
         return None
     return _checked(rule) if isinstance(operation, layers.Layer) else rule
 

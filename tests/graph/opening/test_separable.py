@@ -7,8 +7,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cost import layer_costs, total_cost
-from tfcompress.graph.graph import Graph
-from tfcompress.graph.separable import separable_layers, split_separable
+from tfcompress.graph.opening.opening import open_layers
 
 ARGUMENTS = [
     {},
@@ -41,7 +40,7 @@ def random_net(separable, shape):
 def test_split_model_predicts_as_the_separable_one(kind, shape, parts, arguments):
     model = random_net(kind(5, 3, name="a", **arguments), shape)
     before = model.get_weights()
-    split = split_separable(model)
+    split = open_layers(model).model
     names = [(x.name, type(x).__name__) for x in split.layers]
     assert list(zip(("a_depthwise", "a"), parts, strict=True)) == names[1:3]
     assert split.count_params() == model.count_params()
@@ -65,7 +64,7 @@ def test_split_gives_each_part_its_arguments():
         bias_initializer="ones",
         activity_regularizer=decay,
     )
-    split = split_separable(random_net(separable, (8, 8, 2)))
+    split = open_layers(random_net(separable, (8, 8, 2))).model
     depthwise, pointwise = split.get_layer("a_depthwise"), split.get_layer("a")
     assert depthwise.depthwise_regularizer.l2 == pytest.approx(0.1)
     assert depthwise.activity_regularizer is None
@@ -76,9 +75,9 @@ def test_split_gives_each_part_its_arguments():
     assert not depthwise.trainable and not pointwise.trainable
 
 
-def test_split_returns_a_model_without_separable_layers_itself():
+def test_model_with_nothing_to_open_is_returned_itself():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    assert split_separable(model) is model
+    assert open_layers(model).model is model
 
 
 def test_split_handles_shared_and_nested_layers():
@@ -86,10 +85,8 @@ def test_split_handles_shared_and_nested_layers():
     shared = layers.SeparableConv2D(4, 3, padding="same")
     inputs = keras.Input((8, 8, 4))
     model = keras.Model(inputs, inner(shared(shared(inputs))))
-    split = split_separable(model)
-    assert len(separable_layers(Graph(model))) == 2 and not separable_layers(
-        Graph(split)
-    )
+    split = open_layers(model).model
+    assert open_layers(split).model is split
     assert split.count_params() == model.count_params()
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
     np.testing.assert_allclose(split(x), model(x), atol=1e-5)

@@ -1,0 +1,135 @@
+"""Layers that wrap others: TimeDistributed, SpectralNormalization, Bidirectional."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfcompress as tfc
+from tests.graph.opening.opened import IDS, embedded, normal, opened_alike
+from tfcompress.graph.opening.wrappers import UnitSpectralNorm
+
+Steps = layers.TimeDistributed
+
+
+def image_net():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.SeparableConv2D(4, 3, name="conv"),
+            layers.GlobalAveragePooling2D(),
+        ],
+        name="net",
+    )
+
+
+@pytest.mark.parametrize("steps", [4, None])
+@pytest.mark.parametrize(
+    "make, shape, part",
+    [
+        (lambda: layers.Dense(3, name="part"), (8,), "wrapper/part"),
+        (lambda: layers.Dense(3, name="part"), (2, 8), "wrapper/part"),
+        (lambda: layers.Conv2D(3, 3, name="part"), (6, 6, 2), "wrapper/part"),
+        (image_net, (8, 8, 3), "wrapper/net/conv"),
+        (
+            lambda: layers.EinsumDense("ab,bc->ac", 3, name="part"),
+            (8,),
+            "wrapper/part",
+        ),
+        (lambda: layers.LSTM(3, name="part"), (5, 8), "wrapper/part"),
+        (
+            lambda: Steps(layers.Dense(3, name="part"), name="inner"),
+            (5, 8),
+            "wrapper/inner/part",
+        ),
+    ],
+)
+def test_layers_of_steps_are_called_once(make, shape, part, steps):
+    inputs = keras.Input((steps, *shape))
+    model = keras.Model(inputs, Steps(make(), name="wrapper")(inputs))
+    opened = opened_alike(model, normal(2, 4, *shape))
+    assert "wrapper" in opened.entered and not opened.reasons
+    assert part in {row.name for row in tfc.plan(model, tfc.PrunedTernary()).rows}
+    assert opened.model.output_shape == model.output_shape
+
+
+@pytest.mark.parametrize("equation", [None, "ab,bc->ac"])
+def test_masks_of_steps_reach_later_layers(equation):
+    ids, x = embedded()
+    inner = layers.EinsumDense(equation, 8) if equation else layers.Dense(8)
+    outputs = layers.LSTM(3)(Steps(inner)(x))
+    assert opened_alike(keras.Model(ids, outputs), IDS).entered
+
+
+def test_masks_that_a_layer_of_steps_reads_leave_it_whole():
+    inputs = keras.Input((4, 6, 8))
+    outputs = Steps(layers.LSTM(3), name="wrapper")(layers.Masking()(inputs))
+    opened = opened_alike(keras.Model(inputs, outputs), normal(2, 4, 6, 8))
+    assert opened.reasons == {"wrapper": "passes the masks of its steps on"}
+
+
+def test_layers_of_steps_without_kernels_are_left_as_they_are():
+    inputs = keras.Input((4, 6, 8))
+    model = keras.Model(inputs, Steps(layers.Flatten())(inputs))
+    assert opened_alike(model, normal(2, 4, 6, 8)).model is model
+
+
+@pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave", None])
+def test_bidirectional_layers_are_opened_with_their_masks(mode):
+    ids, x = embedded()
+    layer = layers.Bidirectional(
+        layers.LSTM(3, return_sequences=True), merge_mode=mode, name="both"
+    )
+    outputs = keras.tree.map_structure(
+        lambda y: layers.GlobalAveragePooling1D()(y), layer(x)
+    )
+    opened = opened_alike(keras.Model(ids, outputs), IDS)
+    assert opened.entered == {"both"}
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (lambda: layers.Dense(3), (8,)),
+        (lambda: layers.Conv2D(3, 3, padding="same"), (6, 6, 8)),
+        (lambda: layers.DepthwiseConv2D(3), (6, 6, 8)),
+        (lambda: layers.Conv2DTranspose(3, 2), (6, 6, 8)),
+    ],
+)
+def test_spectral_normalization_becomes_a_constraint(make, shape):
+    inputs = keras.Input(shape)
+    kind = type(make())
+    layer = layers.SpectralNormalization(make(), name="wrapper")
+    opened = opened_alike(keras.Model(inputs, layer(inputs)), normal(2, *shape))
+    part = opened.model.get_layer("wrapper")
+    assert type(part) is kind
+    assert isinstance(part.kernel.constraint, UnitSpectralNorm)
+    opened.model.compile("adam", "mse")
+    x = normal(16, *shape)
+    opened.model.fit(x, np.ones((16, *opened.model.output_shape[1:])), verbose=0)
+    kernel = keras.ops.convert_to_numpy(part.kernel)
+    norm = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2)
+    assert norm == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda: layers.Dense(3, kernel_constraint="non_neg"), "has a layer with a"),
+        (lambda: layers.EinsumDense("ab,bc->ac", 3), "layer of type EinsumDense"),
+    ],
+)
+def test_other_spectral_normalization_stays_whole(make, reason):
+    inputs = keras.Input((8,))
+    layer = layers.SpectralNormalization(make(), name="wrapper")
+    opened = opened_alike(keras.Model(inputs, layer(inputs)), normal(2, 8))
+    assert reason in opened.reasons["wrapper"]
+
+
+def test_constraint_leaves_kernels_of_zeros_and_small_ones_valid():
+    constraint = UnitSpectralNorm()
+    for factor in (0.0, 1e-12, 1e-6, 1e6):
+        kernel = np.array(constraint(factor * normal(3, 3, 4, 5)))
+        assert np.isfinite(kernel).all()
+        norm = np.linalg.norm(kernel.reshape(-1, 5), 2)
+        assert norm == pytest.approx(0 if factor == 0 else 1, abs=0.02)
