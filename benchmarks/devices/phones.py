@@ -1,8 +1,8 @@
 """Bytes, arena and latency of the files for phones, beside stock ones.
 
 `python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50` takes names of
-built-in networks, of networks of `keras.applications`, or `.keras` and `.h5` files. It quantizes
-the weights of all layers to 4 and to 2 bits, without training, and exports in all ways.
+built-in networks, of networks of `keras.applications`, or `.keras` and `.h5` files. It
+quantizes the weights of all layers to 4 and to 2 bits, without training, and exports in all ways.
 The other files are the float file and those of litert-quantizer: int8 throughout, and
 INT4 kernels with float activations.
 

@@ -56,7 +56,7 @@ def test_runtime_reads_the_containers_of_the_table(operator):
 
 
 def test_cost_table_was_measured_with_the_installed_runtime():
-    # Otherwise run `python -m benchmarks.devices.operator_costs`, and look at its table.
+    # Otherwise run `python -m benchmarks.devices.operator_costs`, and read its table.
     assert CostTable().litert == importlib.metadata.version("ai-edge-litert")
 
 
