@@ -88,8 +88,8 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     """Returns the treatments of `compress(model, scheme)`, without compressing.
 
     A layer that is replaced by its parts has a row for each of them. A separable
-    convolution becomes a depthwise and a pointwise layer; a layer with sublayers becomes
-    a nested model of these. An override for its name holds for all parts.
+    convolution becomes a depthwise and a pointwise layer; a layer with sublayers
+    becomes a nested model of these. An override for its name holds for all parts.
 
     Args:
         model: built Functional or Sequential Keras 3 model.
@@ -215,14 +215,21 @@ def warn_of_left_alone(plan: Plan, scheme: Scheme) -> None:
             stacklevel=4,
         )
     why_not = scheme.treatment.why_not
-    unknown = [row.layer for row in plan.rows if row.reason == why_not(row.layer)]
-    share = _share(plan, unknown)
+    unknown = [
+        row
+        for row in plan.rows
+        if row.config is None
+        and row.reason != FROZEN
+        and why_not(row.layer) is not None
+        and _override(scheme.overrides, row.name) is None
+    ]
+    share = _share(plan, [row.layer for row in unknown])
     if share >= LARGE_SHARE:
-        largest = max(unknown, key=lambda layer: layer.count_params())
+        largest = max(unknown, key=lambda row: row.layer.count_params())
         warnings.warn(
             f"{share:.0%} of the weights are left alone. Most of them are in "
-            f"'{largest.name}', of type {type(largest).__name__}: {why_not(largest)}. "
-            "`tfcompress.plan` lists all.",
+            f"'{largest.name}', of type {type(largest.layer).__name__}: "
+            f"{largest.reason}. `tfcompress.plan` lists all.",
             stacklevel=4,
         )
 

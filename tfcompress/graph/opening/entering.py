@@ -9,6 +9,12 @@ from keras import ops
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
 from tfcompress.graph.opening.examples import CannotOpenError, example, same_outputs
+from tfcompress.graph.opening.state import (
+    check_all_used,
+    check_own_state,
+    only_parts_have_state,
+    operations,
+)
 from tfcompress.layers import TrainingForm
 from tfcompress.layers.masking import AttachMask
 from tfcompress.layers.registry import forms_of
@@ -35,7 +41,8 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
         args, kwargs: arguments of its call, with `KerasTensor`s.
 
     Returns:
-        A Functional `keras.Model` of the list that `tensors_of` returns for such arguments.
+        A Functional `keras.Model` of the list that `tensors_of` returns for such
+        arguments.
 
     Raises:
         CannotOpenError: if the layer has weights of its own, computes something else
@@ -44,12 +51,15 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     """
     if getattr(layer, "activity_regularizer", None) is not None:
         raise CannotOpenError("has an activity regularizer")
+    check_own_state(layer)
     try:
         model = _traced(layer, args, kwargs, training=None)
-        operations = [
-            _operations(_traced(layer, args, kwargs, training), training)
-            for training in (False, True)
-        ]
+        usual, inference, training = (
+            operations(
+                model if mode is None else _traced(layer, args, kwargs, mode), mode
+            )
+            for mode in (None, False, True)
+        )
     except CannotOpenError:
         raise
     except Exception as error:
@@ -58,12 +68,9 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
             "has a `call` that computes by more than layers and keras.ops "
             f"({type(error).__name__}: {message})"
         ) from error
-    if operations[0] != operations[1]:
+    if inference != training or usual != inference:
         raise CannotOpenError("computes something else in training")
-    inside = {id(variable) for variable in model.weights}
-    own = [variable for variable in layer.weights if id(variable) not in inside]
-    if own:
-        raise CannotOpenError(f"has weights of its own, such as '{own[0].path}'")
+    check_all_used(layer, model)
     _check_outputs(layer, model, args, kwargs)
     return model
 
@@ -86,7 +93,8 @@ def form_of(args: tuple, kwargs: dict[str, Any]) -> Any:
 def _described(value):
     if not keras.utils.is_keras_tensor(value):
         return repr(value)
-    return f"{value.dtype} {value.shape}, masked: {keras_private.mask_of(value) is not None}"
+    masked = keras_private.mask_of(value) is not None
+    return f"{value.dtype} {value.shape}, masked: {masked}"
 
 
 def _traced(layer, args, kwargs, training):
@@ -109,7 +117,8 @@ def _traced(layer, args, kwargs, training):
         kwargs["training"] = training
     previous = keras_private.mask_of(taken[0]) if taken else None
     with keras_private.tracing(layer, bool(training)):
-        outputs = layer.call(*args, **kwargs)
+        with only_parts_have_state(layer):
+            outputs = layer.call(*args, **kwargs)
         outputs = _with_masks(layer, taken, outputs, previous)
         return keras.Model(inputs + new_masks, outputs, name=layer.name)
 
@@ -145,30 +154,14 @@ def _with_masks(layer, inputs, outputs, previous):
     """Outputs with the masks that the layer attaches to them."""
     flat = keras.tree.flatten(outputs)
     masks = [keras_private.mask_of(x) for x in flat]
-    if previous is not None and layer.supports_masking and len(flat) == 1:
-        if masks[0] is None:
-            masks = [layer.compute_mask(inputs[0], previous)]
+    passes = previous is not None and layer.supports_masking
+    if passes and len(flat) == 1 and masks[0] is None:
+        masks = [layer.compute_mask(inputs[0], previous)]
     new = [
         x if mask is None else AttachMask()(x, mask)
         for x, mask in zip(flat, masks, strict=True)
     ]
     return keras.tree.pack_sequence_as(outputs, new)
-
-
-def _operations(function, training):
-    """Types of a model's operations, and whether they run in the mode `training`."""
-    result = []
-
-    def recorder(operation):
-        def call(*args, **kwargs):
-            in_mode = kwargs.get("training") in (None, training)
-            result.append((type(operation), in_mode))
-            return operation.compute_output_spec(*args, **kwargs)
-
-        return call
-
-    keras_private.run_through_graph(function, function.inputs, recorder)
-    return result
 
 
 def _check_outputs(layer, model, args, kwargs):

@@ -1,4 +1,4 @@
-"""Models in which layers that schemes cannot treat whole are replaced by their parts."""
+"""Models in which layers of several kernels are replaced by their parts."""
 
 import dataclasses
 import functools
@@ -58,22 +58,33 @@ def open_layers(model: keras.Model) -> Opened:
         ValueError: if a layer cannot be copied.
     """
     whole: dict[int, str] = {}  # reasons to leave a layer as it is
-    layers = Graph(model).layers().values()
-    if not any(type(x) in _SPLITS or entering.may_enter(x) for x in layers):
+    if not any(map(_may_open, Graph(model).layers().values())):
         return Opened(model, {}, frozenset(), {})
     while True:
         opening = _Opening(whole)
         try:
             return opening.run(model)
-        except _CalledDifferentlyError as error:
-            whole[id(error.layer)] = "is called with arguments of several kinds"
+        except _StaysWholeError as error:
+            whole[id(error.layer)] = str(error)
 
 
-class _CalledDifferentlyError(Exception):
-    """A shared layer's calls cannot all be those of one nested model."""
+def _may_open(layer):
+    return type(layer) in _SPLITS or entering.may_enter(layer) or _copy(layer) is None
 
-    def __init__(self, layer: keras.layers.Layer) -> None:
-        super().__init__(layer.name)
+
+def _copy(layer):
+    """A new layer like another, or None if it cannot be copied."""
+    try:
+        return clone_layer(layer)
+    except ValueError:
+        return None
+
+
+class _StaysWholeError(Exception):
+    """Reason, found too late for this pass, to leave a layer as it is."""
+
+    def __init__(self, layer: keras.layers.Layer, reason: str) -> None:
+        super().__init__(reason)
         self.layer = layer
 
 
@@ -87,13 +98,15 @@ class _Opening:
     def __init__(self, whole: dict[int, str]) -> None:
         self.whole = whole
         self._parts: dict[int, list[keras.layers.Layer]] = {}
-        self._traced: dict[int, tuple[Any, list[Any]]] = {}
+        self._traced: dict[int, tuple[Any, Any]] = {}
+        # Layers that were entered, by the ids of their parts.
+        self._holders: dict[int, keras.layers.Layer] = {}
 
     def run(self, model: keras.Model) -> Opened:
         """Returns the opened model.
 
         Raises:
-            _CalledDifferentlyError: if a layer has to be left as it is.
+            _StaysWholeError: if a layer has to be left as it is.
         """
         opened, pairs = rebuild(model, self._replace)
         for old, new in pairs:
@@ -121,17 +134,38 @@ class _Opening:
 
     def _replace(self, layer):
         if id(layer) in self.whole:
-            return clone_layer(layer)
+            return self._clone(layer)
         if type(layer) in _SPLITS:
             try:
                 self._parts[id(layer)] = _SPLITS[type(layer)].parts(layer)
             except CannotOpenError as error:
                 self.whole[id(layer)] = str(error)
-                return clone_layer(layer)
+                return self._clone(layer)
             return self._parts[id(layer)]
-        if entering.may_enter(layer):
-            return Entered(functools.partial(self._enter, layer))
-        return clone_layer(layer)
+        copy = None if entering.may_enter(layer) else _copy(layer)
+        if copy is not None:
+            return copy
+        return Entered(functools.partial(self._enter, layer))
+
+    def _clone(self, layer):
+        """A copy of a layer that stays whole.
+
+        Raises:
+            _StaysWholeError: if it cannot be copied, but perhaps the layer around it.
+            ValueError: if there is none.
+        """
+        try:
+            return clone_layer(layer)
+        except ValueError as error:
+            reason = self.whole.get(id(layer), "has no other form")
+            holder = self._holders.get(id(layer))
+            if holder is None:
+                raise ValueError(
+                    f"{error} It stays as it is because it {reason}."
+                ) from (error)
+            raise _StaysWholeError(
+                holder, f"holds '{layer.name}', which {reason} and cannot be copied"
+            ) from error
 
     def _enter(self, layer, args, kwargs):
         """The model of a layer's sublayers and its inputs, or a copy and None."""
@@ -143,9 +177,10 @@ class _Opening:
                 traced = entering.trace(layer, args, kwargs)
             except CannotOpenError as error:
                 self.whole[id(layer)] = str(error)
-                return clone_layer(layer), None
+                return self._clone(layer), None
             self._traced[id(layer)] = traced, call
+            self._holders.update({id(part): layer for part in traced.operations})
         traced, first_call = self._traced[id(layer)]
         if call != first_call:
-            raise _CalledDifferentlyError(layer)
+            raise _StaysWholeError(layer, "is called with arguments of several kinds")
         return traced, inputs
