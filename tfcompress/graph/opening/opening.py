@@ -8,12 +8,15 @@ from typing import Any
 import keras
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening import einsum, entering, separable
+from tfcompress.graph.opening import einsum, entering, separable, subclass
 from tfcompress.graph.opening.examples import CannotOpenError
 from tfcompress.graph.rebuild import Entered, clone_layer, copy_weights, rebuild
+from tfcompress.layers.registry import FORMS
 
 # Modules with functions `parts` and `copy_weights`, by the layers that they split.
 _SPLITS = {kind: module for module in (einsum, separable) for kind in module.KINDS}
+# Layers of Keras that users derive theirs from.
+_KNOWN = (*(forms.plain for forms in FORMS), *_SPLITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,11 @@ def open_layers(model: keras.Model) -> Opened:
 
 
 def _may_open(layer):
-    return type(layer) in _SPLITS or entering.may_enter(layer) or _copy(layer) is None
+    return _may_split(layer) or entering.may_enter(layer) or _copy(layer) is None
+
+
+def _may_split(layer):
+    return type(layer) in _SPLITS or subclass.base_of(layer, _KNOWN) is not None
 
 
 def _copy(layer):
@@ -97,7 +104,8 @@ class _Opening:
 
     def __init__(self, whole: dict[int, str]) -> None:
         self.whole = whole
-        self._parts: dict[int, list[keras.layers.Layer]] = {}
+        # `(layer with the weights, parts)` by the layers' ids.
+        self._parts: dict[int, tuple[keras.layers.Layer, list[keras.layers.Layer]]] = {}
         self._traced: dict[int, tuple[Any, Any]] = {}
         # Layers that were entered, by the ids of their parts.
         self._holders: dict[int, keras.layers.Layer] = {}
@@ -110,10 +118,11 @@ class _Opening:
         """
         opened, pairs = rebuild(model, self._replace)
         for old, new in pairs:
-            if id(old) in self._parts:
-                _SPLITS[type(old)].copy_weights(old, self._parts[id(old)])
+            source, parts = self._parts.get(id(old), (old, [new]))
+            if type(source) in _SPLITS and id(old) in self._parts:
+                _SPLITS[type(source)].copy_weights(source, parts)
             else:
-                copy_weights(old, new)
+                copy_weights(source, new)
         graph = Graph(opened)
         names = {id(layer): name for name, layer in graph.layers().items()}
         nested = [{c.name for c in g.model_calls} for g in (graph, Graph(model))]
@@ -121,7 +130,7 @@ class _Opening:
             opened,
             whole_of={
                 names[id(part)]: names[id(parts[-1])]
-                for parts in self._parts.values()
+                for _, parts in self._parts.values()
                 for part in parts
             },
             entered=frozenset(nested[0] - nested[1]),
@@ -135,17 +144,25 @@ class _Opening:
     def _replace(self, layer):
         if id(layer) in self.whole:
             return self._clone(layer)
-        if type(layer) in _SPLITS:
+        if _may_split(layer):
             try:
-                self._parts[id(layer)] = _SPLITS[type(layer)].parts(layer)
+                return self._split(layer)
             except CannotOpenError as error:
                 self.whole[id(layer)] = str(error)
                 return self._clone(layer)
-            return self._parts[id(layer)]
         copy = None if entering.may_enter(layer) else _copy(layer)
         if copy is not None:
             return copy
         return Entered(functools.partial(self._enter, layer))
+
+    def _split(self, layer):
+        """The parts of a layer, to be called one after the other."""
+        base = subclass.base_of(layer, _KNOWN)
+        source = layer if base is None else subclass.as_base(layer, base)
+        module = _SPLITS.get(type(source))
+        parts = module.parts(source) if module else [clone_layer(source)]
+        self._parts[id(layer)] = source, parts
+        return parts
 
     def _clone(self, layer):
         """A copy of a layer that stays whole.
