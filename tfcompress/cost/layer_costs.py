@@ -16,6 +16,7 @@ from tfcompress.cost.formulas import (
 )
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
+from tfcompress.graph.opening.subclassed_model import with_graph
 from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
 from tfcompress.layers.kernel import channel_axis
 from tfcompress.quantizers import ActivationQuantizer
@@ -105,8 +106,8 @@ def layer_costs(
     packed layer includes the `QuantizeActivation` before it.
 
     Args:
-        model: built Functional or Sequential model: plain, a student with `Quant*`
-            layers, or finalized with `Packed*` layers.
+        model: built model: plain, of any kind that `tfcompress.compress` takes, a
+            student with `Quant*` layers, or finalized with `Packed*` layers.
         input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
             at which a model of free input sizes is counted. For several inputs a list
             of these in the order of the inputs, or a dict by their names.
@@ -116,11 +117,11 @@ def layer_costs(
         once, with the operations of all its calls.
 
     Raises:
-        ValueError: if the model is subclassed or not built, or does not take inputs of
-            `input_shape`.
+        ValueError: if the model is not built, is subclassed and cannot be traced, or
+            does not take inputs of `input_shape`.
     """
     calls_of: dict[int, list[Call]] = {}
-    for call in sized_graph(model, input_shape).calls:
+    for call in sized_graph(with_graph(model), input_shape).calls:
         calls_of.setdefault(id(call.operation), []).append(call)
     # The QuantizeActivation of each quantized tensor, by the tensor's id.
     quantized_by = {

@@ -8,7 +8,12 @@ from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
-from tfcompress.graph.opening.examples import CannotOpenError, example, same_outputs
+from tfcompress.graph.opening.examples import (
+    CannotOpenError,
+    described,
+    example,
+    same_outputs,
+)
 from tfcompress.graph.opening.state import (
     check_all_used,
     check_own_state,
@@ -30,7 +35,12 @@ def may_enter(layer: keras.layers.Layer) -> bool:
     return any(len(weight.shape) > 1 for part in inner for weight in part.weights)
 
 
-def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any:
+def trace(
+    layer: keras.layers.Layer,
+    args: tuple,
+    kwargs: dict[str, Any],
+    as_given: bool = False,
+) -> Any:
     """Returns a Functional model of the sublayers of a layer, with their weights.
 
     The layer's `call` runs on symbolic inputs. Its sublayers are not copied. Masks of
@@ -39,10 +49,11 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     Args:
         layer: built layer with sublayers.
         args, kwargs: arguments of its call, with `KerasTensor`s.
+        as_given: bool. Whether the model takes the first argument as it is.
 
     Returns:
         A Functional `keras.Model` of the list that `tensors_of` returns for such
-        arguments.
+        arguments, or of the first argument.
 
     Raises:
         CannotOpenError: if the layer has weights of its own, computes something else
@@ -53,7 +64,7 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
         raise CannotOpenError("has an activity regularizer")
     check_own_state(layer)
     try:
-        model = _traced(layer, args, kwargs, training=None)
+        model = _traced(layer, args, kwargs, None, as_given)
         usual, inference, training = (
             operations(
                 model if mode is None else _traced(layer, args, kwargs, mode), mode
@@ -63,15 +74,14 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     except CannotOpenError:
         raise
     except Exception as error:
-        message = " ".join(str(error).split())[:160]
         raise CannotOpenError(
             "has a `call` that computes by more than layers and keras.ops "
-            f"({type(error).__name__}: {message})"
+            f"({described(error)})"
         ) from error
     if inference != training or usual != inference:
         raise CannotOpenError("computes something else in training")
     check_all_used(layer, model)
-    _check_outputs(layer, model, args, kwargs)
+    _check_outputs(layer, model, args, kwargs, as_given)
     return model
 
 
@@ -97,7 +107,7 @@ def _described(value):
     return f"{value.dtype} {value.shape}, masked: {masked}"
 
 
-def _traced(layer, args, kwargs, training):
+def _traced(layer, args, kwargs, training, as_given=False):
     """Functional model of the sublayers, in a mode, or in that of each call."""
     tensors, masks = tensors_of(args, kwargs)
     inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors]
@@ -111,6 +121,7 @@ def _traced(layer, args, kwargs, training):
         if keras_private.mask_of(old) is not None:
             keras_private.set_mask(new, next(queue))
         taken.append(new)
+    given = _filled(args, kwargs, inputs)[0][0] if as_given else inputs + new_masks
     args, kwargs = _filled(args, kwargs, taken)
     kwargs.update(_mask_arguments(layer, args, kwargs))
     if training is not None and "training" in inspect.signature(layer.call).parameters:
@@ -120,7 +131,7 @@ def _traced(layer, args, kwargs, training):
         with only_parts_have_state(layer):
             outputs = layer.call(*args, **kwargs)
         outputs = _with_masks(layer, taken, outputs, previous)
-        return keras.Model(inputs + new_masks, outputs, name=layer.name)
+        return keras.Model(given, outputs, name=layer.name)
 
 
 def _filled(args, kwargs, tensors):
@@ -164,7 +175,7 @@ def _with_masks(layer, inputs, outputs, previous):
     return keras.tree.pack_sequence_as(outputs, new)
 
 
-def _check_outputs(layer, model, args, kwargs):
+def _check_outputs(layer, model, args, kwargs, as_given):
     """Raises CannotOpenError unless layer and model agree on example inputs."""
     tensors, masks = tensors_of(args, kwargs)
     arrays, mask_arrays = [list(map(example, group)) for group in (tensors, masks)]
@@ -173,7 +184,5 @@ def _check_outputs(layer, model, args, kwargs):
         if keras_private.mask_of(tensor) is not None:
             keras_private.set_mask(array, next(queue))
     filled_args, filled_kwargs = _filled(args, kwargs, arrays)
-    same_outputs(
-        lambda: layer(*filled_args, **filled_kwargs),
-        lambda: model(arrays + mask_arrays),
-    )
+    given = filled_args[0] if as_given else arrays + mask_arrays
+    same_outputs(lambda: layer(*filled_args, **filled_kwargs), lambda: model(given))

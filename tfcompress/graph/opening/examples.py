@@ -1,5 +1,6 @@
 """Comparison of a layer with its parts on example inputs."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,22 @@ from tfcompress.types import Tensor
 
 # Sizes of the axes that a call leaves open, batch and others.
 _BATCH, _SIZE = 2, 8
+# Characters of the messages of other errors.
+_MESSAGE = 160
 # Largest difference of outputs, relative to the largest output.
 _ROUNDING = 1e-5
 
 
 class CannotOpenError(Exception):
     """Reason why a layer cannot be replaced by its parts."""
+
+
+def described(error: Exception) -> str:
+    """Returns the class of an error and the beginning of its message."""
+    message = re.sub(
+        r"\x1b\[\d+m|Exception encountered when calling \S+", "", str(error)
+    )
+    return f"{type(error).__name__}: {' '.join(message.split())[:_MESSAGE]}"
 
 
 def example(tensor: keras.KerasTensor) -> Tensor:
@@ -46,9 +57,8 @@ def same_outputs(layer: Callable[[], Any], parts: Callable[[], Any]) -> None:
     try:
         outputs = [keras.tree.flatten(function()) for function in (layer, parts)]
     except Exception as error:
-        message = " ".join(str(error).split())[:160]
         raise CannotOpenError(
-            f"cannot be called on example inputs ({type(error).__name__}: {message})"
+            f"cannot be called on example inputs ({described(error)})"
         ) from error
     for pair in zip(*outputs, strict=True):
         one, other = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in pair)

@@ -1,7 +1,7 @@
 """State and side effects that a layer has beside its sublayers, found by tracing."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -43,7 +43,7 @@ def check_own_state(layer: keras.layers.Layer) -> None:
         raise CannotOpenError("has a `__call__` of its own")
     known = {id(variable) for variable in layer.variables}
     for name, value in vars(layer).items():
-        leaves = keras.tree.flatten(value)
+        leaves = _leaves(value)
         if not name.startswith(_OF_TENSORFLOW) and any(
             _is_variable(leaf) and id(leaf) not in known for leaf in leaves
         ):
@@ -64,7 +64,7 @@ def only_parts_have_state(layer: keras.layers.Layer) -> Iterator[None]:
 
     attributes = vars(layer)
     before = dict(attributes)
-    leaves = {name: keras.tree.flatten(value) for name, value in before.items()}
+    leaves = {name: _leaves(value) for name, value in before.items()}
     attributes["add_loss"] = add_loss
     try:
         with _NoState():
@@ -83,7 +83,7 @@ def _same(leaves, value):
     """Whether a value has the same leaves as before, or equal numbers and texts."""
     if leaves is None:
         return value is None
-    new = keras.tree.flatten(value)
+    new = _leaves(value)
     return len(new) == len(leaves) and all(
         a is b or (isinstance(a, (int, float, str)) and a == b)
         for a, b in zip(leaves, new, strict=True)
@@ -163,6 +163,15 @@ def check_all_used(layer: keras.layers.Layer, model: keras.Model) -> None:
         raise CannotOpenError(
             f"has variables that its `call` does not use, such as '{unused[0].path}'"
         )
+
+
+def _leaves(value):
+    """Objects in lists and dicts. Their keys need no order, as in `keras.tree`."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple, set)):
+        return [value]
+    return [leaf for part in value for leaf in _leaves(part)]
 
 
 def _is_variable(leaf):

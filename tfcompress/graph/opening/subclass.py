@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from tfcompress.compat import keras_private
+from tfcompress.graph.graph import own_classes
 from tfcompress.graph.opening.examples import CannotOpenError, example, same_outputs
 from tfcompress.graph.rebuild import copy_weights
 from tfcompress.layers.cloning import config_of
@@ -49,7 +50,7 @@ def as_base(
         CannotOpenError: if the layer's class overrides a method that matters, has other
             variables, or if its outputs differ on example inputs.
     """
-    changed = _overridden(type(layer), base)
+    changed = overridden(type(layer), base)
     if changed:
         raise CannotOpenError(f"is a {base.__name__} with its own `{changed[0]}`")
     plain = base.from_config(config_of(layer, base))
@@ -66,9 +67,16 @@ def as_base(
     return plain
 
 
-def _overridden(cls, base):
-    """Names of the attributes of a class that a class derived from it overrides."""
-    own = [x for x in cls.__mro__ if x not in base.__mro__]
+def overridden(cls: type, base: type) -> list[str]:
+    """Returns names of a class's attributes that a class derived from it overrides.
+
+    Those that change nothing of what a layer computes are left out.
+
+    Args:
+        cls: class.
+        base: one of its bases.
+    """
+    own = [x for x in own_classes(cls) if x not in base.__mro__]
     names = sorted({name for x in own for name in vars(x) if hasattr(base, name)})
     return [
         name
