@@ -33,6 +33,11 @@ class _NoState(keras.StatelessScope):
         raise CannotOpenError(f"changes the variable '{update[0].path}' in its `call`")
 
 
+def variables_of(layer: keras.layers.Layer) -> list[Any]:
+    """Returns the variables of a layer and of its metrics, not those of `compile`."""
+    return [*layer.variables, *keras.layers.Layer.metrics_variables.fget(layer)]
+
+
 def check_own_state(layer: keras.layers.Layer) -> None:
     """Checks that a layer computes in `call` alone, and with variables of Keras.
 
@@ -157,8 +162,7 @@ def check_all_used(layer: keras.layers.Layer, model: keras.Model) -> None:
         CannotOpenError: if it has not.
     """
     inside = {id(variable) for variable in model.variables}
-    own = [*layer.variables, *layer.metrics_variables]
-    unused = [x for x in own if id(x) not in inside and x.name != _SEED]
+    unused = [x for x in variables_of(layer) if id(x) not in inside and x.name != _SEED]
     if unused:
         raise CannotOpenError(
             f"has variables that its `call` does not use, such as '{unused[0].path}'"

@@ -7,6 +7,7 @@ import keras
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import own_classes
 from tfcompress.graph.opening.examples import CannotOpenError, example, same_outputs
+from tfcompress.graph.opening.state import variables_of
 from tfcompress.graph.rebuild import copy_weights
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.registry import forms_of
@@ -58,8 +59,7 @@ def as_base(
     if shape is None:
         raise CannotOpenError(f"is a {base.__name__} of unknown input shape")
     plain.build(shape)
-    own = [*layer.variables, *layer.metrics_variables]
-    if [x.shape for x in own] != [x.shape for x in plain.variables]:
+    if [x.shape for x in variables_of(layer)] != [x.shape for x in plain.variables]:
         raise CannotOpenError(f"is a {base.__name__} with variables of its own")
     copy_weights(layer, plain)
     inputs = example(keras.KerasTensor((None, *shape[1:]), layer.compute_dtype))
