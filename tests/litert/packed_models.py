@@ -6,7 +6,7 @@ from keras import layers as kl
 
 from tfcompress import layers
 from tfcompress.graph.rebuild import clone_layer, rebuild
-from tfcompress.layers.packed import inference_config
+from tfcompress.layers.kernel import TRAINING_ARGUMENTS
 from tfcompress.layers.registry import forms_of
 
 
@@ -23,7 +23,8 @@ def make_packed(model, bits=(2, 4, 8)):
         forms = forms_of(layer)
         if forms is None or layer.name.startswith("float"):
             return clone_layer(layer)
-        config = inference_config(layer.get_config())
+        config = layer.get_config()
+        config = {k: config[k] for k in config if not k.endswith(TRAINING_ARGUMENTS)}
         config.pop("quantization_config", None)
         return forms.packed.from_config({**config, "kernel_bits": next(widths)})
 

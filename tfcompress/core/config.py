@@ -9,7 +9,7 @@ import keras
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import value_of
+from tfcompress.layers.kernel import copy_other_weights, kernel_of, value_of
 from tfcompress.layers.registry import FORMS, forms_of
 from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
@@ -86,7 +86,11 @@ class QuantizeConfig:
 
     @staticmethod
     def why_not(layer: keras.layers.Layer) -> str | None:
-        return why_not_compressed(layer, [forms.plain for forms in FORMS])
+        kinds = [forms.plain for forms in FORMS]
+        forms = forms_of(layer)
+        if forms is not None and forms.own is not None:
+            return forms.own.why_not(layer)
+        return why_not_compressed(layer, kinds)
 
     @staticmethod
     def norm_of(graph: Graph, layer: keras.layers.Layer) -> None:
@@ -112,9 +116,8 @@ class QuantizeConfig:
         new: keras.layers.Layer,
         norm: keras.layers.BatchNormalization | None = None,
     ) -> None:
-        new.latent_kernel.assign(value_of(old.kernel))
-        if old.use_bias:
-            new.bias.assign(value_of(old.bias))
+        new.latent_kernel.assign(value_of(kernel_of(old)))
+        copy_other_weights(old, new)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -184,13 +187,9 @@ def config_with_decay(
         weight_decay: float or None, see `Scheme`.
     """
     config = config_of(layer)
-    regularizer = (
-        "kernel_regularizer"
-        if "kernel_regularizer" in config
-        else "depthwise_regularizer"
-    )
-    if config[regularizer] is None and weight_decay:
-        config[regularizer] = keras.regularizers.L2(weight_decay / 2)
+    for regularizer in ("kernel_regularizer", "depthwise_regularizer"):
+        if regularizer in config and config[regularizer] is None and weight_decay:
+            config[regularizer] = keras.regularizers.L2(weight_decay / 2)
     return config
 
 

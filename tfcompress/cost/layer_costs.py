@@ -10,6 +10,7 @@ from keras import ops
 
 from tfcompress.cost import arithmetic
 from tfcompress.cost.formulas import (
+    has_formula,
     kernel_names,
     leaves_products_out,
     output_positions,
@@ -17,11 +18,19 @@ from tfcompress.cost.formulas import (
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
 from tfcompress.graph.opening.subclassed_model import with_graph
-from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
-from tfcompress.layers.kernel import channel_axis
+from tfcompress.layers import (
+    FactorizedKernel,
+    PackedKernel,
+    QuantizeActivation,
+    QuantizedKernel,
+)
+from tfcompress.layers.kernel import channel_axis, other_weights
+from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
 
+# Reason why MACs are not counted.
+NO_FORMULA = "no formula for its operations"
 _SCALE_BYTES = 4
 
 
@@ -189,7 +198,7 @@ def _layer_cost(calls, quantized_by):
         bytes=size,
         entropy_bytes=size,
         value_bits=0,
-        not_counted="no formula for its operations" if left_out else "",
+        not_counted=NO_FORMULA if left_out else "",
     )
 
 
@@ -202,10 +211,8 @@ def _counted(calls, names, quantized_by):
     quantizer = quantizer or quantized_by.get(id(calls[0].inputs[0]))
     activation_bits = getattr(quantizer, "bits", arithmetic.FLOAT_BITS)
     scaled = isinstance(quantizer, (ActivationQuantizer, QuantizeActivation))
-    bias = getattr(layer, "bias", None)
-    bias_size = 0 if bias is None else math.prod(bias.shape)
-    other_bytes = stored.scale_bytes + _SCALE_BYTES * scaled
-    other_bytes += 0 if bias is None else _nbytes(bias)
+    others = _others(layer)
+    other_bytes = stored.scale_bytes + _SCALE_BYTES * scaled + sum(map(_nbytes, others))
     return LayerCost(
         name=calls[0].name,
         type=type(layer).__name__,
@@ -217,19 +224,29 @@ def _counted(calls, names, quantized_by):
         activation_bits=activation_bits,
         sparsity=(stored.size - stored.nonzeros) / stored.size,
         weights=stored.size,
-        params=stored.size + bias_size,
+        params=stored.size + sum(math.prod(x.shape) for x in others),
         macs=macs,
         bops=macs and arithmetic.bops(macs, stored.bits, activation_bits),
         bytes=packed_bytes(stored.size, stored.container_bits) + other_bytes,
         entropy_bytes=math.ceil(stored.entropy_bits / 8) + other_bytes,
         value_bits=arithmetic.value_bits(stored.nonzeros, stored.index_bits),
         not_counted=why,
-        open_size=bool(why),
+        open_size=bool(why) and has_formula(layer),
     )
+
+
+def _others(layer):
+    """The weights of a counted layer that are no kernels."""
+    if isinstance(layer, FactorizedKernel) or forms_of(layer) is None:
+        bias = getattr(layer, "bias", None)
+        return [] if bias is None else [bias]
+    return other_weights(layer)
 
 
 def _macs(calls, kernel_shapes):
     """Returns `(macs, "")` over all calls, or `(None, reason)`."""
+    if not has_formula(calls[0].operation):
+        return None, NO_FORMULA
     total = 0
     for call in calls:
         positions = output_positions(

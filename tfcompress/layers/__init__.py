@@ -35,6 +35,7 @@ from tfcompress.layers.quantized import (
     QuantDepthwiseConv2D,
     QuantizedKernel,
 )
+from tfcompress.layers.registration import register
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
@@ -66,4 +67,5 @@ __all__ = [
     "QuantizeActivation",
     "QuantizedKernel",
     "TrainingForm",
+    "register",
 ]

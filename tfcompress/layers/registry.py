@@ -28,7 +28,9 @@ class Forms:
         factorized_norm: type or None. The same with batch normalization between the
             factors.
         channel_axes: tuple of int. Axes of output channels in the kernel, negative.
+        kernel: str. Attribute of the kernel in the plain layer.
         legacy_kernel: str. Attribute of the kernel in Keras 2 (`tf_keras`).
+        own: `OwnForms`, or None for layers of Keras.
     """
 
     plain: type[keras.layers.Layer]
@@ -37,7 +39,9 @@ class Forms:
     factorized: type[keras.layers.Layer] | None = None
     factorized_norm: type[keras.layers.Layer] | None = None
     channel_axes: tuple[int, ...] = LAST_AXIS
+    kernel: str = "kernel"
     legacy_kernel: str = "kernel"
+    own: Any = None
 
     def classes(self) -> tuple[type, ...]:
         """Returns the classes of all forms that exist."""
@@ -105,6 +109,11 @@ FORMS = (
     ),
 )
 _ROWS = {kind: forms for forms in FORMS for kind in forms.classes()}
+
+
+def add_forms(forms: Forms) -> None:
+    """Adds the forms of a user's class to the table, or replaces them."""
+    _ROWS.update(dict.fromkeys(forms.classes(), forms))
 
 
 def forms_of(layer: keras.layers.Layer) -> Any:

@@ -34,8 +34,12 @@ class _NoState(keras.StatelessScope):
 
 
 def variables_of(layer: keras.layers.Layer) -> list[Any]:
-    """Returns the variables of a layer and of its metrics, not those of `compile`."""
-    return [*layer.variables, *keras.layers.Layer.metrics_variables.fget(layer)]
+    """Returns the variables of a layer and its metrics.
+
+    A model's metrics are those of `compile`.
+    """
+    is_model = isinstance(layer, keras.Model)
+    return [*layer.variables, *([] if is_model else layer.metrics_variables)]
 
 
 def check_own_state(layer: keras.layers.Layer) -> None:

@@ -21,6 +21,7 @@ from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.cost.arithmetic import FLOAT_BITS
+from tfcompress.layers.kernel import kernel_of
 from tfcompress.quantizers import Codebook
 from tfcompress.schemes.size_constrained.allocation import set_smallest
 from tfcompress.schemes.size_constrained.budget import (
@@ -225,7 +226,7 @@ class SizeConstrained(SearchingScheme):
         return budget
 
     def _least_size(self, model, coded):
-        sizes = [math.prod(layer.kernel.shape) for layer in coded]
+        sizes = [math.prod(kernel_of(layer).shape) for layer in coded]
         bits = self._widths()[0]
         return self._budget(model, coded).least_size(sizes, MIN_WEIGHTS, bits)
 

@@ -13,6 +13,7 @@ from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.layers.kernel import kernel_of
 from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import Ternary, Uniform
 from tfcompress.quantizers.ternary import check_sparsity
@@ -154,7 +155,7 @@ class PrunedTernary(Scheme):
         for row in plan.treated():
             quantizer = row.config.kernel_quantizer
             if isinstance(quantizer, Ternary) and quantizer.sparsity is not None:
-                shape = row.layer.kernel.shape
+                shape = kernel_of(row.layer).shape
                 axes = forms_of(row.layer).channel_axes
                 filters = math.prod(shape[axis] for axis in axes)
                 most = 1.0 - filters / math.prod(shape)
