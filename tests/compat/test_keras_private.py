@@ -394,7 +394,7 @@ def test_variable_that_is_not_autocast_keeps_its_dtype_in_mixed_precision():
             self.w = self.add_weight(shape=(2,))
 
         def call(self, inputs):
-            return keras.ops.convert_to_tensor(self.w)
+            return self.w.value
 
     for changes, dtype in ((False, "bfloat16"), (True, "float32")):
         layer = Own(dtype="mixed_bfloat16")

@@ -21,7 +21,9 @@ def cases():
     """Every network in every scheme; those in one scheme are quick."""
     for scheme in SCHEMES:
         for name in NETWORKS:
-            is_quick = scheme == "ternary" or (scheme == "bits" and name == "own kernel")
+            is_quick = scheme == "ternary" or (
+                scheme == "bits" and name == "own kernel"
+            )
             yield pytest.param(scheme, name, marks=() if is_quick else pytest.mark.slow)
 
 
@@ -30,9 +32,7 @@ def test_each_scheme_ends_in_a_proven_file(name, scheme, tmp_path):
     keras.utils.set_random_seed(0)
     model, x = NETWORKS[name](), images()
     student = tfc.compress(model, SCHEMES[scheme]())
-    np.testing.assert_allclose(
-        student.count_params() >= model.count_params(), True
-    )
+    np.testing.assert_allclose(student.count_params() >= model.count_params(), True)
     labels = np.random.default_rng(0).integers(3, size=32)
     student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
     student.fit(x, labels, batch_size=16, epochs=2, verbose=0)

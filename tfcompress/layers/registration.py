@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from tfcompress.compat import keras_private
+from tfcompress.layers.cloning import clone_layer
 from tfcompress.layers.packed import PackedKernel
 from tfcompress.layers.quantized import QuantizedKernel
 from tfcompress.layers.registry import LAST_AXIS, Forms, add_forms
@@ -42,6 +43,8 @@ class OwnForms:
             return f"has no variable `{self.kernel}`"
         if len(kernel.shape) < self.axes:
             return f"has a kernel `{self.kernel}` of shape {tuple(kernel.shape)}"
+        if getattr(clone_layer(layer), self.kernel, None) is not None:
+            return f"makes its kernel `{self.kernel}` in its constructor"
         shape = (layer.get_build_config() or {}).get("input_shape")
         if shape is None or any(isinstance(size, (list, tuple)) for size in shape):
             return "takes several inputs"
@@ -161,15 +164,6 @@ def _form(prefix, mixin, cls, kernel):
     return keras.saving.register_keras_serializable("tfcompress", name)(form)
 
 
-def _check_in_build(layer, attribute):
-    """Checks that the constructor of a form has ended before its kernel is made."""
-    if not hasattr(layer, attribute):
-        raise ValueError(
-            f"The kernel of a registered layer is made in `build`. Received: "
-            f"{type(layer).__name__}, whose constructor makes it."
-        )
-
-
 class _OwnQuantized(QuantizedKernel):
     """`QuantizedKernel` of a class that may name its kernel as it likes."""
 
@@ -185,7 +179,6 @@ class _OwnQuantized(QuantizedKernel):
 
     def take_kernel(self, variable: Any) -> None:
         """Stores the variable of the kernel."""
-        _check_in_build(self, "kernel_quantizer")
         # Codes follow from the float32 weights, see `QuantizedKernel.add_weight`.
         keras_private.do_not_autocast(variable)
         keras_private.set_kernel_variable(self, variable)
@@ -211,7 +204,6 @@ class _OwnPacked(PackedKernel):
 
     def take_kernel(self, variable: Any) -> None:
         """Adds codes and scales in place of the variable of the kernel."""
-        _check_in_build(self, "kernel_bits")
         keras_private.untrack_weight(self, variable)
         packed = self.add_packed(tuple(variable.shape))
         keras_private.set_kernel_variable(self, packed)
