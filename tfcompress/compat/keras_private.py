@@ -39,22 +39,6 @@ def set_kernel_variable(layer: keras.layers.Layer, variable: Any) -> None:
     layer._kernel = variable
 
 
-def do_not_autocast(variable: keras.Variable) -> None:
-    """Makes layers read a variable in its own dtype under mixed precision.
-
-    The public argument `autocast` is one of `add_weight`, which a user's layer calls.
-    """
-    variable._autocast = False
-
-
-def untrack_weight(layer: keras.layers.Layer, variable: Any) -> None:
-    """Removes a variable from the weights of a layer, while the layer is built.
-
-    Keras has no public counterpart of `add_weight`.
-    """
-    layer._untrack_variable(variable)
-
-
 def causal_padding(layer: keras.layers.Conv1D) -> list:
     """Returns the argument of `ops.pad` for the input of a causal convolution.
 

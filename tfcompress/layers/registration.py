@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import keras
 from keras import ops
 
-from tfcompress.compat import keras_private
+from tfcompress.compat import keras_private, keras_weights_private
 from tfcompress.layers.cloning import clone_layer
 from tfcompress.layers.packed import PackedKernel
 from tfcompress.layers.quantized import QuantizedKernel
@@ -180,7 +180,7 @@ class _OwnQuantized(QuantizedKernel):
     def take_kernel(self, variable: Any) -> None:
         """Stores the variable of the kernel."""
         # Codes follow from the float32 weights, see `QuantizedKernel.add_weight`.
-        keras_private.do_not_autocast(variable)
+        keras_weights_private.do_not_autocast(variable)
         keras_private.set_kernel_variable(self, variable)
 
     def quantized_input(self, inputs: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class _OwnPacked(PackedKernel):
 
     def take_kernel(self, variable: Any) -> None:
         """Adds codes and scales in place of the variable of the kernel."""
-        keras_private.untrack_weight(self, variable)
+        keras_weights_private.untrack_weight(self, variable)
         packed = self.add_packed(tuple(variable.shape))
         keras_private.set_kernel_variable(self, packed)
 
