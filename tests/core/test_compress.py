@@ -163,7 +163,7 @@ def test_mixed_precision_models_are_compressed_and_finalized():
     "make, message",
     [
         (lambda: keras.Sequential([layers.Dense(2)]), "keras.Input.*build"),
-        (Subclassed, "subclassed model has no graph.*keras.Model\\(inputs, outputs\\)"),
+        (Subclassed, "is not built.*keras.Model\\(inputs, model.call\\(inputs\\)\\)"),
         (
             lambda: dense_net("float16"),
             "float32 weights.*'a/kernel' in float16.*mixed_",

@@ -6,8 +6,7 @@ from keras import layers as kl
 
 from tfcompress import layers
 from tfcompress.graph.rebuild import clone_layer, rebuild
-from tfcompress.layers.kernel import has_bias
-from tfcompress.layers.packed import inference_config
+from tfcompress.layers.kernel import TRAINING_ARGUMENTS
 from tfcompress.layers.registry import forms_of
 
 
@@ -24,7 +23,8 @@ def make_packed(model, bits=(2, 4, 8)):
         forms = forms_of(layer)
         if forms is None or layer.name.startswith("float"):
             return clone_layer(layer)
-        config = inference_config(layer.get_config())
+        config = layer.get_config()
+        config = {k: config[k] for k in config if not k.endswith(TRAINING_ARGUMENTS)}
         config.pop("quantization_config", None)
         return forms.packed.from_config({**config, "kernel_bits": next(widths)})
 
@@ -36,7 +36,7 @@ def make_packed(model, bits=(2, 4, 8)):
             scale = rng.uniform(0.5, 1.5, new.kernel_scale.shape)
             spread = np.sqrt(np.prod(new.kernel_shape[:-1])) * limit
             new.set_kernel(codes * (not old.name.startswith("zero")), scale / spread)
-            if has_bias(new):
+            if getattr(new, "use_bias", False):
                 new.bias.assign(rng.normal(size=new.bias.shape))
         elif isinstance(new, kl.Normalization):
             new.set_weights(old.get_weights())

@@ -77,10 +77,10 @@ def check_compressible(model: keras.Model) -> None:
 
     Raises:
         TypeError: if it is no Keras 3 model.
-        ValueError: if it has no graph, a `call` of its own, a layer that cannot be
-            copied or is called on an open number of channels, two layers that share a
-            variable, weights that are not finite, or trainable weights in another float
-            type than float32.
+        ValueError: if it has no graph, a `call` of its own, an operation that cannot be
+            copied, a layer that is called on an open number of channels, two layers
+            that share a variable, weights that are not finite, or trainable weights in
+            another float type than float32.
     """
     if not isinstance(model, keras.Model):
         origin = type(model).__module__.split(".")[0]
@@ -99,9 +99,9 @@ def check_compressible(model: keras.Model) -> None:
     calls = graph.calls
     _check_channels(calls)
     check_not_tied(graph)
-    operations = {id(call.operation): call.operation for call in calls}
-    for operation in operations.values():
-        clone_layer(operation)  # raises before anything is done
+    for call in calls:
+        if not isinstance(call.operation, keras.layers.Layer):
+            clone_layer(call.operation)  # raises before anything is done
     low = {
         variable.path: variable.dtype
         for variable in model.trainable_variables

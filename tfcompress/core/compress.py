@@ -14,6 +14,7 @@ from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
+from tfcompress.graph.opening.subclassed_model import with_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.progress_bar import announced, progress_bar
 
@@ -31,13 +32,17 @@ def compress(
     kernels, such as attention or an LSTM, are replaced by their parts. The model itself
     is left untouched.
 
+    A subclassed model is traced into a Functional one first. Its student has the layers
+    and none of the methods and attributes of the class.
+
     The student of a Functional model of the user's own class is an instance of that
     class, too, so that `train_step` and other methods run. Its constructor is called
     with inputs, outputs, name and the entries of `get_config`.
 
     Args:
-        model: built Functional or Sequential Keras 3 model with finite float32
-            weights. Nested models and shared layers are fine.
+        model: built Keras 3 model with finite float32 weights: Functional, Sequential,
+            or subclassed with a `call` of layers and `keras.ops`. Nested models and
+            shared layers are fine.
         scheme: scheme of compression, e.g. `tfcompress.PrunedTernary(sparsity=0.9)`.
         distill: True to train the student on the outputs of `model` too; or a
             `tfcompress.Distillation` with other settings or another teacher. The
@@ -52,19 +57,21 @@ def compress(
     Raises:
         TypeError: if `model` or the teacher is no Keras 3 model, or `distill` of
             another type.
-        ValueError: if it has no graph, is not built, has NaN, infinite or 16-bit
-            weights, if its class overrides methods and no student can be made by its
-            constructor, if an override matches no layer, if the scheme's budget cannot
-            be met, or if no layer can be compressed.
+        ValueError: if it has no graph and cannot be traced, is not built, has NaN,
+            infinite or 16-bit weights, if its class overrides methods and no student
+            can be made by its constructor, if an override matches no layer, if the
+            scheme's budget cannot be met, or if no layer can be compressed.
 
     Warns:
         UserWarning: if a fifth or more of the weights is left alone because it is
             frozen, or because the scheme has no form for its layers.
     """
-    distillation, teacher = Distillation.of(distill), model
+    distillation = Distillation.of(distill)
+    model = with_graph(model)
+    teacher = model
     check_compressible(model)
     if distillation is not None:
-        teacher = distillation.teacher or model
+        teacher = with_graph(distillation.teacher or model)
         check_teacher(model, teacher)
     with announced(f"Compression of '{model.name}'"):
         student = _student_of(model, scheme, unfreeze)

@@ -9,8 +9,8 @@ import keras
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import has_bias, value_of
-from tfcompress.layers.registry import FORMS, forms_of, kernel_of
+from tfcompress.layers.kernel import copy_other_weights, kernel_of, value_of
+from tfcompress.layers.registry import FORMS, forms_of
 from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.quantizer import copy_quantizer
 
@@ -86,7 +86,11 @@ class QuantizeConfig:
 
     @staticmethod
     def why_not(layer: keras.layers.Layer) -> str | None:
-        return why_not_compressed(layer, [forms.plain for forms in FORMS])
+        kinds = [forms.plain for forms in FORMS]
+        forms = forms_of(layer)
+        if forms is not None and forms.own is not None:
+            return forms.own.why_not(layer)
+        return why_not_compressed(layer, kinds)
 
     @staticmethod
     def norm_of(graph: Graph, layer: keras.layers.Layer) -> None:
@@ -113,8 +117,7 @@ class QuantizeConfig:
         norm: keras.layers.BatchNormalization | None = None,
     ) -> None:
         new.latent_kernel.assign(value_of(kernel_of(old)))
-        if has_bias(old):
-            new.bias.assign(value_of(old.bias))
+        copy_other_weights(old, new)
 
     def get_config(self) -> dict[str, Any]:
         return {

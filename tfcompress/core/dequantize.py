@@ -6,10 +6,7 @@ import numpy as np
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
-from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import has_bias, value_of
-from tfcompress.layers.packed import inference_config
-from tfcompress.layers.registry import kernel_of
+from tfcompress.layers.kernel import copy_other_weights, kernel_of, value_of
 from tfcompress.progress_bar import progress_bar
 
 
@@ -53,17 +50,14 @@ def dequantize(student: keras.Model) -> keras.Model:
             if layer.compute_dtype in ("float16", "bfloat16"):
                 return clone_layer(layer, dtype="float32")
             return clone_layer(layer)
-        config = {**inference_config(config_of(layer)), "dtype": "float32"}
-        del config["kernel_quantizer"], config["input_quantizer"]
-        return layer.forms.plain.from_config(config)
+        return layer.forms.plain.from_config(layer.plain_config())
 
     plain, pairs = rebuild(student, replace)
     with progress_bar(f"Plain layers of '{student.name}'", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if isinstance(old, layers.QuantizedKernel):
                 kernel_of(new).assign(_quantized_kernel(old))
-                if has_bias(old):
-                    new.bias.assign(value_of(old.bias))
+                copy_other_weights(old, new)
             else:
                 copy_weights(old, new)
     return plain

@@ -16,6 +16,7 @@ from tfcompress.core.user_class import user_class_of
 from tfcompress.graph.frozen import frozen_layers, unfreeze_layers
 from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.opening.opening import Opened, open_layers
+from tfcompress.graph.opening.subclassed_model import with_graph
 from tfcompress.graph.signs import may_be_negative
 from tfcompress.progress_bar import announced
 from tfcompress.reporting.tables import render
@@ -95,7 +96,7 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
     becomes a nested model of these. An override for its name holds for all parts.
 
     Args:
-        model: built Functional or Sequential Keras 3 model.
+        model: built Keras 3 model, see `tfcompress.compress`.
         scheme: scheme of compression, e.g. `tfcompress.PrunedTernary()`.
         unfreeze: bool. Whether frozen layers are compressed and trained, see
             `tfcompress.compress`.
@@ -108,6 +109,7 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
         ValueError: if the model cannot be compressed (see `tfcompress.compress`), an
             override matches no layer, or the scheme's budget cannot be met.
     """
+    model = with_graph(model)
     check_compressible(model)
     return plan_of_checked(model, scheme, unfreeze)
 

@@ -7,6 +7,7 @@ from keras import layers
 
 from tfcompress.layers.kernel import channel_axis
 from tfcompress.layers.recurrent import RecurrentSteps
+from tfcompress.layers.registry import forms_of
 
 _CONVOLUTIONS = (
     layers.Conv1D,
@@ -64,6 +65,8 @@ def kernel_names(operation: Any) -> tuple[str, ...]:
     An attribute of a layer's cell is "cell.NAME". The tuple is empty for a layer or
     operation that is not counted.
     """
+    if _own(operation) is not None:
+        return (_own(operation).kernel,)
     if isinstance(operation, _SEPARABLE):
         return ("depthwise_kernel", "pointwise_kernel")
     if isinstance(
@@ -81,6 +84,17 @@ def kernel_names(operation: Any) -> tuple[str, ...]:
     return ()
 
 
+def _own(operation):
+    forms = forms_of(operation)
+    return None if forms is None else forms.own
+
+
+def has_formula(layer: keras.layers.Layer) -> bool:
+    """Returns whether `output_positions` of a layer with `kernel_names` are known."""
+    own = _own(layer)
+    return own is None or own.positions is not None
+
+
 def output_positions(
     layer: keras.layers.Layer,
     input_shape: tuple[int | None, ...],
@@ -96,6 +110,9 @@ def output_positions(
         Axis sizes, None for a size that is unknown before the call. Their product is
         the number of uses of each weight.
     """
+    own = _own(layer)
+    if own is not None:
+        return tuple(own.positions(tuple(input_shape), tuple(output_shape)))
     if isinstance(layer, layers.Embedding):
         is_look_up = len(output_shape) > len(input_shape)
         return (0,) if is_look_up else input_shape[1:-1]

@@ -11,6 +11,7 @@ from keras import ops
 
 from tfcompress.cost import arithmetic
 from tfcompress.cost.formulas import (
+    has_formula,
     kernel_names,
     leaves_products_out,
     output_positions,
@@ -18,12 +19,21 @@ from tfcompress.cost.formulas import (
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
 from tfcompress.graph.opening.opening import open_layers
-from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
-from tfcompress.layers.kernel import channel_axis
+from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.layers import (
+    FactorizedKernel,
+    PackedKernel,
+    QuantizeActivation,
+    QuantizedKernel,
+)
+from tfcompress.layers.kernel import channel_axis, other_weights
+from tfcompress.layers.registry import forms_of
 from tfcompress.layers.steps import MergeSteps, SplitSteps
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
 
+# Reason why MACs are not counted.
+NO_FORMULA = "no formula for its operations"
 _SCALE_BYTES = 4
 
 
@@ -110,8 +120,8 @@ def layer_costs(
     `QuantizeActivation` before it.
 
     Args:
-        model: built Functional or Sequential model: plain, a student with `Quant*`
-            layers, or finalized with `Packed*` layers.
+        model: built model: plain, of any kind that `tfcompress.compress` takes, a
+            student with `Quant*` layers, or finalized with `Packed*` layers.
         input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
             at which a model of free input sizes is counted. For several inputs a list
             of these in the order of the inputs, or a dict by their names.
@@ -121,11 +131,11 @@ def layer_costs(
         once, with the operations of all its calls.
 
     Raises:
-        ValueError: if the model is subclassed or not built, or does not take inputs of
-            `input_shape`.
+        ValueError: if the model is not built, is subclassed and cannot be traced, or
+            does not take inputs of `input_shape`.
     """
     calls_of: dict[int, list[Call]] = {}
-    graph = sized_graph(_opened(model), input_shape)
+    graph = sized_graph(_opened(with_graph(model)), input_shape)
     samples = _samples_of(graph)
     for call in graph.calls:
         calls_of.setdefault(id(call.operation), []).append(call)
@@ -218,7 +228,7 @@ def _layer_cost(calls, quantized_by, samples):
         bytes=size,
         entropy_bytes=size,
         value_bits=0,
-        not_counted="no formula for its operations" if left_out else "",
+        not_counted=NO_FORMULA if left_out else "",
     )
 
 
@@ -231,11 +241,8 @@ def _counted(calls, names, quantized_by, samples):
     quantizer = quantizer or quantized_by.get(id(calls[0].inputs[0]))
     activation_bits = getattr(quantizer, "bits", arithmetic.FLOAT_BITS)
     scaled = isinstance(quantizer, (ActivationQuantizer, QuantizeActivation))
-    owner = layer.cell if names[0].startswith("cell.") else layer
-    bias = getattr(owner, "bias", None)
-    bias_size = 0 if bias is None else math.prod(bias.shape)
-    other_bytes = stored.scale_bytes + _SCALE_BYTES * scaled
-    other_bytes += 0 if bias is None else _nbytes(bias)
+    others = _others(layer, names)
+    other_bytes = stored.scale_bytes + _SCALE_BYTES * scaled + sum(map(_nbytes, others))
     return LayerCost(
         name=calls[0].name,
         type=type(layer).__name__,
@@ -247,19 +254,30 @@ def _counted(calls, names, quantized_by, samples):
         activation_bits=activation_bits,
         sparsity=(stored.size - stored.nonzeros) / stored.size,
         weights=stored.size,
-        params=stored.size + bias_size,
+        params=stored.size + sum(math.prod(x.shape) for x in others),
         macs=macs,
         bops=macs and arithmetic.bops(macs, stored.bits, activation_bits),
         bytes=packed_bytes(stored.size, stored.container_bits) + other_bytes,
         entropy_bytes=math.ceil(stored.entropy_bits / 8) + other_bytes,
         value_bits=arithmetic.value_bits(stored.nonzeros, stored.index_bits),
         not_counted=why,
-        open_size=bool(why),
+        open_size=bool(why) and has_formula(layer),
     )
+
+
+def _others(layer, names):
+    """The weights of a counted layer that are no kernels."""
+    if isinstance(layer, FactorizedKernel) or forms_of(layer) is None:
+        owner = layer.cell if names[0].startswith("cell.") else layer
+        bias = getattr(owner, "bias", None)
+        return [] if bias is None else [bias]
+    return other_weights(layer)
 
 
 def _macs(calls, kernel_shapes, samples):
     """Returns `(macs, "")` over all calls, or `(None, reason)`."""
+    if not has_formula(calls[0].operation):
+        return None, NO_FORMULA
     total = 0
     for call in calls:
         positions = (

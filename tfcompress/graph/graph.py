@@ -147,7 +147,7 @@ def check_has_graph(model: Any) -> None:
     else:
         hint = (
             "A subclassed model has no graph to read: wrap its layers in "
-            "`keras.Model(inputs, outputs)`."
+            "`keras.Model(inputs, outputs)`, with `outputs = model.call(inputs)`."
         )
     raise ValueError(
         "A built Functional or Sequential Keras 3 model is expected. Received: "

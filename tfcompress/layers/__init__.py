@@ -55,6 +55,7 @@ from tfcompress.layers.recurrent_forms import (
     QuantLSTMSteps,
     QuantSimpleRNNSteps,
 )
+from tfcompress.layers.registration import register
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
@@ -100,4 +101,5 @@ __all__ = [
     "RecurrentSteps",
     "SimpleRNNSteps",
     "TrainingForm",
+    "register",
 ]

@@ -50,18 +50,25 @@ def clone_layer(layer: keras.Operation, **changes: Any) -> Any:
     return new
 
 
-def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
+def config_of(
+    layer: keras.layers.Layer, kind: type[keras.layers.Layer] | None = None
+) -> dict[str, Any]:
     """Returns the configuration of a layer, with its live functions.
 
     A user's functions, and objects of a user's classes such as regularizers, stand for
     themselves. Sublayers are serialized, as in `get_config`.
+
+    Args:
+        layer: layer.
+        kind: class whose configuration it is, among the bases of that of the layer.
     """
+    get_config = (kind or type(layer)).get_config
     unserializable: dict[str, Any] = {}
     try:
-        config = dict(layer.get_config())
+        config = dict(get_config(layer))
     except TypeError:
         with _without_callables(layer) as unserializable:
-            config = dict(layer.get_config())
+            config = dict(get_config(layer))
     for key, value in config.items():
         live = unserializable.get(key, getattr(layer, key, None))
         if key in unserializable or (isinstance(value, dict) and _is_users(live)):

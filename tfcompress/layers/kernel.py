@@ -28,11 +28,6 @@ def value_of(variable: ArrayLike) -> np.ndarray:
     return np.array(ops.convert_to_numpy(variable))
 
 
-def has_bias(layer: keras.layers.Layer) -> bool:
-    """Returns whether a layer has a `bias`; some kinds never have one."""
-    return bool(getattr(layer, "use_bias", False))
-
-
 def channel_axis(layer: keras.layers.Layer) -> int:
     """Returns the axis of channels in a layer's inputs and outputs: 1 or negative."""
     if getattr(layer, "data_format", None) == "channels_first":
@@ -49,11 +44,49 @@ def by_channel(array: np.ndarray, channel_axes: Sequence[int]) -> np.ndarray:
     return moved.reshape(-1, channels)
 
 
+# Ends of the names of arguments that have an effect in training only.
+TRAINING_ARGUMENTS = ("initializer", "regularizer", "constraint")
+
+
+def kernel_of(layer: keras.layers.Layer) -> Any:
+    """Returns the kernel of a plain layer, or the variable that another form has."""
+    if isinstance(layer, ComputedKernel):
+        return layer.kernel_variable
+    from tfcompress.layers.registry import forms_of  # the table names this class
+
+    return getattr(layer, forms_of(layer).kernel)
+
+
+def other_weights(layer: keras.layers.Layer) -> list[Any]:
+    """Returns the weights that all forms of a layer have, such as a bias.
+
+    Args:
+        layer: plain, quantized or packed layer.
+    """
+    computed = isinstance(layer, ComputedKernel)
+    left_out = layer.own_weights() if computed else [kernel_of(layer)]
+    ids = set(map(id, left_out))
+    return [weight for weight in layer.weights if id(weight) not in ids]
+
+
+def copy_other_weights(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Gives a form of a layer the `other_weights` of another form."""
+    pairs = zip(other_weights(old), other_weights(new), strict=True)
+    for source, target in pairs:
+        target.assign(value_of(source))
+
+
 class ComputedKernel(_Layer):
     """Mixin before a Keras layer: computes `kernel` from `kernel_variable`.
 
     Subclasses give `compute_kernel()`.
+
+    Attributes:
+        training_arguments: tuple of str. Ends of the names of arguments that a packed
+            layer does not have.
     """
+
+    training_arguments: tuple[str, ...] = TRAINING_ARGUMENTS
 
     @property
     def forms(self) -> "Forms":
@@ -71,6 +104,18 @@ class ComputedKernel(_Layer):
     def kernel_variable(self) -> Any:
         """Variable that Keras made for the kernel."""
         return keras_private.kernel_variable(self, self.forms.kernel)
+
+    def own_weights(self) -> list[Any]:
+        """Returns the weights of this form alone, the kernel's variable included."""
+        return [self.kernel_variable]
+
+    def inference_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Returns a configuration of the layer without initializers and the like."""
+        return {
+            key: value
+            for key, value in config.items()
+            if not key.endswith(self.training_arguments)
+        }
 
     def compute_kernel(self) -> Tensor:
         """Returns the kernel that the layer computes with, a float tensor."""

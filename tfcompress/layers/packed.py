@@ -12,9 +12,6 @@ from tfcompress.layers.kernel import ComputedKernel
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
 from tfcompress.types import ArrayLike, Tensor
 
-# Ends of the names of arguments that have an effect in training only.
-_TRAINING_ARGUMENTS = ("initializer", "regularizer", "constraint")
-
 
 class PackedKernel(ComputedKernel):
     """Mixin before a Keras layer: stores its kernel as packed codes and scales.
@@ -55,6 +52,14 @@ class PackedKernel(ComputedKernel):
         """Adds packed codes and scales in place of Keras's float kernel."""
         if name != self.forms.kernel:
             return super().add_weight(shape, initializer, *args, name=name, **kwargs)
+        return self.add_packed(shape)
+
+    def add_packed(self, shape: tuple[int, ...]) -> Any:
+        """Adds packed codes and scales of a kernel, and returns the variable of codes.
+
+        Args:
+            shape: tuple of int. Shape of the kernel.
+        """
         self.kernel_shape = tuple(shape)
         channels = {axis % len(shape) for axis in self.channel_axes}
         self.kernel_scale = super().add_weight(
@@ -70,6 +75,9 @@ class PackedKernel(ComputedKernel):
             dtype="uint8",
             trainable=False,
         )
+
+    def own_weights(self) -> list[Any]:
+        return [self.kernel_scale, self.kernel_variable]
 
     def set_kernel(self, codes: ArrayLike, scale: ArrayLike) -> None:
         """Sets codes and scales.
@@ -128,18 +136,9 @@ class PackedKernel(ComputedKernel):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            **inference_config(super().get_config()),
+            **self.inference_config(super().get_config()),
             "kernel_bits": self.kernel_bits,
         }
-
-
-def inference_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a layer's configuration without initializers and the like."""
-    return {
-        key: value
-        for key, value in config.items()
-        if not key.endswith(_TRAINING_ARGUMENTS)
-    }
 
 
 def _fields(packed, shifts, bits):

@@ -9,8 +9,7 @@ from keras import ops
 from tfcompress.layers.activation import QuantizeActivation
 from tfcompress.layers.batch_norm import fold
 from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import ComputedKernel, has_bias
-from tfcompress.layers.packed import inference_config
+from tfcompress.layers.kernel import ComputedKernel, copy_other_weights
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import ActivationQuantizer, Quantizer
 from tfcompress.types import Tensor
@@ -109,12 +108,20 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         texts = [quantizer and quantizer.unfinished() for quantizer in quantizers]
         return [text for text in texts if text]
 
+    def own_weights(self) -> list[Any]:
+        quantizers = filter(None, (self.kernel_quantizer, self.input_quantizer))
+        return [self.kernel_variable, *(x for q in quantizers for x in q.weights)]
+
+    def plain_config(self) -> dict[str, Any]:
+        """Returns the configuration of the plain layer in inference, in float32."""
+        config = {**self.inference_config(config_of(self)), "dtype": "float32"}
+        del config["kernel_quantizer"], config["input_quantizer"]
+        return config
+
     def inference_layers(
         self, norm: keras.layers.BatchNormalization | None, names: set[str]
     ) -> list[keras.layers.Layer]:
-        config = inference_config(config_of(self))
-        del config["kernel_quantizer"], config["input_quantizer"]
-        config["dtype"] = "float32"
+        config = self.plain_config()
         if norm is not None:
             config["use_bias"] = True
         config["kernel_bits"] = self.kernel_quantizer.bits
@@ -137,14 +144,13 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         for levels in inputs:
             levels.set_scale(self.input_quantizer.scale_value())
         codes, scale = self.kernel_quantizer.encode(self.latent_kernel)
-        bias = ops.convert_to_numpy(self.bias) if has_bias(self) else None
-        if norm is not None:
-            codes, scale, bias = fold(
-                codes, scale, np.zeros(()) if bias is None else bias, norm
-            )
-        packed.set_kernel(codes, scale)
-        if bias is not None:
+        if norm is None:
+            copy_other_weights(self, packed)
+        else:
+            bias = ops.convert_to_numpy(self.bias) if self.use_bias else np.zeros(())
+            codes, scale, bias = fold(codes, scale, bias, norm)
             packed.bias.assign(bias)
+        packed.set_kernel(codes, scale)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -43,6 +43,7 @@ class Forms:
             output channel for each of the kernel's. Its input can be quantized, a batch
             normalization folded into it, and its filters removed.
         legacy_kernel: str. Attribute of the kernel in Keras 2 (`tf_keras`).
+        own: `OwnForms`, or None for layers of Keras.
     """
 
     plain: type[keras.layers.Layer]
@@ -54,6 +55,7 @@ class Forms:
     kernel: str = "kernel"
     is_linear: bool = True
     legacy_kernel: str = "kernel"
+    own: Any = None
 
     def classes(self) -> tuple[type, ...]:
         """Returns the classes of all forms that exist."""
@@ -157,6 +159,11 @@ FORMS = (
 _ROWS = {kind: forms for forms in FORMS for kind in forms.classes()}
 
 
+def add_forms(forms: Forms) -> None:
+    """Adds the forms of a user's class to the table, or replaces them."""
+    _ROWS.update(dict.fromkeys(forms.classes(), forms))
+
+
 def forms_of(layer: keras.layers.Layer) -> Any:
     """Returns the `Forms` of a layer, or None if the table has none.
 
@@ -172,8 +179,3 @@ def forms_of(layer: keras.layers.Layer) -> Any:
     if ours and ours[0].__module__.startswith("tfcompress."):
         return _ROWS[ours[0]]
     return None
-
-
-def kernel_of(layer: keras.layers.Layer) -> Any:
-    """Returns the kernel of a built layer of the table, a variable or a tensor."""
-    return getattr(layer, forms_of(layer).kernel)

@@ -15,8 +15,7 @@ from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.signature import functional
 from tfcompress.layers.cloning import config_of
-from tfcompress.layers.kernel import has_bias, value_of
-from tfcompress.layers.registry import kernel_of
+from tfcompress.layers.kernel import copy_other_weights, kernel_of
 from tfcompress.litert.batch import with_free_batch
 from tfcompress.progress_bar import announced
 from tfcompress.types import Tensor
@@ -79,9 +78,8 @@ def _decode(model, resizes):
     decoded, pairs = rebuild(model, replace)
     for old, new in pairs:
         if isinstance(old, layers.PackedKernel):
-            kernel_of(new).assign(value_of(old.kernel))
-            if has_bias(old):
-                new.bias.assign(value_of(old.bias))
+            kernel_of(new).assign(ops.convert_to_numpy(old.compute_kernel()))
+            copy_other_weights(old, new)
         else:
             copy_weights(old, new)
     return decoded

@@ -145,8 +145,9 @@ def _assign(constants, kernels):
         raise ValueError(
             f"The converted graph should have the kernels of {missing} as constants "
             "of convolutions, fully connected operators or look-ups. Received: a graph "
-            "without them. The converter changed their values, or dropped a layer "
-            "whose result is not used. Leave these layers in float."
+            "without them. A layer computes with other values than its kernel, or the "
+            "converter changed them, or dropped a layer whose result is not used. "
+            "Leave these layers in float."
         )
     # Codes may fit several constants: equal kernels, or few weights per channel.
     # Every fit gives the right values, but each kernel needs one. First come constants

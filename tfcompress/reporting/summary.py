@@ -5,6 +5,7 @@ from rich.table import Table
 
 from tfcompress.cost import InputShape, float32_cost, layer_costs, total_cost
 from tfcompress.cost.input_shape import example_input_shape
+from tfcompress.graph.opening.subclassed_model import with_graph
 from tfcompress.reporting.tables import render
 
 
@@ -17,7 +18,7 @@ def summary(model: keras.Model, input_shape: InputShape | None = None) -> str:
     MACs and BOPs that are unknown are "-".
 
     Args:
-        model: built Functional or Sequential model: plain, a student, or finalized.
+        model: built model: plain, a student, or finalized; see `layer_costs`.
         input_shape: tuple of ints without the batch axis. Size at which a model of
             free input sizes is counted, see `tfcompress.cost.layer_costs`.
 
@@ -25,9 +26,10 @@ def summary(model: keras.Model, input_shape: InputShape | None = None) -> str:
         A string of lines no wider than 120 characters.
 
     Raises:
-        ValueError: if the model is subclassed or not built, or does not take inputs of
-            `input_shape`.
+        ValueError: if the model is not built, is subclassed and cannot be traced, or
+            does not take inputs of `input_shape`.
     """
+    model = with_graph(model)
     costs = layer_costs(model, input_shape)
     total = total_cost(costs)
     parts = [render(_layer_table(costs, total)), render(_total_table(total))]

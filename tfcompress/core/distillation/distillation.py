@@ -17,6 +17,7 @@ from tfcompress.core.distillation.soft_loss import (
     output_activations,
 )
 from tfcompress.graph.graph import check_has_graph
+from tfcompress.graph.opening.subclassed_model import with_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.types import Tensor
 
@@ -46,9 +47,9 @@ class Distillation:
     Args:
         temperature: float above 0. Temperature T of both softmaxes.
         weight: float in (0, 1]. Weight w of the teacher.
-        teacher: built Functional or Sequential `keras.Model` with inputs and outputs of
-            the shapes of the compressed model, or None for that model itself. It is
-            never saved.
+        teacher: built `keras.Model`, as `tfcompress.compress` takes it, with inputs and
+            outputs of the shapes of the compressed model; or None for that model
+            itself. It is never saved.
 
     Raises:
         TypeError: if the teacher is no Keras 3 model.
@@ -135,6 +136,7 @@ class DistilledModel(keras.Model):
                 f"distill=True)` makes it. Received: '{self.name}' without one. Set "
                 "`student.distillation = tfc.Distillation()` first."
             )
+        teacher = with_graph(teacher)
         check_teacher(self, teacher)
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's
         with strategy.scope() if strategy else contextlib.nullcontext():

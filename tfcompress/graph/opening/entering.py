@@ -14,6 +14,12 @@ from tfcompress.graph.opening.examples import (
     examples,
     same_outputs,
 )
+from tfcompress.graph.opening.state import (
+    check_all_used,
+    check_own_state,
+    only_parts_have_state,
+    operations,
+)
 from tfcompress.graph.opening.wrappers import call_of
 from tfcompress.layers import TrainingForm
 from tfcompress.layers.masking import AttachMask
@@ -30,7 +36,12 @@ def may_enter(layer: keras.layers.Layer) -> bool:
     return any(len(weight.shape) > 1 for part in inner for weight in part.weights)
 
 
-def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any:
+def trace(
+    layer: keras.layers.Layer,
+    args: tuple,
+    kwargs: dict[str, Any],
+    as_given: bool = False,
+) -> Any:
     """Returns a Functional model of the sublayers of a layer, with their weights.
 
     The layer's `call` runs on symbolic inputs. Its sublayers are not copied. Masks of
@@ -39,10 +50,11 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     Args:
         layer: built layer with sublayers.
         args, kwargs: arguments of its call, with `KerasTensor`s.
+        as_given: bool. Whether the model takes the first argument as it is.
 
     Returns:
         A Functional `keras.Model` of the list that `tensors_of` returns for such
-        arguments.
+        arguments, or of the first argument.
 
     Raises:
         CannotOpenError: if the layer has weights of its own, computes something else
@@ -51,10 +63,11 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
     """
     if getattr(layer, "activity_regularizer", None) is not None:
         raise CannotOpenError("has an activity regularizer")
+    check_own_state(layer)
     try:
-        model = _traced(layer, args, kwargs, training=False)
-        in_training = _traced(layer, args, kwargs, training=True)
-        operations = _operations(model, False), _operations(in_training, True)
+        model = _traced(layer, args, kwargs, False, as_given)
+        in_training = _traced(layer, args, kwargs, True)
+        modes = [operations(model, False), operations(in_training, True)]
     except CannotOpenError:
         raise
     except Exception as error:
@@ -62,13 +75,10 @@ def trace(layer: keras.layers.Layer, args: tuple, kwargs: dict[str, Any]) -> Any
             "has a `call` that computes by more than layers and keras.ops "
             f"({brief(error)})"
         ) from error
-    if operations[0] != operations[1]:
+    if modes[0] != modes[1]:
         raise CannotOpenError("computes something else in training")
-    inside = {id(variable) for variable in model.weights}
-    own = [variable for variable in layer.weights if id(variable) not in inside]
-    if own:
-        raise CannotOpenError(f"has weights of its own, such as '{own[0].path}'")
-    _check_outputs(layer, model, args, kwargs)
+    check_all_used(layer, model)
+    _check_outputs(layer, model, args, kwargs, as_given)
     return model
 
 
@@ -94,7 +104,7 @@ def _described(value):
     return f"{value.dtype} {value.shape}, masked: {masked}"
 
 
-def _traced(layer, args, kwargs, training):
+def _traced(layer, args, kwargs, training, as_given=False):
     """Functional model of the sublayers.
 
     Keras calls all of them in the mode of the model's call, not in that of the trace.
@@ -111,16 +121,20 @@ def _traced(layer, args, kwargs, training):
         if keras_private.mask_of(old) is not None:
             keras_private.set_mask(new, next(queue))
         taken.append(new)
+    given = _filled(args, kwargs, inputs)[0][0] if as_given else inputs + new_masks
     args, kwargs = _filled(args, kwargs, taken)
     kwargs.update(_mask_arguments(layer, args, kwargs))
     parameters = inspect.signature(layer.call).parameters
     if "training" in parameters:
+        if parameters["training"].default is True:
+            raise CannotOpenError("is in training unless it is told otherwise")
         kwargs["training"] = training
     previous = keras_private.mask_of(taken[0]) if taken else None
     with keras_private.tracing(layer, training):
-        outputs = call_of(layer)(*args, **kwargs)
+        with only_parts_have_state(layer):
+            outputs = call_of(layer)(*args, **kwargs)
         outputs = _with_masks(layer, taken, outputs, previous)
-        return keras.Model(inputs + new_masks, outputs, name=layer.name)
+        return keras.Model(given, outputs, name=layer.name)
 
 
 def _filled(args, kwargs, tensors):
@@ -163,32 +177,7 @@ def _with_masks(layer, inputs, outputs, previous):
     return keras.tree.pack_sequence_as(outputs, new)
 
 
-def _operations(function, training):
-    """Types of a model's operations, and whether they run in the mode of its call."""
-    result = []
-
-    def recorder(operation):
-        def call(*args, **kwargs):
-            _check_shape_is_known(operation, args)
-            in_mode = kwargs.get("training") in (None, training)
-            result.append((type(operation), in_mode))
-            return operation.compute_output_spec(*args, **kwargs)
-
-        return call
-
-    keras_private.run_through_graph(function, function.inputs, recorder)
-    return result
-
-
-def _check_shape_is_known(operation, args):
-    """Raises CannotOpenError for an operation of which Keras gets the shape wrong."""
-    if type(operation).__name__ == "DotProductAttention":
-        query, _, value = args[:3]
-        if query.shape[-1] != value.shape[-1]:
-            raise CannotOpenError("has values and queries of different sizes")
-
-
-def _check_outputs(layer, model, args, kwargs):
+def _check_outputs(layer, model, args, kwargs, as_given):
     """Raises CannotOpenError unless layer and model agree on example inputs."""
     tensors, masks = tensors_of(args, kwargs)
     arrays, copies = examples(tensors), examples(tensors)
@@ -198,7 +187,5 @@ def _check_outputs(layer, model, args, kwargs):
         if keras_private.mask_of(tensor) is not None:
             keras_private.set_mask(array, next(queue))
     filled_args, filled_kwargs = _filled(args, kwargs, arrays)
-    same_outputs(
-        lambda: layer(*filled_args, **filled_kwargs),
-        lambda: model(copies + mask_arrays),
-    )
+    given = _filled(args, kwargs, copies)[0][0] if as_given else copies + mask_arrays
+    same_outputs(lambda: layer(*filled_args, **filled_kwargs), lambda: model(given))

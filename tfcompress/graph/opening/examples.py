@@ -12,6 +12,8 @@ from tfcompress.types import Tensor
 
 # Sizes of the axes that a call leaves open, batch and others.
 _BATCH, _SIZE = 2, 8
+# Characters of the messages of other errors.
+_MESSAGE = 160
 # Largest difference of outputs, relative to the largest output.
 _ROUNDING = 1e-5
 
@@ -21,9 +23,11 @@ class CannotOpenError(Exception):
 
 
 def brief(error: Exception) -> str:
-    """Returns an error's type and the beginning of its message."""
-    message = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
-    return f"{type(error).__name__}: {message[:160]}"
+    """Returns the class of an error and the beginning of its message."""
+    message = re.sub(
+        r"\x1b\[\d+m|Exception encountered when calling \S+", "", str(error)
+    )
+    return f"{type(error).__name__}: {' '.join(message.split())[:_MESSAGE]}"
 
 
 def examples(tensors: Sequence[keras.KerasTensor]) -> list[Tensor]:

@@ -9,7 +9,14 @@ import keras
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import Graph, check_has_graph
-from tfcompress.graph.opening import einsum, entering, recurrent, separable, wrappers
+from tfcompress.graph.opening import (
+    einsum,
+    entering,
+    recurrent,
+    separable,
+    subclass,
+    wrappers,
+)
 from tfcompress.graph.opening.examples import CannotOpenError, brief
 from tfcompress.graph.rebuild import (
     Entered,
@@ -21,6 +28,7 @@ from tfcompress.graph.rebuild import (
     rebuild,
 )
 from tfcompress.layers.masking import DetachMask
+from tfcompress.layers.registry import FORMS
 
 # Modules with functions `parts` and `copy_weights`, by the layers that they split.
 _SPLITS = {
@@ -28,6 +36,8 @@ _SPLITS = {
     for module in (einsum, recurrent, separable, wrappers)
     for kind in module.KINDS
 }
+# Layers of Keras that users derive theirs from.
+_KNOWN = (*(forms.plain for forms in FORMS), *_SPLITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +94,30 @@ def open_layers(model: keras.Model) -> Opened:
         opening = _Opening(whole, mask_axes)
         try:
             return opening.run(model)
-        except _LeftWholeError as error:
+        except _StaysWholeError as error:
             whole[id(error.layer)] = error.reason
         except MasksDifferError:
             pass  # the next pass knows all masks
 
 
 def _may_open(layer):
-    return type(layer) in _SPLITS or entering.may_enter(layer)
+    return _may_split(layer) or entering.may_enter(layer) or _copy(layer) is None
 
 
-class _LeftWholeError(RestartError):
-    """A layer of which a part of the model was already rebuilt has to stay whole."""
+def _may_split(layer):
+    return type(layer) in _SPLITS or subclass.base_of(layer, _KNOWN) is not None
+
+
+def _copy(layer):
+    """A new layer like another, or None if it cannot be copied."""
+    try:
+        return clone_layer(layer)
+    except ValueError:
+        return None
+
+
+class _StaysWholeError(RestartError):
+    """Reason, found too late for this pass, to leave a layer as it is."""
 
     def __init__(self, layer: keras.layers.Layer, reason: str) -> None:
         super().__init__(layer.name)
@@ -112,8 +134,11 @@ class _Opening:
     def __init__(self, whole: dict[int, str], mask_axes: MaskAxes) -> None:
         self.whole = whole
         self._mask_axes = mask_axes
-        self._parts: dict[int, list[keras.layers.Layer]] = {}
-        self._traced: dict[int, tuple[Any, list[Any]]] = {}
+        # `(layer with the weights, parts)` by the layers' ids.
+        self._parts: dict[int, tuple[keras.layers.Layer, list[keras.layers.Layer]]] = {}
+        self._traced: dict[int, tuple[Any, Any]] = {}
+        # Layers that were entered, by the ids of their parts.
+        self._holders: dict[int, keras.layers.Layer] = {}
 
     def run(self, model: keras.Model) -> Opened:
         """Returns the opened model.
@@ -127,10 +152,11 @@ class _Opening:
             reasons = {x: self.whole[id(y)] for x, y in named if id(y) in self.whole}
             return Opened(model, {}, frozenset(), reasons)
         for old, new in pairs:
-            if id(old) in self._parts:
-                _SPLITS[type(old)].copy_weights(old, self._parts[id(old)])
+            source, parts = self._parts.get(id(old), (old, [new]))
+            if type(source) in _SPLITS and id(old) in self._parts:
+                _SPLITS[type(source)].copy_weights(source, parts)
             else:
-                copy_weights(old, new)
+                copy_weights(source, new)
         graph = Graph(opened)
         names = {id(layer): name for name, layer in graph.layers().items()}
         nested = [{c.name for c in g.model_calls} for g in (graph, Graph(model))]
@@ -138,7 +164,7 @@ class _Opening:
             opened,
             whole_of={
                 names[id(part)]: names[id(parts[-1])]
-                for parts in self._parts.values()
+                for _, parts in self._parts.values()
                 for part in parts
             },
             entered=frozenset(nested[0] - nested[1]),
@@ -151,20 +177,48 @@ class _Opening:
 
     def _replace(self, layer):
         if id(layer) in self.whole:
-            return clone_layer(layer)
-        if type(layer) in _SPLITS:
+            return self._clone(layer)
+        if _may_split(layer):
             try:
-                self._parts[id(layer)] = _SPLITS[type(layer)].parts(layer)
+                return self._split(layer)
             except CannotOpenError as error:
                 self.whole[id(layer)] = str(error)
-                return clone_layer(layer)
-            return self._parts[id(layer)]
-        if entering.may_enter(layer):
-            return Entered(
-                functools.partial(self._enter, layer),
-                functools.partial(_failed, layer),
-            )
-        return clone_layer(layer)
+                return self._clone(layer)
+        copy = None if entering.may_enter(layer) else _copy(layer)
+        if copy is not None:
+            return copy
+        return Entered(
+            functools.partial(self._enter, layer), functools.partial(_failed, layer)
+        )
+
+    def _split(self, layer):
+        """The parts of a layer, to be called one after the other."""
+        base = subclass.base_of(layer, _KNOWN)
+        source = layer if base is None else subclass.as_base(layer, base)
+        module = _SPLITS.get(type(source))
+        parts = module.parts(source) if module else [clone_layer(source)]
+        self._parts[id(layer)] = source, parts
+        return parts
+
+    def _clone(self, layer):
+        """A copy of a layer that stays whole.
+
+        Raises:
+            _StaysWholeError: if it cannot be copied, but perhaps the layer around it.
+            ValueError: if there is none.
+        """
+        try:
+            return clone_layer(layer)
+        except ValueError as error:
+            reason = self.whole.get(id(layer), "has no other form")
+            holder = self._holders.get(id(layer))
+            if holder is None:
+                raise ValueError(
+                    f"{error} It stays as it is because it {reason}."
+                ) from error
+            raise _StaysWholeError(
+                holder, f"holds '{layer.name}', which {reason} and cannot be copied"
+            ) from error
 
     def _enter(self, layer, args, kwargs):
         """The model of a layer's sublayers and its inputs, or a copy and None."""
@@ -175,16 +229,17 @@ class _Opening:
                 traced = entering.trace(layer, args, kwargs)
             except CannotOpenError as error:
                 self.whole[id(layer)] = str(error)
-                return clone_layer(layer), None
+                return self._clone(layer), None
             self._traced[id(layer)] = traced, call
+            self._holders.update({id(part): layer for part in traced.operations})
         traced, first_call = self._traced[id(layer)]
         if call != first_call:
-            raise _LeftWholeError(layer, "is called with arguments of several kinds")
+            raise _StaysWholeError(layer, "is called with arguments of several kinds")
         return traced, [*map(_without_mask, tensors), *masks]
 
 
 def _failed(layer, error):
-    raise _LeftWholeError(layer, f"cannot be made of its parts ({brief(error)})")
+    raise _StaysWholeError(layer, f"cannot be made of its parts ({brief(error)})")
 
 
 def _without_mask(tensor):

@@ -14,6 +14,7 @@ from tfcompress.cost.arithmetic import (
     xz_bytes,
 )
 from tfcompress.cost.parse_bytes import parse_bytes
+from tfcompress.graph.graph import Graph
 from tfcompress.layers import PackedKernel
 from tfcompress.micro.encodings.choice import encoded_bytes
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes
@@ -229,13 +230,17 @@ def estimated_size(model: keras.Model, unit: str) -> int:
         unit: "xz_bytes", "bytes" or "flash_bytes".
     """
     compressed = unit == "xz_bytes"
-    packed = [x for x in model.layers if isinstance(x, PackedKernel)]
-    codes = {layer.name: (layer.codes, layer.kernel_bits) for layer in packed}
+    layers = Graph(model).layers()
+    codes = {
+        name: (layer.codes, layer.kernel_bits)
+        for name, layer in layers.items()
+        if isinstance(layer, PackedKernel)
+    }
     floats = b"".join(
         ops.convert_to_numpy(v).tobytes() for v in model.weights if v.dtype == "float32"
     )
     per_layer, per_file = GRAPH_BYTES[compressed]
-    graph = per_layer * len(model.layers) + per_file
+    graph = per_layer * len(layers) + per_file
     # Scales that are the same for all channels take no bytes after xz.
     float_bytes = xz_bytes(floats) if compressed else len(floats)
     if unit == "flash_bytes":

@@ -10,7 +10,7 @@ import numpy as np
 from tfcompress.arguments import warn_caller
 from tfcompress.core.student import Student
 from tfcompress.graph.graph import Graph
-from tfcompress.layers.registry import kernel_of
+from tfcompress.layers.kernel import kernel_of
 from tfcompress.quantizers.clustering import SAMPLES, SortedNonZeros, uniform_step
 from tfcompress.quantizers.packing import code_limit
 from tfcompress.schemes.size_constrained.allocation import set_smallest

@@ -8,8 +8,8 @@ import keras
 
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.graph import Graph
-from tfcompress.layers.kernel import has_bias
-from tfcompress.layers.registry import forms_of, kernel_of
+from tfcompress.layers.kernel import kernel_of, other_weights
+from tfcompress.layers.registry import forms_of
 
 # Bytes of a graph per layer and per file, by whether they count after xz.
 GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
@@ -37,7 +37,7 @@ def estimated_overhead(
             # Scales that are the same for all channels take no bytes after xz.
             if norms[id(layer)] is not None or not compressed:
                 floats += _channels(layer)
-            floats += math.prod(layer.bias.shape) if has_bias(layer) else 0
+            floats += sum(math.prod(x.shape) for x in other_weights(layer))
         elif id(layer) in folded:
             floats += math.prod(layer.moving_mean.shape)
         else:

@@ -13,7 +13,8 @@ from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
-from tfcompress.layers.registry import forms_of, kernel_of
+from tfcompress.layers.kernel import kernel_of
+from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import Ternary, Uniform
 from tfcompress.quantizers.ternary import check_sparsity
 from tfcompress.schemes.ternary.schedule import (

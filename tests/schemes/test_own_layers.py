@@ -1,0 +1,70 @@
+"""Layers and models of a user's own in every scheme, to a proven file."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tests.own_layers import NETWORKS, images
+
+SCHEMES = {
+    "ternary": lambda: tfc.PrunedTernary(0.5),
+    "uniform": lambda: tfc.Uniform(4),
+    "bits": lambda: tfc.BitSharing("1/40", group_size=2),
+    "size": lambda: tfc.SizeConstrained(value_bits="1/10"),
+    "file": lambda: tfc.SizeConstrained(size="9 kB"),
+    "ranks": lambda: tfc.Decomposition("6/7"),
+}
+
+
+def cases():
+    """Every network in every scheme; those in one scheme are quick."""
+    for scheme in SCHEMES:
+        for name in NETWORKS:
+            is_quick = scheme == "ternary" or (
+                scheme == "bits" and name == "own kernel"
+            )
+            yield pytest.param(scheme, name, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("scheme, name", cases())
+def test_each_scheme_ends_in_a_proven_file(name, scheme, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, x = NETWORKS[name](), images()
+    student = tfc.compress(model, SCHEMES[scheme]())
+    np.testing.assert_allclose(student.count_params() >= model.count_params(), True)
+    labels = np.random.default_rng(0).integers(3, size=32)
+    student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    student.fit(x, labels, batch_size=16, epochs=2, verbose=0)
+    student.save(tmp_path / "student.keras")
+    student = keras.models.load_model(tmp_path / "student.keras")
+    tiny = tfc.finalize(student)
+    tiny.save(tmp_path / "tiny.keras")
+    loaded = keras.models.load_model(tmp_path / "tiny.keras")
+    expected = student.predict(x, verbose=0)
+    np.testing.assert_allclose(tiny.predict(x, verbose=0), expected, atol=1e-3)
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), tiny.predict(x, verbose=0)
+    )
+    for optimize in ("size", "latency"):
+        path = tmp_path / f"{optimize}.tflite"
+        report = tfc.export(loaded, path, optimize=optimize, verify=x)
+        assert report["agreement"]["top1"] >= (1 if optimize == "size" else 0.9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("scheme", ["ternary", "bits", "size"])
+def test_nearly_all_weights_are_treated(name, scheme):
+    plan = tfc.plan(NETWORKS[name](), SCHEMES[scheme]())
+    treated = sum(row.layer.count_params() for row in plan.treated())
+    assert treated >= 0.9 * plan.model.count_params()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plain_model_of_a_student_predicts_as_it(name):
+    model, x = NETWORKS[name](), images()
+    student = tfc.compress(model, tfc.PrunedTernary(0.5))
+    plain = tfc.dequantize(student)
+    expected = student.predict(x, verbose=0)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-4)
+    assert plain.count_params() == model.count_params()
