@@ -57,9 +57,9 @@ def compress(
         TypeError: if `model` or the teacher is no Keras 3 model, or `distill` of
             another type.
         ValueError: if it has no graph and cannot be traced, is not built, has NaN,
-            infinite or 16-bit weights, if its class overrides methods and no student can
-            be made by its constructor, if an override matches no layer, if the scheme's
-            budget cannot be met, or if no layer can be compressed.
+            infinite or 16-bit weights, if its class overrides methods and no student
+            can be made by its constructor, if an override matches no layer, if the
+            scheme's budget cannot be met, or if no layer can be compressed.
 
     Warns:
         UserWarning: if a fifth or more of the weights is left alone because it is
