@@ -3,8 +3,8 @@
 `python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50` takes names of
 built-in networks, of networks of `keras.applications`, or `.keras` and `.h5` files. It
 quantizes the weights of all layers to 4 and to 2 bits, without training, and exports in
-all ways. The other files are the float file and those of litert-quantizer: int8 throughout, and
-INT4 kernels with float activations.
+all ways. The other files are the float file and those of litert-quantizer: int8
+throughout, and INT4 kernels with float activations.
 
 Latency is on one thread, one sample at a time. The runs of all files of a network
 alternate in one process, and medians are compared. It prints a Markdown table for each
