@@ -1,5 +1,7 @@
 """Step from a trained model and a scheme to a student."""
 
+import dataclasses
+
 import keras
 
 from tfcompress.core.checks import check_compressible
@@ -12,6 +14,7 @@ from tfcompress.core.plan import (
 )
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import TensorRanges
 from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
@@ -93,6 +96,11 @@ def _student_of(model, scheme, unfreeze):
     warn_of_left_alone(planned, scheme)
 
     before = scheme.layers_before(model, planned)
+    ranges = None
+    if scheme.learns_all_ranges():
+        ranges = TensorRanges(graph, set(configs))
+        for key in ranges.without_own_range:
+            configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
 
     def replace(layer):
         if id(layer) in configs:
@@ -103,10 +111,13 @@ def _student_of(model, scheme, unfreeze):
             return None
         else:
             new = clone_layer(layer)
+        if ranges is not None:
+            ranges.adapt(layer, new)
         return [*before.get(names.get(id(layer)), []), new]
 
     make = Student if user_class is None else user_class.make_student
-    student, pairs = rebuild(model, replace, model_class=make)
+    after = None if ranges is None else ranges.layers_after
+    student, pairs = rebuild(model, replace, model_class=make, after=after)
     with progress_bar("Weights of the student", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if id(old) in configs:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +17,13 @@ from tfcompress.cost.formulas import (
 )
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
-from tfcompress.layers import PackedKernel, QuantizeActivation, QuantizedKernel
+from tfcompress.graph.stored_tensors import passes_levels
+from tfcompress.layers import (
+    PackedKernel,
+    QuantizeActivation,
+    QuantizedKernel,
+    QuantizedTensor,
+)
 from tfcompress.layers.kernel import channel_axis
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
@@ -120,17 +127,28 @@ def layer_costs(
             `input_shape`.
     """
     calls_of: dict[int, list[Call]] = {}
-    for call in sized_graph(model, input_shape).calls:
+    graph = sized_graph(model, input_shape)
+    for call in graph.calls:
         calls_of.setdefault(id(call.operation), []).append(call)
-    # The QuantizeActivation of each quantized tensor, by the tensor's id.
-    quantized_by = {
-        id(call.outputs[0]): call.operation
-        for calls in calls_of.values()
-        for call in calls
-        if isinstance(call.operation, QuantizeActivation)
-    }
+    quantized_by = _quantizers_of_tensors(graph)
     costs = (_layer_cost(calls, quantized_by) for calls in calls_of.values())
     return [cost for cost in costs if cost is not None]
+
+
+def _quantizers_of_tensors(graph):
+    """`{tensor's id: object with its bits}` of the tensors on learned levels."""
+    found: dict[int, Any] = {}
+    for call in graph.calls:
+        quantizer = None
+        if isinstance(call.operation, QuantizeActivation):
+            quantizer = call.operation
+        elif isinstance(call.operation, QuantizedTensor):
+            quantizer = call.operation.quantizer
+        elif len(call.inputs) == 1 and passes_levels(call.operation):
+            quantizer = found.get(id(call.inputs[0]))
+        if quantizer is not None:
+            found.update((id(tensor), quantizer) for tensor in call.outputs)
+    return found
 
 
 def total_cost(costs: Sequence[LayerCost]) -> ModelCost:
@@ -161,7 +179,7 @@ def float32_cost(cost: ModelCost) -> ModelCost:
 
 def _layer_cost(calls, quantized_by):
     operation = calls[0].operation
-    if isinstance(operation, QuantizeActivation):
+    if isinstance(operation, (QuantizeActivation, QuantizedTensor)):
         return None
     names = kernel_names(operation)
     if names:

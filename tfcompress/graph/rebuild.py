@@ -1,9 +1,10 @@
 """A new model from an old one, layer by layer."""
 
+import collections
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -58,6 +59,7 @@ def rebuild(
     replace: Callable[[Layer], Any],
     replace_operation: Callable[[keras.Operation], Callable] | None = None,
     model_class: Callable[..., Any] = keras.Model,
+    after: Callable[[keras.Operation, int], Sequence[Layer]] | None = None,
 ) -> tuple[keras.Model, list[tuple[Layer, Layer]]]:
     """Builds the same graph from new layers.
 
@@ -73,12 +75,15 @@ def rebuild(
         model_class: class of the result, or a function with the arguments inputs,
             outputs and name that makes it. Nested models become `keras.Model`, with
             inputs of the shape that they are called with.
+        after: function from an old layer or operation, and the number of its call in
+            its model, to new layers that are called on the result, one after the
+            other. None calls none.
 
     Returns:
         `(new_model, pairs)`: a Functional model with newly initialized weights, and
         a list of `(old layer, new layer)`, those of nested models included.
     """
-    rebuilding = _Rebuilding(replace, replace_operation or clone_layer)
+    rebuilding = _Rebuilding(replace, replace_operation or clone_layer, after)
     new_model = rebuilding.build(model, model.inputs, model_class)
     return new_model, rebuilding.pairs()
 
@@ -90,9 +95,11 @@ class _Rebuilding:
         self,
         replace: Callable[[Layer], Any],
         replace_operation: Callable[[keras.Operation], Callable],
+        after: Callable[[keras.Operation, int], Sequence[Layer]] | None,
     ) -> None:
         self._replace = replace
         self._replace_operation = replace_operation
+        self._after = after
         # `(old, chain)` by the old one's id; a chain is called one after the other.
         self._chains: dict[int, tuple[keras.Operation, list[Callable]]] = {}
 
@@ -109,9 +116,9 @@ class _Rebuilding:
         if is_sequential:
             outputs = inputs
             for layer in model.layers:
-                outputs = self._replacement(layer)(outputs)
+                outputs = self._numbered()(layer)(outputs)
         else:
-            outputs = keras_private.run_through_graph(model, inputs, self._replacement)
+            outputs = keras_private.run_through_graph(model, inputs, self._numbered())
         outputs = _with_names(inputs, outputs, _output_names(model))
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 
@@ -122,6 +129,19 @@ class _Rebuilding:
             for old, chain in self._chains.values()
         ]
         return [(a, b) for a, b in lasts if isinstance(b, keras.layers.Layer)]
+
+    def _numbered(self):
+        """Function from an operation to the replacement of its next call."""
+        counts: collections.Counter[int] = collections.Counter()
+
+        def replacement(operation):
+            number = counts[id(operation)]
+            counts[id(operation)] += 1
+            new = self._replacement(operation)
+            after = self._after(operation, number) if self._after else ()
+            return functools.partial(_call_then, new, after) if after else new
+
+        return replacement
 
     def _replacement(self, operation):
         if id(operation) not in self._chains:
@@ -226,6 +246,13 @@ def _with_names(inputs, outputs, names):
 
 
 def _pass_through(x, *args, **kwargs):
+    return x
+
+
+def _call_then(first, others, *args, **kwargs):
+    x = first(*args, **kwargs)
+    for layer in others:
+        x = layer(x)
     return x
 
 

@@ -35,6 +35,7 @@ from tfcompress.layers.quantized import (
     QuantDepthwiseConv2D,
     QuantizedKernel,
 )
+from tfcompress.layers.quantized_tensor import QuantizedTensor
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
@@ -65,5 +66,6 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "QuantizeActivation",
     "QuantizedKernel",
+    "QuantizedTensor",
     "TrainingForm",
 ]

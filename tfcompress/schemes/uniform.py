@@ -8,6 +8,7 @@ import keras
 from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_config
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import BITS
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
 from tfcompress.core.training.recalibration import Recalibration
 
@@ -50,6 +51,9 @@ class Uniform(Scheme):
         return learned_range_config(
             self.weight_bits, self.activation_bits, place.signed_input
         )
+
+    def learns_all_ranges(self) -> bool:
+        return self.activation_bits == BITS
 
     def prepare(self, student: Student) -> None:
         calibrate_weights(student)

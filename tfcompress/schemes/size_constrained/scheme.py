@@ -17,6 +17,7 @@ from tfcompress.core.config import QuantizeConfig, learned_range_inputs
 from tfcompress.core.finalize import inference_model
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import BITS
 from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
@@ -133,6 +134,9 @@ class SizeConstrained(SearchingScheme):
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
         return self.configs[place.signed_input]
+
+    def learns_all_ranges(self) -> bool:
+        return self.activation_bits == BITS
 
     def connect(self, student: Student) -> None:
         widths = self._widths()

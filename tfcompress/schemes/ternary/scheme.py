@@ -11,6 +11,7 @@ from tfcompress.core.budget import SLACK
 from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_inputs
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import BITS
 from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.layers.registry import forms_of
@@ -93,6 +94,9 @@ class PrunedTernary(Scheme):
         if self.first_last == "8bit":
             return QuantizeConfig(Uniform(8), inputs)
         return KeepFloat("first or last layer, first_last='float'")
+
+    def learns_all_ranges(self) -> bool:
+        return self.activation_bits == BITS
 
     def connect(self, student: Student) -> None:
         for layer in ternary_layers(student):
