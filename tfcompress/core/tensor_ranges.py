@@ -6,15 +6,21 @@ rounds each of them once, where the file does. The range is then trained, and th
 computes what the student computes.
 """
 
+from typing import Any
+
 import keras
+import numpy as np
+from keras import ops
 
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.stored_tensors import (
     StoredTensor,
     StoredTensors,
     has_inner_tensor,
+    levels_of_tensors,
+    maker_of,
 )
-from tfcompress.layers import QuantizedTensor
+from tfcompress.layers import PackedKernel, QuantizedTensor
 from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import BitSharingActivation, FixedActivation
 
@@ -102,6 +108,7 @@ class TensorRanges:
 
     def _add_group(self, group):
         rounded = [tensor for tensor in group if tensor.is_rounded]
+        rounded.sort(key=lambda tensor: None not in tensor.readers)  # for their names
         signed = any(tensor.signed for tensor in rounded)
         layer = None
         for tensor in rounded:
@@ -109,24 +116,48 @@ class TensorRanges:
 
     def _add(self, tensor, quantizer, layer=None):
         """Quantizes a tensor by a layer, or by a new one with a quantizer."""
-        operation = tensor.call.operation
+        operation, number = maker_of(tensor)
         if layer is None:
             layer = QuantizedTensor(
                 quantizer,
                 name=self._name_after(tensor),
                 dtype=getattr(operation, "dtype_policy", None),
             )
-        self._after[id(operation), tensor.call.number] = [layer]
+        self._after[id(operation), number] = [layer]
         return layer
 
     def _name_after(self, tensor):
         """Name of a layer after a call, which is the call's if the model returns it."""
-        operation = tensor.call.operation
+        operation, number = maker_of(tensor)
+        if tensor.call is None:
+            return f"{operation.name}_levels"
         is_named = self._graph.is_output(tensor.tensor) and "/" not in tensor.call.name
         if is_named and id(operation) not in self._renamed:
             self._renamed.add(id(operation))
             return operation.name
-        return f"{tensor.call.name.replace('/', '_')}_levels_{tensor.call.number}"
+        return f"{tensor.call.name.replace('/', '_')}_levels_{number}"
+
+
+def round_biases(model: keras.Model) -> None:
+    """Rounds biases to the units in which int8 operators count them.
+
+    The unit is the distance of two levels of the input times the scale of the kernel's
+    channel. With ternary kernels it is up to a third of a level of the result.
+
+    Args:
+        model: finalized model. Layers with inputs on learned levels are changed.
+    """
+    graph = Graph(model)
+    levels = levels_of_tensors(graph)
+    for layer in graph.layers().values():
+        if not isinstance(layer, PackedKernel) or not layer.use_bias:
+            continue
+        inputs = [levels.get(id(call.inputs[0])) for call in graph.calls_of(layer)]
+        if len({id(x) for x in inputs}) == 1 and inputs[0] is not None:
+            scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
+            unit = float(ops.convert_to_numpy(inputs[0].scale)) * scale
+            bias = ops.convert_to_numpy(layer.bias).astype(np.float64)
+            layer.bias.assign((np.round(bias / unit) * unit).astype(np.float32))
 
 
 def _groups(stored: StoredTensors) -> list[list[StoredTensor]]:
@@ -135,26 +166,18 @@ def _groups(stored: StoredTensors) -> list[list[StoredTensor]]:
     One call has one scale, also where its nested model is called several times.
     """
     groups: list[list[StoredTensor]] = []
-    of_scale: dict[int, list[StoredTensor]] = {}
-    of_call: dict[tuple[int, int], list[StoredTensor]] = {}
+    found: dict[Any, list[StoredTensor]] = {}
     for tensor in stored.all:
         if tensor.fixed_step is not None:
             continue
-        call = tensor.call
-        key = (0, id(tensor)) if call is None else (id(call.operation), call.number)
-        found = [of_scale.get(tensor.scale), of_call.get(key)]
-        group, *others = [x for x in found if x is not None] or [[]]
-        for other in others:
-            if other is not group:
-                group.extend(other)
-                groups.remove(other)
-        if not group:
-            groups.append(group)
-        group.append(tensor)
+        operation, number = maker_of(tensor)
+        keys = (tensor.scale, (id(operation), number))
+        tied = {id(found[key]): found[key] for key in keys if key in found}
+        group = [member for other in tied.values() for member in other] + [tensor]
+        groups = [other for other in groups if id(other) not in tied] + [group]
         for member in group:
-            of_scale[member.scale] = group
-            if member.call is not None:
-                of_call[id(member.call.operation), member.call.number] = group
+            operation, number = maker_of(member)
+            found[member.scale] = found[id(operation), number] = group
     return groups
 
 
@@ -210,10 +233,11 @@ def _readers(group: list[StoredTensor]) -> set[int]:
 def _can_be_followed(tensor: StoredTensor, graph: Graph) -> bool:
     """Returns whether a layer can quantize a tensor after it is made."""
     call = tensor.call
-    if call is None or len(call.outputs) != 1:
-        return False
     is_float = keras.backend.is_float_dtype(tensor.tensor.dtype)
+    if call is None:
+        return is_float
     # The name of the model's output would change.
     names_output = graph.is_output(tensor.tensor) and "/" not in call.name
     is_layer = isinstance(call.operation, keras.layers.Layer)
-    return is_float and (is_layer or not names_output)
+    is_named = is_layer or not names_output
+    return is_float and is_named and len(call.outputs) == 1

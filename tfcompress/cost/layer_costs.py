@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import keras
 import numpy as np
@@ -17,7 +16,7 @@ from tfcompress.cost.formulas import (
 )
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
-from tfcompress.graph.stored_tensors import passes_levels
+from tfcompress.graph.stored_tensors import levels_of_tensors
 from tfcompress.layers import (
     PackedKernel,
     QuantizeActivation,
@@ -130,25 +129,9 @@ def layer_costs(
     graph = sized_graph(model, input_shape)
     for call in graph.calls:
         calls_of.setdefault(id(call.operation), []).append(call)
-    quantized_by = _quantizers_of_tensors(graph)
+    quantized_by = levels_of_tensors(graph)
     costs = (_layer_cost(calls, quantized_by) for calls in calls_of.values())
     return [cost for cost in costs if cost is not None]
-
-
-def _quantizers_of_tensors(graph):
-    """`{tensor's id: object with its bits}` of the tensors on learned levels."""
-    found: dict[int, Any] = {}
-    for call in graph.calls:
-        quantizer = None
-        if isinstance(call.operation, QuantizeActivation):
-            quantizer = call.operation
-        elif isinstance(call.operation, QuantizedTensor):
-            quantizer = call.operation.quantizer
-        elif len(call.inputs) == 1 and passes_levels(call.operation):
-            quantizer = found.get(id(call.inputs[0]))
-        if quantizer is not None:
-            found.update((id(tensor), quantizer) for tensor in call.outputs)
-    return found
 
 
 def total_cost(costs: Sequence[LayerCost]) -> ModelCost:
@@ -216,7 +199,9 @@ def _counted(calls, names, quantized_by):
     macs, why = _macs(calls, stored.shapes)
     # A student's layer quantizes its input itself.
     quantizer = getattr(layer, "input_quantizer", None)
-    quantizer = quantizer or quantized_by.get(id(calls[0].inputs[0]))
+    if quantizer is None:
+        quantizer = quantized_by.get(id(calls[0].inputs[0]))
+        quantizer = getattr(quantizer, "quantizer", quantizer)
     activation_bits = getattr(quantizer, "bits", arithmetic.FLOAT_BITS)
     scaled = isinstance(quantizer, (ActivationQuantizer, QuantizeActivation))
     bias = getattr(layer, "bias", None)

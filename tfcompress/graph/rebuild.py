@@ -75,9 +75,9 @@ def rebuild(
         model_class: class of the result, or a function with the arguments inputs,
             outputs and name that makes it. Nested models become `keras.Model`, with
             inputs of the shape that they are called with.
-        after: function from an old layer or operation, and the number of its call in
-            its model, to new layers that are called on the result, one after the
-            other. None calls none.
+        after: function from an old layer or operation, the `InputLayer`s included, and
+            the number of its call in its model, to new layers that are called on the
+            result, one after the other. None calls none.
 
     Returns:
         `(new_model, pairs)`: a Functional model with newly initialized weights, and
@@ -113,12 +113,17 @@ class _Rebuilding:
             lambda old: _input_like(old, _called_shape(old.shape, next(shapes))),
             model.inputs[0] if is_sequential else model.input,
         )
+        tensors = keras.tree.map_structure(
+            self._after_input, model.inputs[0] if is_sequential else model.input, inputs
+        )
         if is_sequential:
-            outputs = inputs
+            outputs = tensors
             for layer in model.layers:
                 outputs = self._numbered()(layer)(outputs)
         else:
-            outputs = keras_private.run_through_graph(model, inputs, self._numbered())
+            outputs = keras_private.run_through_graph(
+                model, tensors, self._numbered()
+            )
         outputs = _with_names(inputs, outputs, _output_names(model))
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 
@@ -129,6 +134,12 @@ class _Rebuilding:
             for old, chain in self._chains.values()
         ]
         return [(a, b) for a, b in lasts if isinstance(b, keras.layers.Layer)]
+
+    def _after_input(self, old, new):
+        operation = keras_private.maker_of(old)
+        for layer in self._after(operation, 0) if self._after else ():
+            new = layer(new)
+        return new
 
     def _numbered(self):
         """Function from an operation to the replacement of its next call."""

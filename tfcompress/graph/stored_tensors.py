@@ -7,10 +7,12 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfcompress.compat import keras_private
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.signs import may_be_negative
 from tfcompress.graph.union_find import UnionFind
+from tfcompress.layers import QuantizeActivation, QuantizedTensor
 from tfcompress.layers.registry import forms_of
 
 # The values of the result are some of the input's, or zero: levels stay levels.
@@ -46,12 +48,13 @@ FIXED_STEPS = {"sigmoid": 1 / 256, "softmax": 1 / 256, "tanh": 1 / 128}
 _FIXED = {getattr(keras.activations, name): step for name, step in FIXED_STEPS.items()}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class StoredTensor:
     """Tensor that an operator of the file writes.
 
     Attributes:
         call: `Call` whose result it is: the last of those that one operator computes.
+            None for an input of the model.
         tensor: `KerasTensor`, the result.
         scale: int. Tensors of the same number have one scale.
         signed: bool. Whether it may be negative.
@@ -61,7 +64,6 @@ class StoredTensor:
         takes_relu: bool. Whether the operator computes a ReLU after it as well.
         readers: list of `Call`, and of None for the model's output. Calls that read it,
             also after operations that pass levels on.
-        is_input: bool. Whether it is an input of the model.
     """
 
     call: Call | None
@@ -72,7 +74,6 @@ class StoredTensor:
     fixed_step: float | None = None
     takes_relu: bool = False
     readers: list[Call | None] = dataclasses.field(default_factory=list)
-    is_input: bool = False
 
 
 class StoredTensors:
@@ -95,7 +96,7 @@ class StoredTensors:
         self._scales = UnionFind()
         self._negative = may_be_negative(graph)
         for tensor in graph.inputs:
-            self._store(None, tensor).is_input = True
+            self._store(None, tensor)
         for call in graph.calls:
             if not isinstance(call.operation, layers.InputLayer):
                 self._add(call)
@@ -140,7 +141,7 @@ class StoredTensors:
         joins = _is_any(operation, _JOINING, _JOINING_OPERATIONS)
         if not (averages or joins):
             return
-        of_any_scale = [x for x in inputs if x.fixed_step is None and not x.is_input]
+        of_any_scale = [x for x in inputs if x.fixed_step is None]
         for stored in of_any_scale:
             self._scales.unite(np.array([stored.scale]), np.array([result.scale]))
         result.is_rounded = averages or len(of_any_scale) < len(inputs)
@@ -169,6 +170,13 @@ class StoredTensors:
         self._by_tensor[id(tensor)] = stored
 
 
+def maker_of(stored: StoredTensor) -> tuple[keras.Operation, int]:
+    """Returns the operation that makes a tensor, and the number of its call."""
+    if stored.call is None:
+        return keras_private.maker_of(stored.tensor), 0
+    return stored.call.operation, stored.call.number
+
+
 def passes_levels(operation: Any) -> bool:
     """Returns whether the results of an operation are some of its input's values.
 
@@ -178,6 +186,32 @@ def passes_levels(operation: Any) -> bool:
     if getattr(operation, "interpolation", "nearest") != "nearest":
         return False
     return _is_any(operation, _PASSING, _PASSING_OPERATIONS)
+
+
+def levels_of_tensors(graph: Graph) -> dict[int, Any]:
+    """Returns which layer rounded the tensors of a student or a finalized model.
+
+    Args:
+        graph: `Graph` of the model.
+
+    Returns:
+        `{tensor's id: QuantizedTensor or QuantizeActivation}`, also of tensors that
+        pass on the levels of others.
+    """
+    found: dict[int, Any] = {}
+    for call in graph.calls:
+        operation = call.operation
+        sources = [found.get(id(tensor)) for tensor in call.inputs]
+        is_passed = len(sources) == 1 and passes_levels(operation)
+        is_joined = _is_any(operation, _JOINING, _JOINING_OPERATIONS)
+        source = None
+        if isinstance(operation, (QuantizedTensor, QuantizeActivation)):
+            source = operation
+        elif (is_passed or is_joined) and len({id(x) for x in sources}) == 1:
+            source = sources[0]
+        if source is not None:
+            found.update((id(tensor), source) for tensor in call.outputs)
+    return found
 
 
 def has_inner_tensor(layer: keras.layers.Layer) -> bool:

@@ -123,9 +123,7 @@ class _TrainedOperators:
         marks: `Marks` of the file.
     """
 
-    def __init__(
-        self, content: bytes, kernels: Sequence[Kernel], marks: Marks
-    ) -> None:
+    def __init__(self, content: bytes, kernels: Sequence[Kernel], marks: Marks) -> None:
         self.by_output: dict[bytes, _TrainedOperator] = {}
         self.inputs = marks.read
         self.made = marks.made

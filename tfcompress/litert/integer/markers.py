@@ -7,6 +7,7 @@ number that no tensor reaches. That number tells the layer.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -35,7 +36,7 @@ JOINING = ("CONCATENATION", "MAXIMUM", "PACK")
 class _Marker(keras.layers.Layer):
     """Layer that marks a tensor, and leaves its values as they are."""
 
-    def __init__(self, number: int, **kwargs) -> None:
+    def __init__(self, number: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.number = number
 
