@@ -126,8 +126,8 @@ def test_tensors_of_a_concatenation_have_one_range():
     student = compressed(joined)
     graph = Graph(student)
     counts = sorted(len(graph.calls_of(x)) for x in tensors(student).values())
-    # Both parts of the concatenation; both parts of the maximum; the logits.
-    assert counts == [1, 2, 2]
+    # The model's input; both parts of the concatenation and of the maximum; the logits.
+    assert counts == [1, 1, 2, 2]
 
 
 def test_probabilities_between_layers_have_the_step_of_int8_operators():
@@ -174,7 +174,6 @@ def test_int8_file_computes_what_was_trained(build, tmp_path):
         activations="int8",
         representative_data=x[:64],
     )
-    # The constant that "shared" multiplies by is one of an operator of its own.
     assert report["ranges"]["calibrated"] == 0 < report["ranges"]["learned"]
     assert report["agreement"]["top1"] >= 0.98
 

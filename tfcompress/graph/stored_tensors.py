@@ -8,11 +8,11 @@ import numpy as np
 from keras import layers
 
 from tfcompress.compat import keras_private
-from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.signs import may_be_negative
 from tfcompress.graph.union_find import UnionFind
 from tfcompress.layers import QuantizeActivation, QuantizedTensor
+from tfcompress.layers.kernel import channel_axis
 from tfcompress.layers.registry import forms_of
 
 # The values of the result are some of the input's, or zero: levels stay levels.
@@ -155,11 +155,7 @@ class StoredTensors:
         if stored.tensor is not tensor or stored.call is None or is_read_elsewhere:
             return False
         if isinstance(call.operation, layers.BatchNormalization):
-            maker = stored.call.operation
-            return (
-                forms_of(maker) is not None
-                and foldable(self._graph, maker) is call.operation
-            )
+            return _folds(stored.call.operation, call)
         return stored.takes_relu and _is_relu(call.operation)
 
     def _extend(self, stored, call):
@@ -237,6 +233,15 @@ def _is_relu(operation):
     if isinstance(operation, layers.Activation):
         return operation.activation in _FUSED_ACTIVATIONS[2:]
     return _is_any(operation, (), ("Relu", "Relu6"))
+
+
+def _folds(maker, call):
+    """Whether the converter folds a batch normalization into the layer before it."""
+    if forms_of(maker) is None or maker.activation not in _FUSED_ACTIVATIONS[:2]:
+        return False
+    ndim, axis = len(call.inputs[0].shape), call.operation.axis
+    is_of_batch = call.arguments[1].get("training")
+    return axis % ndim == channel_axis(maker) % ndim and not is_of_batch
 
 
 def _takes_relu(operation):
