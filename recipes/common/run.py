@@ -1,6 +1,7 @@
 """Flow that all recipes share, from flags and schemes to the written files."""
 
 import contextlib
+import importlib.util
 import json
 import shutil
 import sys
@@ -28,6 +29,7 @@ from tfcompress.core.distillation.distillation import DistilledModel
 from tfcompress.cost import layer_costs
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import float_tflite, latency, peak_memory, predict
+from tfcompress.litert.proof.levels import has_quantized_activations
 from tfcompress.micro.runtime import check_installed
 
 FLAGS = flags.FLAGS
@@ -72,6 +74,7 @@ class Experiment:
             augmentation = choose_augmentation(data, FLAGS.max_shift)
             for scheme in self.schemes:
                 _print_plan(self.model, scheme)
+                _check_quantizer(scheme)
             if FLAGS.micro:
                 check_installed()
             is_chief = self._devices.is_chief
@@ -187,7 +190,9 @@ class Experiment:
             return None
         tflite = folder / "model.tflite"
         images, labels = self._test
-        export_report = tfc.export(tiny, tflite, verify=images)
+        export_report = tfc.export(
+            tiny, tflite, verify=images, **self._export_options(tiny)
+        )
 
         accuracies = {
             "float": self._float_accuracy,
@@ -227,6 +232,14 @@ class Experiment:
         print(tfc.summary(tiny))
         _print_results(report, folder)
         return report
+
+    def _export_options(self, tiny):
+        """Arguments of `tfcompress.export` that --optimize asks for."""
+        options = {"optimize": FLAGS.optimize}
+        if FLAGS.optimize != "size" and has_quantized_activations(tiny):
+            options["activations"] = "int8"
+            options["representative_data"] = self._some_images
+        return options
 
     def _write_micro(self, tiny, folder):
         """Writes the file for microcontrollers and its report, and prints its sizes."""
@@ -300,6 +313,16 @@ def _print_plan(model, scheme):
             f"Expected --model to have layers that {type(scheme).__name__} compresses. "
             f"Received: '{model.name}', in which every layer is left alone, for the "
             "reasons above."
+        )
+
+
+def _check_quantizer(scheme):
+    """Raises ImportError if the int8 file that the flags ask for cannot be made."""
+    needed = FLAGS.optimize != "size" and getattr(scheme, "activation_bits", None)
+    if needed and importlib.util.find_spec("litert_quantizer") is None:
+        raise ImportError(
+            f"--optimize={FLAGS.optimize} with quantized activations needs the package "
+            "litert-quantizer. Install `tfcompress[int8]`."
         )
 
 
