@@ -217,6 +217,32 @@ def test_costs_count_the_bits_of_tensors_that_several_layers_read():
     assert set(found) == {8}
 
 
+def test_decomposition_trains_ranges_and_removes_channels(tmp_path):
+    pytest.importorskip("litert_quantizer")
+    scheme = tfc.Decomposition(macs="0.7", activation_bits=8)
+    assert type(scheme).from_config(scheme.get_config()).activation_bits == 8
+    student = fitted(tfc.compress(model_of(residual), scheme), 4)
+    tiny = tfc.finalize(student)
+    x, _ = images()
+    np.testing.assert_allclose(tiny(x), student(x), atol=0.05)
+    report = tfc.export(
+        tiny,
+        tmp_path / "model.tflite",
+        verify=x,
+        optimize="latency",
+        activations="int8",
+        representative_data=x[:64],
+    )
+    assert report["ranges"]["learned"] == 5
+    assert report["agreement"]["top1"] >= 0.97
+
+
+@pytest.mark.parametrize("bits", [4, 1, "8"])
+def test_decomposition_refuses_other_activation_bits(bits):
+    with pytest.raises(ValueError, match="8 or None"):
+        tfc.Decomposition(macs="1/2", activation_bits=bits)
+
+
 def test_dequantize_refuses_a_student_on_tensor_ranges():
     with pytest.raises(ValueError, match="float activations"):
         tfc.dequantize(compressed(residual))

@@ -33,6 +33,11 @@ def compress(
     layers take the place of the layers that the scheme treats. A separable convolution
     becomes a depthwise and a pointwise layer. The model itself is left untouched.
 
+    With learned ranges of 8 bits for all activations (`activation_bits=8`) the student
+    also has `tfcompress.layers.QuantizedTensor` layers. Outputs keep their names. A
+    layer whose activation or rounding becomes a layer of its own then gets the name
+    "NAME_unrounded", because that layer has its name.
+
     The student of a Functional model of the user's own class is an instance of that
     class, too, so that `train_step` and other methods run. Its constructor is called
     with inputs, outputs, name and the entries of `get_config`.
@@ -98,7 +103,12 @@ def _student_of(model, scheme, unfreeze):
     before = scheme.layers_before(model, planned)
     ranges = None
     if scheme.learns_all_ranges():
-        ranges = TensorRanges(graph, set(configs))
+        quantizing = {
+            key
+            for key, config in configs.items()
+            if getattr(config, "input_quantizer", None) is not None
+        }
+        ranges = TensorRanges(graph, quantizing)
         for key in ranges.without_own_range:
             configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
 

@@ -22,7 +22,8 @@ class Uniform(Scheme):
 
     Args:
         weight_bits: int, 2 to 8. Bits of a weight.
-        activation_bits: int, 2 to 8. Bits of an activation.
+        activation_bits: int, 2 to 8. Bits of an activation. With 8 all tensors that an
+            int8 file stores have learned ranges; with fewer, the inputs of layers.
         weight_decay, overrides: see `Scheme`.
 
     Raises:

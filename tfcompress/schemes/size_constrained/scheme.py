@@ -87,8 +87,9 @@ class SizeConstrained(SearchingScheme):
         search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         weight_decay, overrides: see `Scheme`.
         activation_bits: int, 2 to 8, or None. Bits of the input of each compressed
-            layer, with learned ranges. None leaves activations float. With 8 an integer
-            file has the trained ranges, and no calibrated ones.
+            layer, with learned ranges. None leaves activations float. With 8 all
+            tensors that an int8 file stores have learned ranges, and that file computes
+            what was trained.
 
     Raises:
         ValueError: if not one of `size` and `value_bits` is given, or an argument is

@@ -51,8 +51,9 @@ class PrunedTernary(Scheme):
             filters, summed over layers.
         overrides: dict. Treatment by layer name, see `Scheme`.
         activation_bits: int, 2 to 8, or None. Bits of the input of each compressed
-            layer, with learned ranges. None leaves activations float. With 8 an integer
-            file has the trained ranges, and no calibrated ones.
+            layer, with learned ranges. None leaves activations float. With 8 all
+            tensors that an int8 file stores have learned ranges, and that file computes
+            what was trained.
 
     Raises:
         ValueError: if an argument is out of its range.
