@@ -202,7 +202,9 @@ def test_finalized_biases_are_whole_units_of_int8_operators():
         if name:
             scale = np.array(layer.kernel_scale).reshape(-1)
             unit = float(np.array(tiny.get_layer(name).scale)) * scale
-            np.testing.assert_allclose(before / unit, np.round(before / unit), atol=0.01)
+            np.testing.assert_allclose(
+                before / unit, np.round(before / unit), atol=0.01
+            )
         round_biases(tiny)
         np.testing.assert_array_equal(np.array(layer.bias), before)
 
