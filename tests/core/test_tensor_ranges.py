@@ -67,6 +67,11 @@ def two_outputs(x):
     return {"classes": head, "image": other}
 
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LiteRT and Keras have the same class:UserWarning",
+    "ignore:The zeros were frozen:UserWarning",
+)
+
 NETS = (residual, joined, gated, shared, nested, two_outputs)
 each_net = pytest.mark.parametrize("build", NETS)
 

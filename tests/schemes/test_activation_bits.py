@@ -60,7 +60,7 @@ def test_integer_file_of_trained_activations_calibrates_no_range(
             activations="int8",
             representative_data=images[:64],
         )
-        assert report["ranges"] == {"learned": 5, "calibrated": 0}
+        assert report["ranges"] == {"learned": 6, "calibrated": 0}
         content = (tmp_path / "model.tflite").read_bytes()
         # Sums are rounded to trained levels at once, through pooling as well.
         assert operators(content).count("QUANTIZE") == 1
