@@ -15,7 +15,7 @@ from recipes.common.arguments import refuse_arguments
 from recipes.common.data import make_scaling
 from recipes.common.run import measured_on, model_and_data
 from recipes.common.saving.files import FolderLock
-from recipes.common.saving.results import UNEXPORTED, export_saved
+from recipes.common.saving.results import UNEXPORTED, Files, export_saved
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +40,7 @@ def main(argv):
     scaling = make_scaling(flags.input_scaling(), data.train_images)
     measured = measured_on(model, data, scaling)
     for path in waiting:
-        export_saved(measured, path, FLAGS.micro)
+        export_saved(measured, path, Files(FLAGS.optimize, FLAGS.micro))
     lock.release()
 
 

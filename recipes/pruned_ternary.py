@@ -9,9 +9,12 @@ from absl import app, flags
 import tfcompress as tfc
 from recipes.common import epochs  # noqa: F401 -- a flag
 from recipes.common.arguments import refuse_arguments
+from recipes.common.flags import define_activation_bits
 from recipes.common.run import Experiment
 
 FLAGS = flags.FLAGS
+
+define_activation_bits()
 
 flags.DEFINE_float(
     "sparsity",
@@ -28,7 +31,11 @@ flags.DEFINE_enum(
 
 
 def make_schemes():
-    return [tfc.PrunedTernary(FLAGS.sparsity, FLAGS.first_last)]
+    return [
+        tfc.PrunedTernary(
+            FLAGS.sparsity, FLAGS.first_last, activation_bits=FLAGS.activation_bits
+        )
+    ]
 
 
 def main(argv):

@@ -11,11 +11,14 @@ from absl import app, flags
 import tfcompress as tfc
 from recipes.common import finetune_epochs  # noqa: F401 -- a flag
 from recipes.common.arguments import refuse_arguments, share_or_count
+from recipes.common.flags import define_activation_bits
 from recipes.common.history import SizeHistory
 from recipes.common.run import Experiment
 from tfcompress import reporting
 
 FLAGS = flags.FLAGS
+
+define_activation_bits()
 
 flags.DEFINE_list(
     "size",
@@ -76,6 +79,7 @@ def make_schemes():
             rho=FLAGS.rho,
             search_fraction=FLAGS.admm_epochs / _epochs(),
             weight_decay=FLAGS.weight_decay,
+            activation_bits=FLAGS.activation_bits,
         )
         for budget in FLAGS.value_bits or FLAGS.size or ["1/30"]
     ]

@@ -82,6 +82,13 @@ flags.DEFINE_float("temperature", 4.0, "Temperature of the distillation.")
 flags.DEFINE_float(
     "distill_weight", 0.9, "Share of the loss that is distillation's, up to 1."
 )
+flags.DEFINE_enum(
+    "optimize",
+    "size",
+    ["size", "balanced", "latency"],
+    "What `model.tflite` is made for, see `tfcompress.export`. With learned ranges of "
+    "activations and not 'size' it computes in int8. Needs `pip install .[int8]`.",
+)
 flags.DEFINE_boolean(
     "micro",
     False,
@@ -91,6 +98,18 @@ flags.DEFINE_boolean(
 flags.DEFINE_string(
     "output_dir", None, "Output folder; default saved_models/RECIPE_MODEL_DATASET."
 )
+
+
+def define_activation_bits():
+    """Defines the flag of the recipes whose schemes can leave activations float."""
+    flags.DEFINE_integer(
+        "activation_bits",
+        None,
+        "Bits of activations with learned ranges. With 8 an int8 file is what was "
+        "trained. By default activations are float.",
+        lower_bound=2,
+        upper_bound=8,
+    )
 
 
 @flags.validator("learning_rate", "expected a number above 0")

@@ -1,6 +1,7 @@
 """Flow that all recipes share, from flags and schemes to the written files."""
 
 import contextlib
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from recipes.common import flags, models
 from recipes.common.data import hold_out, load, make_scaling
 from recipes.common.pipeline import choose_augmentation, train_pipeline
 from recipes.common.saving.files import FolderLock, ends_in_one_line, written_whole
-from recipes.common.saving.results import Facts, Measured, save_results
+from recipes.common.saving.results import Facts, Files, Measured, save_results
 from recipes.common.strategy import machine, make_devices
 from recipes.common.train import (
     FLOAT_LEARNING_RATE,
@@ -68,6 +69,7 @@ class Experiment:
             augmentation = choose_augmentation(data, FLAGS.max_shift)
             for scheme in self.schemes:
                 _print_plan(self.model, scheme)
+                _check_quantizer(scheme)
             if FLAGS.micro:
                 check_installed()
             is_chief = self._devices.is_chief
@@ -189,7 +191,8 @@ class Experiment:
             budget=budget,
         )
         folder = self.folder / subfolder
-        return save_results(tiny, facts, self._measured, folder, FLAGS.micro)
+        files = Files(FLAGS.optimize, FLAGS.micro)
+        return save_results(tiny, facts, self._measured, folder, files)
 
     def finish(self):
         """Removes the backups, once all results are written."""
@@ -246,6 +249,16 @@ def _print_plan(model, scheme):
             f"Expected --model to have layers that {type(scheme).__name__} compresses. "
             f"Received: '{model.name}', in which every layer is left alone, for the "
             "reasons above."
+        )
+
+
+def _check_quantizer(scheme):
+    """Raises ImportError if the int8 file that the flags ask for cannot be made."""
+    needed = FLAGS.optimize != "size" and getattr(scheme, "activation_bits", None)
+    if needed and importlib.util.find_spec("litert_quantizer") is None:
+        raise ImportError(
+            f"--optimize={FLAGS.optimize} with quantized activations needs the package "
+            "litert-quantizer. Install `tfcompress[int8]`."
         )
 
 

@@ -16,6 +16,7 @@ from recipes.common import run as run_lib
 from recipes.common.saving import results
 from tests.litert.packed_models import make_digit_model
 from tfcompress.litert import check
+from tfcompress.litert.stored import kernel_tensors
 
 ARTEFACTS = ["float.keras", "layers.png", "model.keras", "model.tflite", "report.json"]
 
@@ -153,6 +154,30 @@ def test_a_file_for_microcontrollers_is_written_and_reported(
     assert report["agreement"]["top1"] > 0.9
     printed = capsys.readouterr().out
     assert f"Microcontroller: {micro['flash_bytes']:,} bytes of flash" in printed
+
+
+def test_a_recipe_writes_an_int8_file_of_trained_activations(
+    recipe, few_images, tmp_path
+):
+    pytest.importorskip("litert_quantizer")
+    values = {**QUICK, "epochs": 1, "float_epochs": 1}
+    recipe(model="small", optimize="latency", activation_bits=8, **values)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {x["activation_bits"] for x in report["layers"]} == {8}
+    assert report["agreement"]["top1"] >= 0.98
+    tensors = kernel_tensors((tmp_path / "out" / "model.tflite").read_bytes())
+    assert all(tensor.native for tensor in tensors)
+
+
+def test_a_missing_quantizer_of_activations_ends_a_recipe_at_once(refuses, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *args: None if name == "litert_quantizer" else find(name, *args),
+    )
+    message = "tfcompress\\[int8\\]"
+    refuses(pruned_ternary, message, optimize="latency", activation_bits=8)
 
 
 def test_a_missing_runtime_of_microcontrollers_ends_a_recipe_at_once(

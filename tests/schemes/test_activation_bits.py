@@ -9,7 +9,6 @@ import tfcompress as tfc
 from tests.litert.models import operators
 from tests.small_net import small_net
 from tfcompress.core.training.calibration import quantized_layers
-from tfcompress.litert.flatbuffer import read
 
 SCHEMES = {
     "ternary": lambda bits: tfc.PrunedTernary(0.5, activation_bits=bits),
@@ -51,9 +50,10 @@ def test_integer_file_of_trained_activations_calibrates_no_range(
         assert np.array(layer.input_quantizer.calibrated)
     tiny = tfc.finalize(student)
     images = digits[0][:256]
-    np.testing.assert_allclose(
-        tiny.predict(images, verbose=0), student.predict(images, verbose=0), atol=1e-3
-    )
+    # Finalized models round biases to the units of the file.
+    step = float(np.array(tiny.get_layer("head").scale))
+    expected = student.predict(images, verbose=0)
+    assert np.abs(tiny.predict(images, verbose=0) - expected).max() < 2.5 * step
     for optimize in ("latency", "balanced"):
         report = tfc.export(
             tiny,
@@ -63,13 +63,12 @@ def test_integer_file_of_trained_activations_calibrates_no_range(
             activations="int8",
             representative_data=images[:64],
         )
-        assert report["ranges"] == {"learned": 4, "calibrated": 0}
+        assert report["ranges"] == {"learned": 6, "calibrated": 0}
         content = (tmp_path / "model.tflite").read_bytes()
-        graph = read(content).subgraphs[0]
         # Sums are rounded to trained levels at once, through pooling as well.
         assert operators(content).count("QUANTIZE") == 1
-        step = graph.tensors[graph.operators[-1].inputs[0]].quantization.scale[0]
         assert report["agreement"]["max_abs_diff"] < 1.5 * step
+        assert report["agreement"]["top1"] >= 0.99
 
 
 @pytest.mark.parametrize(

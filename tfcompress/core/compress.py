@@ -1,5 +1,7 @@
 """Step from a trained model and a scheme to a student."""
 
+import dataclasses
+
 import keras
 
 from tfcompress.core.checks import check_compressible
@@ -12,6 +14,7 @@ from tfcompress.core.plan import (
 )
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import TensorRanges
 from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.opening.subclassed_model import with_graph
@@ -34,6 +37,11 @@ def compress(
 
     A subclassed model is traced into a Functional one first. Its student has the layers
     and none of the methods and attributes of the class.
+
+    With learned ranges of 8 bits for all activations (`activation_bits=8`) the student
+    also has `tfcompress.layers.QuantizedTensor` layers. Outputs keep their names. A
+    layer whose activation or rounding becomes a layer of its own then gets the name
+    "NAME_unrounded", because that layer has its name.
 
     The student of a Functional model of the user's own class is an instance of that
     class, too, so that `train_step` and other methods run. Its constructor is called
@@ -101,6 +109,16 @@ def _student_of(model, scheme, unfreeze):
     warn_of_left_alone(planned)
 
     before = scheme.layers_before(model, planned)
+    ranges = None
+    if scheme.learns_all_ranges():
+        quantizing = {
+            key
+            for key, config in configs.items()
+            if getattr(config, "input_quantizer", None) is not None
+        }
+        ranges = TensorRanges(graph, quantizing)
+        for key in ranges.without_own_range:
+            configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
 
     def replace(layer):
         if id(layer) in configs:
@@ -111,10 +129,13 @@ def _student_of(model, scheme, unfreeze):
             return None
         else:
             new = clone_layer(layer)
+        if ranges is not None:
+            ranges.adapt(layer, new)
         return [*before.get(names.get(id(layer)), []), new]
 
     make = Student if user_class is None else user_class.make_student
-    student, pairs = rebuild(model, replace, model_class=make)
+    after = None if ranges is None else ranges.layers_after
+    student, pairs = rebuild(model, replace, model_class=make, after=after)
     with progress_bar("Weights of the student", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if id(old) in configs:

@@ -38,8 +38,9 @@ def dequantize(student: keras.Model) -> keras.Model:
             "A student with quantized kernels is expected, as `tfcompress.compress` "
             f"makes it. Received: '{student.name}', which has none."
         )
-    for name, layer in quantized.items():
-        if layer.input_quantizer is not None:
+    for name, layer in Graph(student).layers().items():
+        rounds = isinstance(layer, layers.QuantizedTensor)
+        if rounds or getattr(layer, "input_quantizer", None) is not None:
             raise ValueError(
                 "A student with float activations is expected. Received: one in which "
                 f"'{name}' quantizes its input. Use `tfcompress.finalize`."

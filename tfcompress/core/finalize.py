@@ -6,13 +6,14 @@ import keras
 import numpy as np
 
 from tfcompress.core.checks import check_finite, check_finite_outputs
+from tfcompress.core.tensor_ranges import round_biases
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.dead_branches import remove_dead_branches
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
-from tfcompress.layers import PackedKernel, TrainingForm
+from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
 from tfcompress.progress_bar import announced, progress_bar
 
 DIVERGED = "Its training diverged: lower the learning rate."
@@ -26,6 +27,8 @@ def finalize(student: keras.Model) -> keras.Model:
       reads the layer's output.
     - A quantized input becomes a `QuantizeActivation` before the layer, with the
       layer's name and "_input".
+    - A `QuantizedTensor` becomes a `QuantizeActivation` of its name. Biases of layers
+      on learned ranges are then rounded to the units of int8 operators.
     - A `Factorized*` layer becomes one plain layer, or two (`NAME_basis` and `NAME`) if
       ranks were cut (EDP, pruning and merging).
     - Channels that the training closed are removed from all layers.
@@ -92,6 +95,8 @@ def inference_model(student: keras.Model) -> keras.Model:
                 old.copy_to_inference(new_layers[id(old)], norms.get(id(old)))
             else:
                 copy_weights(old, new)
+    if any(isinstance(layer, QuantizedTensor) for layer in trained.values()):
+        round_biases(model)
     model = _without_closed_channels(model, trained, new_layers)
     if any(isinstance(x, PackedKernel) for x in Graph(model).layers().values()):
         return model

@@ -113,6 +113,15 @@ class Scheme:
         """Returns `{layer name: new layers}` that the student calls before a layer."""
         return {}
 
+    def learns_all_ranges(self) -> bool:
+        """Whether a student has a learned range of 8 bits for every stored tensor.
+
+        The tensors are those that a file with int8 activations stores, see
+        `tensor_ranges.TensorRanges`. Otherwise only inputs of compressed layers may
+        have one.
+        """
+        return False
+
     def connect(self, student: Student) -> None:
         """Sets the references between layers of a new or loaded student."""
 

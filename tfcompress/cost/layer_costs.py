@@ -20,11 +20,13 @@ from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
 from tfcompress.graph.opening.opening import open_layers
 from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.graph.stored_tensors import levels_of_tensors
 from tfcompress.layers import (
     FactorizedKernel,
     PackedKernel,
     QuantizeActivation,
     QuantizedKernel,
+    QuantizedTensor,
 )
 from tfcompress.layers.kernel import channel_axis, other_weights
 from tfcompress.layers.registry import forms_of
@@ -139,13 +141,7 @@ def layer_costs(
     samples = _samples_of(graph)
     for call in graph.calls:
         calls_of.setdefault(id(call.operation), []).append(call)
-    # The QuantizeActivation of each quantized tensor, by the tensor's id.
-    quantized_by = {
-        id(call.outputs[0]): call.operation
-        for calls in calls_of.values()
-        for call in calls
-        if isinstance(call.operation, QuantizeActivation)
-    }
+    quantized_by = levels_of_tensors(graph)
     costs = (_layer_cost(calls, quantized_by, samples) for calls in calls_of.values())
     return [cost for cost in costs if cost is not None]
 
@@ -201,7 +197,7 @@ def _samples_of(graph):
 
 def _layer_cost(calls, quantized_by, samples):
     operation = calls[0].operation
-    if isinstance(operation, QuantizeActivation):
+    if isinstance(operation, (QuantizeActivation, QuantizedTensor)):
         return None
     names = kernel_names(operation)
     if names:
@@ -238,7 +234,9 @@ def _counted(calls, names, quantized_by, samples):
     macs, why = _macs(calls, stored.shapes, samples)
     # A student's layer quantizes its input itself.
     quantizer = getattr(layer, "input_quantizer", None)
-    quantizer = quantizer or quantized_by.get(id(calls[0].inputs[0]))
+    if quantizer is None:
+        quantizer = quantized_by.get(id(calls[0].inputs[0]))
+        quantizer = getattr(quantizer, "quantizer", quantizer)
     activation_bits = getattr(quantizer, "bits", arithmetic.FLOAT_BITS)
     scaled = isinstance(quantizer, (ActivationQuantizer, QuantizeActivation))
     others = _others(layer, names)

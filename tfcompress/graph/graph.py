@@ -1,5 +1,6 @@
 """A model's graph as a flat list of calls, nested models included."""
 
+import collections
 import dataclasses
 from typing import Any
 
@@ -18,6 +19,7 @@ class Call:
         arguments: `(args, kwargs)`. Arguments of the call.
         inputs: list of `KerasTensor`. Tensors among the arguments, in their order.
         outputs: list of `KerasTensor`. Results; they belong to this `Graph` alone.
+        number: int. Number of the call among those of the operation in its model.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Call:
     arguments: tuple[tuple, dict[str, Any]]
     inputs: list[keras.KerasTensor]
     outputs: list[keras.KerasTensor]
+    number: int
 
 
 class Graph:
@@ -70,7 +73,12 @@ class Graph:
                 self._consumers.setdefault(key, []).append(call)
 
     def _walk(self, model, inputs, prefix):
+        counts: collections.Counter[int] = collections.Counter()
+
         def recorder(operation):
+            number = counts[id(operation)]
+            counts[id(operation)] += 1
+
             def call(*args, **kwargs):
                 name = prefix + operation.name
                 if is_model(operation):
@@ -80,7 +88,7 @@ class Graph:
                     outputs = operation.compute_output_spec(*args, **kwargs)
                     calls = self.calls
                 tensors = _tensors((args, kwargs)), _tensors(outputs)
-                calls.append(Call(name, operation, (args, kwargs), *tensors))
+                calls.append(Call(name, operation, (args, kwargs), *tensors, number))
                 return outputs
 
             return call

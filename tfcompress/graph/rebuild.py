@@ -1,9 +1,10 @@
 """A new model from an old one, layer by layer."""
 
+import collections
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -75,6 +76,7 @@ def rebuild(
     replace_operation: Callable[[keras.Operation], Callable] | None = None,
     model_class: Callable[..., Any] = keras.Model,
     mask_axes: MaskAxes | None = None,
+    after: Callable[[keras.Operation, int], Sequence[Layer]] | None = None,
 ) -> tuple[keras.Model, list[tuple[Layer, Layer]]]:
     """Builds the same graph from new layers.
 
@@ -93,6 +95,9 @@ def rebuild(
         mask_axes: see `MaskAxes`. If given, symbolic tensors have symbolic masks across
             the borders of nested models too. Those of Keras have none there. Masks of
             all calls are added to it.
+        after: function from an old layer or operation, the `InputLayer`s included, and
+            the number of its call in its model, to new layers that are called on the
+            result, one after the other. None calls none.
 
     Returns:
         `(new_model, pairs)`: a Functional model with newly initialized weights, and
@@ -102,7 +107,9 @@ def rebuild(
         MasksDifferError: if `mask_axes` was incomplete. Then it is complete for one
             model more, and another call may succeed.
     """
-    rebuilding = _Rebuilding(replace, replace_operation or clone_layer, mask_axes)
+    rebuilding = _Rebuilding(
+        replace, replace_operation or clone_layer, mask_axes, after
+    )
     new_model = rebuilding.build(model, model.inputs, model_class)
     return new_model, rebuilding.pairs()
 
@@ -115,10 +122,12 @@ class _Rebuilding:
         replace: Callable[[Layer], Any],
         replace_operation: Callable[[keras.Operation], Callable],
         mask_axes: MaskAxes | None,
+        after: Callable[[keras.Operation, int], Sequence[Layer]] | None,
     ) -> None:
         self._replace = replace
         self.mask_axes = mask_axes
         self._replace_operation = replace_operation
+        self._after = after
         # `(old, chain)` by the old one's id; a chain is called one after the other.
         self._chains: dict[int, tuple[keras.Operation, list[Callable]]] = {}
 
@@ -133,12 +142,15 @@ class _Rebuilding:
             model.inputs[0] if is_sequential else model.input,
         )
         _read_masks(inputs, (self.mask_axes or {}).get(id(model), ()))
+        tensors = keras.tree.map_structure(
+            self._after_input, model.inputs[0] if is_sequential else model.input, inputs
+        )
         if is_sequential:
-            outputs = inputs
+            outputs = tensors
             for layer in model.layers:
-                outputs = self._replacement(layer)(outputs)
+                outputs = self._numbered()(layer)(outputs)
         else:
-            outputs = keras_private.run_through_graph(model, inputs, self._replacement)
+            outputs = keras_private.run_through_graph(model, tensors, self._numbered())
         outputs = _with_names(inputs, outputs, _output_names(model))
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 
@@ -154,6 +166,25 @@ class _Rebuilding:
         lasts = [(old, chain[-1]) for old, chain in self._chains.values()]
         pairs = [(a, b.layer if isinstance(b, _NestedLayer) else b) for a, b in lasts]
         return [(a, b) for a, b in pairs if isinstance(b, keras.layers.Layer)]
+
+    def _after_input(self, old, new):
+        operation = keras_private.maker_of(old)
+        for layer in self._after(operation, 0) if self._after else ():
+            new = layer(new)
+        return new
+
+    def _numbered(self):
+        """Function from an operation to the replacement of its next call."""
+        counts: collections.Counter[int] = collections.Counter()
+
+        def replacement(operation):
+            number = counts[id(operation)]
+            counts[id(operation)] += 1
+            new = self._replacement(operation)
+            after = self._after(operation, number) if self._after else ()
+            return functools.partial(_call_then, new, after) if after else new
+
+        return replacement
 
     def _replacement(self, operation):
         if id(operation) not in self._chains:
@@ -292,6 +323,13 @@ def _with_names(inputs, outputs, names):
 
 
 def _pass_through(x, *args, **kwargs):
+    return x
+
+
+def _call_then(first, others, *args, **kwargs):
+    x = first(*args, **kwargs)
+    for layer in others:
+        x = layer(x)
     return x
 
 

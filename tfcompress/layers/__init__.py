@@ -41,6 +41,7 @@ from tfcompress.layers.quantized import (
     QuantDepthwiseConv2D,
     QuantizedKernel,
 )
+from tfcompress.layers.quantized_tensor import QuantizedTensor
 from tfcompress.layers.recurrent import (
     GRUSteps,
     LSTMSteps,
@@ -98,6 +99,7 @@ __all__ = [
     "QuantSimpleRNNSteps",
     "QuantizeActivation",
     "QuantizedKernel",
+    "QuantizedTensor",
     "RecurrentSteps",
     "SimpleRNNSteps",
     "TrainingForm",

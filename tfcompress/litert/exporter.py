@@ -107,7 +107,8 @@ def export(
         "predicted_time" and "layers" of `Lowering.report`. "batch_size" is 1 if the
         file takes one sample at a time although the model takes any number; the key
         is missing otherwise. With activations="int8" also
-        "ranges": {"learned", "calibrated"}, numbers of layers whose inputs have either.
+        "ranges": {"learned", "calibrated"}, numbers of stored tensors with either.
+        Those whose scale an operator prescribes are not counted.
 
         With target="micro" also "micro", with "flash_bytes" and "arena_bytes" of the
         file, "int8_flash_bytes" and "int8_arena_bytes" of the same file without

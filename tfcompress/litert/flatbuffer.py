@@ -147,11 +147,12 @@ def strip(model: schema.ModelT) -> None:
             is_kernel = tensor.quantization and constant(model, tensor) is not None
             if index not in named and not is_kernel:
                 tensor.name = None
-    _drop_unused_tensors(model)
+    drop_unused_tensors(model)
     _drop_unused_buffers(model)
 
 
-def _drop_unused_tensors(model):
+def drop_unused_tensors(model: schema.ModelT) -> None:
+    """Drops tensors that no operator, output or signature names; others get indices."""
     for number, graph in enumerate(model.subgraphs):
         entries = [
             entry

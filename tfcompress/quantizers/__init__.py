@@ -1,6 +1,10 @@
 """Quantizers of kernels and activations, 2 to 8 bits."""
 
-from tfcompress.quantizers.activation import ActivationQuantizer, UniformActivation
+from tfcompress.quantizers.activation import (
+    ActivationQuantizer,
+    FixedActivation,
+    UniformActivation,
+)
 from tfcompress.quantizers.bit_sharing import BitSharing, BitSharingActivation
 from tfcompress.quantizers.codebook import Codebook
 from tfcompress.quantizers.quantizer import Quantizer
@@ -12,6 +16,7 @@ __all__ = [
     "BitSharing",
     "BitSharingActivation",
     "Codebook",
+    "FixedActivation",
     "Quantizer",
     "Ternary",
     "Uniform",

@@ -166,6 +166,39 @@ class UniformActivation(ActivationQuantizer):
         }
 
 
+@keras.saving.register_keras_serializable(package="tfcompress")
+class FixedActivation(ActivationQuantizer):
+    """Quantizer of activations with 8 bits and a given step, such as 1/256.
+
+    Int8 operators prescribe the steps of some results, those of a softmax for example.
+
+    Args:
+        fixed_step: positive finite float. Distance of two levels.
+        signed: bool. Whether the input has negative values.
+
+    Raises:
+        ValueError: if `fixed_step` is no such number.
+    """
+
+    bits = 8
+
+    def __init__(self, fixed_step: float, signed: bool = False, **kwargs: Any) -> None:
+        super().__init__(signed=signed, **kwargs)
+        check_number(
+            "fixed_step",
+            fixed_step,
+            "a positive finite number",
+            lambda x: 0 < x < float("inf"),
+        )
+        self.fixed_step = fixed_step
+
+    def step(self) -> Tensor:
+        return ops.convert_to_tensor(self.fixed_step, "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "fixed_step": self.fixed_step}
+
+
 def gradient_scale(x: Tensor, high: int) -> Tensor:
     """Returns LSQ's factor on the gradient of a step, 1 / sqrt(features * high).
 

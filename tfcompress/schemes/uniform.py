@@ -8,6 +8,7 @@ import keras
 from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_config
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import BITS
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
 from tfcompress.core.training.recalibration import Recalibration
 
@@ -21,8 +22,9 @@ class Uniform(Scheme):
 
     Args:
         weight_bits: int, 2 to 8. Bits of a weight.
-        activation_bits: int, 2 to 8, or None. Bits of an activation. None leaves
-            activations float in all layers.
+        activation_bits: int, 2 to 8, or None. Bits of an activation. With 8 all tensors
+            that an int8 file stores have learned ranges; with fewer, the inputs of
+            layers. None leaves activations float in all layers.
         weight_decay, overrides: see `Scheme`.
 
     Raises:
@@ -52,6 +54,9 @@ class Uniform(Scheme):
         return learned_range_config(
             self.weight_bits, self.activation_bits, place.signed_input
         )
+
+    def learns_all_ranges(self) -> bool:
+        return self.activation_bits == BITS
 
     def prepare(self, student: Student) -> None:
         calibrate_weights(student)

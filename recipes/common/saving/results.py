@@ -16,6 +16,7 @@ from recipes.common.train import accuracy
 from tfcompress import reporting
 from tfcompress.cost import layer_costs
 from tfcompress.litert import float_tflite, latency, peak_memory, predict
+from tfcompress.litert.proof.levels import has_quantized_activations
 
 LATENCY_RUNS = 50
 UNEXPORTED = "unexported.json"
@@ -23,7 +24,7 @@ UNEXPORTED = "unexported.json"
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What only the training of a model knows, see `tfcompress.reporting.build_report`.
+    """Facts of a training, see `tfcompress.reporting.build_report`.
 
     Attributes:
         recipe, scheme, model, dataset: str. Names.
@@ -45,6 +46,19 @@ class Facts:
     seconds: float
     float_accuracy: float
     budget: dict | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files that are asked for.
+
+    Attributes:
+        optimize: str. Argument of `tfcompress.export`.
+        micro: bool. Whether to write the file for microcontrollers as well.
+    """
+
+    optimize: str = "size"
+    micro: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +85,7 @@ class Measured:
         return accuracy(outputs, self.labels)
 
 
-def save_results(tiny, facts, measured, folder, micro=False):
+def save_results(tiny, facts, measured, folder, files):
     """Writes `model.keras`, and the results where the backend can export.
 
     Args:
@@ -79,7 +93,7 @@ def save_results(tiny, facts, measured, folder, micro=False):
         facts: `Facts`.
         measured: `Measured`.
         folder: `pathlib.Path`, created where missing.
-        micro: bool. Whether to write the file for microcontrollers as well.
+        files: `Files`.
 
     Returns:
         The report, a dict; None on other backends than TensorFlow.
@@ -96,14 +110,14 @@ def save_results(tiny, facts, measured, folder, micro=False):
             "recipes.export` with the same flags and KERAS_BACKEND=tensorflow."
         )
         return None
-    return _export(tiny, facts, measured, folder, micro)
+    return _export(tiny, facts, measured, folder, files)
 
 
-def export_saved(measured, folder, micro=False):
+def export_saved(measured, folder, files):
     """Exports the `model.keras` that another backend trained, see `save_results`.
 
     Args:
-        measured, micro: see `save_results`.
+        measured, files: see `save_results`.
         folder: `pathlib.Path` of a folder with `model.keras` and `unexported.json`.
 
     Returns:
@@ -111,16 +125,27 @@ def export_saved(measured, folder, micro=False):
     """
     facts = Facts(**json.loads((folder / UNEXPORTED).read_text()))
     tiny = keras.models.load_model(folder / "model.keras", compile=False)
-    return _export(tiny, facts, measured, folder, micro)
+    return _export(tiny, facts, measured, folder, files)
 
 
 def _can_export():
     return keras.backend.backend() == "tensorflow"
 
 
-def _export(tiny, facts, measured, folder, micro):
+def _options(tiny, measured, files):
+    """Arguments of `tfcompress.export`; learned ranges make an int8 file."""
+    options = {"optimize": files.optimize}
+    if files.optimize != "size" and has_quantized_activations(tiny):
+        options["activations"] = "int8"
+        options["representative_data"] = measured.representative
+    return options
+
+
+def _export(tiny, facts, measured, folder, files):
     tflite = folder / "model.tflite"
-    export_report = tfc.export(tiny, tflite, verify=measured.images)
+    export_report = tfc.export(
+        tiny, tflite, verify=measured.images, **_options(tiny, measured, files)
+    )
     float_file = float_tflite(measured.model)
     # The exporter measures the float network without the removed filters.
     export_report["size"]["float_tflite_bytes"] = len(float_file)
@@ -150,7 +175,7 @@ def _export(tiny, facts, measured, folder, micro):
         },
     )
     report["keras_backend"] = facts.keras_backend
-    if micro:
+    if files.micro:
         _write_micro(tiny, measured, folder)
     reporting.write_report(report, folder / "report.json")
     (folder / UNEXPORTED).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from tfcompress.graph.graph import Graph
-from tfcompress.layers import QuantizedKernel
+from tfcompress.layers import QuantizedKernel, QuantizedTensor
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers import BitSharing, BitSharingActivation
 
@@ -76,8 +76,9 @@ class CalibrateActivations(keras.callbacks.Callback):
 
 
 def _activation_quantizers(model: keras.Model) -> list[BitSharingActivation]:
-    return [
-        layer.input_quantizer
-        for layer in quantized_layers(model).values()
-        if isinstance(layer.input_quantizer, BitSharingActivation)
+    quantizers = [
+        getattr(layer, "input_quantizer", None) or getattr(layer, "quantizer", None)
+        for layer in Graph(model).layers().values()
+        if isinstance(layer, (QuantizedKernel, QuantizedTensor))
     ]
+    return [x for x in quantizers if isinstance(x, BitSharingActivation)]

@@ -6,27 +6,29 @@ kernels, learned ranges of inputs, also of fewer bits, and the biases that follo
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 
 from tfcompress.compat.litert_private import schema
-from tfcompress.graph.graph import Graph
-from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
-from tfcompress.layers import PackedKernel, QuantizeActivation
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
-from tfcompress.litert.integer.input_levels import Levels, Limits, levels_of, limits_of
+from tfcompress.litert.integer.input_levels import Levels, Limits, limits_of
+from tfcompress.litert.integer.markers import JOINING, PASSING, Marks, marked, take_out
 from tfcompress.litert.integer.static_int8 import quantized_tflite
 from tfcompress.litert.integer.tables import tables_by_output, write_tables
 from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, kernel_tensor
 from tfcompress.litert.lowering.lowering import Lowering, Place
 from tfcompress.litert.pack import find_kernels, rename
 
-# Operators whose results are some of their inputs, in the same scale. Levels of what
-# reads a result are levels of the input.
-PASSING = ("MAX_POOL_2D", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
+# Operators whose results have the scale of their inputs, and those whose results have a
+# scale of their own that no range decides.
+SAME_SCALE = (
+    *PASSING, *JOINING, "AVERAGE_POOL_2D", "MIRROR_PAD", "RESIZE_BILINEAR", "SPLIT",
+    "UNPACK", "GATHER", "BROADCAST_TO",
+)  # fmt: skip
+FIXED_SCALE = ("SOFTMAX", "LOGISTIC", "TANH")
 # Largest relative difference of equal scales: the quantizer computes them from limits.
 ROUNDING = 1e-5
 
@@ -51,8 +53,9 @@ def integer_tflite(
 
     Returns:
         `(content, matches, ranges)`: the file's bytes; the `Match` of each kernel in
-        it; and {"learned", "calibrated"}, the numbers of layers whose inputs have
-        either range.
+        it; and {"learned", "calibrated"}, the numbers of int8 tensors with either
+        range. Tensors whose scale is that of an operator's input, or prescribed by
+        the operator, are not counted.
 
     Raises:
         ImportError: if litert-quantizer is not installed.
@@ -85,41 +88,17 @@ def integer_graph(
         `(file, places, tables, ranges)`: the parsed file; its kernels; the result of
         `tables_by_output`, for tables that are still to be written; and the ranges.
     """
-    plain = _without_quantized_inputs(model)
+    plain, levels = marked(model)
     file = flatbuffer.read(float_tflite(plain, batch_size))
     flatbuffer.make_names_unique(file)  # operators and ranges are found by name
+    marks = take_out(file, levels)
     content = flatbuffer.write(file)
-    trained = _TrainedOperators(content, kernels, _input_levels(model))
+    trained = _TrainedOperators(content, kernels, marks)
     calibrated = quantized_tflite(content, samples, trained.limits, float_ends)
     writer = _TrainedWriter(calibrated, trained)
     writer.run()
     rename(writer.model, *names)
     return writer.model, writer.places, trained.tables, writer.ranges
-
-
-def _without_quantized_inputs(model: keras.Model) -> keras.Model:
-    def replace(layer):
-        if isinstance(layer, QuantizeActivation):
-            return keras.layers.Identity(name=layer.name)
-        return clone_layer(layer)
-
-    copy, pairs = rebuild(model, replace)
-    for old, new in pairs:
-        if not isinstance(old, QuantizeActivation):
-            copy_weights(old, new)
-    return copy
-
-
-def _input_levels(model: keras.Model) -> dict[str, Levels]:
-    """Returns `{packed layer's name: Levels}` of the layers with a quantized input."""
-    graph, found = Graph(model), {}
-    maker = {id(x): call.operation for call in graph.calls for x in call.outputs}
-    for call in graph.calls:
-        if isinstance(call.operation, PackedKernel):
-            before = maker.get(id(call.inputs[0]))
-            if isinstance(before, QuantizeActivation):
-                found[call.name] = levels_of(before)
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,31 +108,34 @@ class _TrainedOperator:
     Attributes:
         match: `Match` of the kernel.
         bias: float32 array, (output channels,), or None.
-        levels: `Levels` of the quantized input, or None without one.
     """
 
     match: Match
     bias: np.ndarray | None
-    levels: Levels | None
 
 
 class _TrainedOperators:
-    """Trained parameters of all operators of a float file that read packed kernels.
+    """Trained parameters of all operators of a float file.
 
     Attributes:
-        by_output: `{name of the operator's output tensor, bytes: _TrainedOperator}`.
+        by_output: `{name of the operator's output tensor, bytes: _TrainedOperator}` of
+            those that read packed kernels.
         tables: result of `tables_by_output`.
+        inputs: `{(name of the operator's output tensor, place of the input): Levels}`.
+        made: see `Marks`.
+        learned: names of the tensors whose steps are trained ones, or parts of these.
 
     Args:
         content: bytes of the float file.
         kernels: kernels to find in it.
-        levels: `{layer's name: Levels}` of quantized inputs.
+        marks: `Marks` of the file.
     """
 
-    def __init__(
-        self, content: bytes, kernels: Sequence[Kernel], levels: Mapping[str, Levels]
-    ) -> None:
+    def __init__(self, content: bytes, kernels: Sequence[Kernel], marks: Marks) -> None:
         self.by_output: dict[bytes, _TrainedOperator] = {}
+        self.inputs = marks.read
+        self.made = marks.made
+        self.learned: set[str] = set()
         self._readers: dict[str, list[Levels | None]] = {}
         model = flatbuffer.read(content)
         decoded, read, tables = find_kernels(model, kernels)
@@ -162,26 +144,28 @@ class _TrainedOperators:
             (id(graph), index): found.in_container(8)
             for graph, index, found in decoded + read
         }
-        for graph in model.subgraphs:
-            for index in graph.outputs:
-                self._add_reader(graph, index, None)
+        for number, graph in enumerate(model.subgraphs):
+            for place, index in enumerate(graph.outputs):
+                self._add_reader(graph, index, marks.returned.get((number, place)))
             for operator in reversed(graph.operators):  # readers of results come first
-                name = flatbuffer.operator_name(model, operator)
                 match = None
                 if len(operator.inputs) > 1:
                     match = matches.get((id(graph), operator.inputs[1]))
-                data, bias = _places(name, match)
-                bound = levels.get(match.kernel.layer) if match else None
-                for place, index in enumerate(operator.inputs):
-                    found = [bound if place == data else None]
-                    if name in PASSING and place == 0:
-                        found = self._levels_of_readers(graph, operator.outputs[0])
-                    for each in found:
-                        self._add_reader(graph, index, each)
-                if match:
-                    output = graph.tensors[operator.outputs[0]].name
-                    values = _float_bias(model, graph, operator, bias)
-                    self.by_output[output] = _TrainedOperator(match, values, bound)
+                self._add(model, graph, operator, match)
+
+    def _add(self, model, graph, operator, match):
+        name = flatbuffer.operator_name(model, operator)
+        output = graph.tensors[operator.outputs[0]].name
+        _, bias = _places(name, match)
+        for place, index in enumerate(operator.inputs):
+            found = [self.inputs.get((output, place))]
+            if name in PASSING and place == 0:
+                found = self._levels_of_readers(graph, operator.outputs[0])
+            for each in found:
+                self._add_reader(graph, index, each)
+        if match:
+            values = _float_bias(model, graph, operator, bias)
+            self.by_output[output] = _TrainedOperator(match, values)
 
     def _levels_of_readers(self, graph, index):
         name = flatbuffer.tensor_name(graph.tensors[index])
@@ -193,8 +177,14 @@ class _TrainedOperators:
             self._readers.setdefault(name, []).append(levels)
 
     def limits(self, name: str, low: float, high: float) -> Limits:
-        """Returns `limits_of` the tensor with a name."""
-        return limits_of(self._readers.get(name, []), low, high)
+        """Returns the limits of the tensor with a name, see `limits_of`."""
+        readers: list[Levels | None] = self._readers.get(name, [])
+        if name.encode() in self.made:
+            readers = [self.made[name.encode()]]
+        chosen = limits_of(readers, low, high)
+        if any(readers) and chosen != (low, high):
+            self.learned.add(name)
+        return chosen
 
 
 def _places(name, match):
@@ -221,7 +211,7 @@ class _TrainedWriter:
     Attributes:
         model: the parsed file.
         places: list of `(graph, tensor index, Match)` of each kernel written.
-        ranges: {"learned", "calibrated"}, numbers of inputs with either range.
+        ranges: {"learned", "calibrated"}, numbers of tensors with either range.
 
     Args:
         content: bytes of the quantizer's file.
@@ -247,11 +237,47 @@ class _TrainedWriter:
             self._requantized.clear()
             self._kernels.clear()
             operators, graph.operators = graph.operators, []
+            for tensor in graph.tensors:
+                self._make_exact(tensor)
+            for index in graph.inputs:
+                self._count(index)
             for operator in operators:
                 output = graph.tensors[operator.outputs[0]].name
+                self._put_on_levels(operator, output)
                 if output in self._trained.by_output:
                     self._replace(operator, self._trained.by_output[output])
                 graph.operators.append(operator)
+                name = flatbuffer.operator_name(self.model, operator)
+                if name not in SAME_SCALE + FIXED_SCALE:
+                    self._count(operator.outputs[0])
+
+    def _make_exact(self, tensor):
+        """Sets a scale that the quantizer computed from limits to the trained one."""
+        levels = self._trained.made.get(tensor.name)
+        if levels is not None and tensor.type == schema.TensorType.INT8:
+            scale, zero_point = levels.grids()[0]
+            if _is_on(tensor, scale, zero_point):
+                tensor.quantization.scale = np.array([scale], np.float32)
+
+    def _count(self, index):
+        """Counts an int8 tensor whose range was chosen."""
+        tensor = self._graph.tensors[index]
+        if tensor.type == schema.TensorType.INT8:
+            is_learned = flatbuffer.tensor_name(tensor) in self._trained.learned
+            self.ranges["learned" if is_learned else "calibrated"] += 1
+
+    def _put_on_levels(self, operator, output):
+        """Lets an operator read its inputs on the levels that the model has there."""
+        name = flatbuffer.operator_name(self.model, operator)
+        if name in SAME_SCALE:
+            return
+        inputs = list(operator.inputs)
+        for place, index in enumerate(inputs):
+            levels = self._trained.inputs.get((output, place))
+            is_int8 = self._graph.tensors[index].type == schema.TensorType.INT8
+            if levels is not None and is_int8:
+                inputs[place] = self._on_levels(index, levels)
+        operator.inputs = np.array(inputs, np.int32)
 
     def _replace(self, operator, trained):
         name = flatbuffer.operator_name(self.model, operator)
@@ -264,9 +290,6 @@ class _TrainedWriter:
                 "that litert-quantizer leaves in float. Export with activations="
                 "'float'."
             )
-        if trained.levels is not None:
-            source = self._on_levels(source, trained.levels)
-        self.ranges["calibrated" if trained.levels is None else "learned"] += 1
         match = _with_scales_of_zeros(trained.match)
         key = id(trained.match)
         if key not in self._kernels:
@@ -284,11 +307,7 @@ class _TrainedWriter:
     def _on_levels(self, source: int, levels: Levels) -> int:
         """Returns the index of a tensor with the values of another on given levels."""
         for scale, zero_point in levels.grids():
-            scale_now, zero_point_now = self._scale(source)
-            if (
-                zero_point_now == zero_point
-                and abs(scale_now - scale) <= ROUNDING * scale
-            ):
+            if _is_on(self._graph.tensors[source], scale, zero_point):
                 continue
             key = source, float(scale), zero_point
             if key not in self._requantized:
@@ -324,6 +343,13 @@ class _TrainedWriter:
             buffer=flatbuffer.append_buffer(self.model, data),
             quantization=_quantization(scale, np.zeros(len(scale), np.int64)),
         )
+
+
+def _is_on(tensor, scale, zero_point):
+    """Whether a tensor has a scale, up to rounding, and a zero point."""
+    found = tensor.quantization
+    has_scale = abs(found.scale[0] - scale) <= ROUNDING * scale
+    return has_scale and found.zeroPoint[0] == zero_point
 
 
 def _with_scales_of_zeros(match: Match) -> Match:

@@ -11,6 +11,8 @@ from tfcompress.core.config import KeepFloat
 from tfcompress.core.plan import Plan
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import BITS
+from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost.input_shape import InputShape, parse_input_shape
 from tfcompress.graph.channels import Channels
@@ -72,6 +74,8 @@ class Decomposition(SearchingScheme):
         weight_decay: float. See `Scheme`. The decay is on the basis: without it the
             basis would grow while the coefficients shrink.
         overrides: dict. See `Scheme`.
+        activation_bits: 8 or None. With 8 all tensors that an int8 file stores have
+            learned ranges. None leaves activations float.
 
     Raises:
         ValueError: if an argument is out of its range, or not exactly one of `macs`,
@@ -98,6 +102,7 @@ class Decomposition(SearchingScheme):
         weight_decay: float = 1e-4,
         overrides: Mapping[str, KeepFloat | Factorize] | None = None,
         input_shape: InputShape | None = None,
+        activation_bits: int | None = None,
     ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         if sum(x is not None for x in (macs, params, penalty)) != 1:
@@ -120,6 +125,11 @@ class Decomposition(SearchingScheme):
             raise ValueError(
                 f"`round_to` is a positive integer. Received: round_to={round_to!r}."
             )
+        if activation_bits not in (None, BITS):
+            raise ValueError(
+                f"`activation_bits` is {BITS} or None. Received: "
+                f"activation_bits={activation_bits!r}."
+            )
         self.macs = macs
         self.params = params
         self.penalty = penalty
@@ -128,6 +138,7 @@ class Decomposition(SearchingScheme):
         self.margin = margin
         self.round_to = round_to
         self.input_shape = parse_input_shape(input_shape)
+        self.activation_bits = activation_bits
         self.config = Factorize(start, batch_norm)
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> Factorize:
@@ -170,6 +181,9 @@ class Decomposition(SearchingScheme):
                 notes.setdefault(name, kept if why else f"channels may go{with_others}")
         return notes
 
+    def learns_all_ranges(self) -> bool:
+        return self.activation_bits == BITS
+
     def connect(self, student: Student) -> None:
         student.rank_space = RankSpace(
             student, self.unit, self._margin(), self.input_shape
@@ -181,6 +195,7 @@ class Decomposition(SearchingScheme):
     ) -> list[keras.callbacks.Callback]:
         space = student.rank_space
         return [
+            CalibrateActivations(recalibrate.batches),
             RankSearch(
                 space,
                 recalibrate,
@@ -189,7 +204,7 @@ class Decomposition(SearchingScheme):
                 measure_latency=self.margin == MEASURED,
                 budget=self._total(student),
                 penalty=self.penalty,
-            )
+            ),
         ]
 
     def measure(self, student: Student) -> dict[str, float]:
@@ -224,4 +239,5 @@ class Decomposition(SearchingScheme):
             "margin": self.margin,
             "round_to": self.round_to,
             "input_shape": self.input_shape,
+            "activation_bits": self.activation_bits,
         }

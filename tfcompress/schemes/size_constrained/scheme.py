@@ -16,6 +16,7 @@ from tfcompress.core.config import QuantizeConfig, learned_range_inputs
 from tfcompress.core.finalize import inference_model
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import BITS
 from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
@@ -81,8 +82,9 @@ class SizeConstrained(SearchingScheme):
         search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         weight_decay, overrides: see `Scheme`.
         activation_bits: int, 2 to 8, or None. Bits of the input of each compressed
-            layer, with learned ranges. None leaves activations float. With 8 an integer
-            file has the trained ranges, and no calibrated ones.
+            layer, with learned ranges. None leaves activations float. With 8 all
+            tensors that an int8 file stores have learned ranges, and that file computes
+            what was trained.
 
     Raises:
         ValueError: if not one of `size` and `value_bits` is given, or an argument is
@@ -128,6 +130,9 @@ class SizeConstrained(SearchingScheme):
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
         return self.configs[place.signed_input]
+
+    def learns_all_ranges(self) -> bool:
+        return self.activation_bits == BITS
 
     def connect(self, student: Student) -> None:
         widths = self.widths()

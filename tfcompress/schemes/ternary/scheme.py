@@ -11,6 +11,7 @@ from tfcompress.core.budget import SLACK
 from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_inputs
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.student import Student
+from tfcompress.core.tensor_ranges import BITS
 from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.layers.kernel import kernel_of
@@ -51,8 +52,9 @@ class PrunedTernary(Scheme):
             filters, summed over layers.
         overrides: dict. Treatment by layer name, see `Scheme`.
         activation_bits: int, 2 to 8, or None. Bits of the input of each compressed
-            layer, with learned ranges. None leaves activations float. With 8 an integer
-            file has the trained ranges, and no calibrated ones.
+            layer, with learned ranges. None leaves activations float. With 8 all
+            tensors that an int8 file stores have learned ranges, and that file computes
+            what was trained.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -94,6 +96,9 @@ class PrunedTernary(Scheme):
         if self.first_last == "8bit":
             return QuantizeConfig(Uniform(8), inputs)
         return KeepFloat("first or last layer, first_last='float'")
+
+    def learns_all_ranges(self) -> bool:
+        return self.activation_bits == BITS
 
     def connect(self, student: Student) -> None:
         for layer in ternary_layers(student):
