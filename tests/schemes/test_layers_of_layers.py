@@ -176,7 +176,7 @@ def test_integer_files_have_the_codes_of_attention(tmp_path):
     assert report["agreement"]["top1"] > 0.8
 
 
-def test_files_for_microcontrollers_hold_attention_or_nothing_is_written(tmp_path):
+def test_files_for_microcontrollers_compute_attention(tmp_path):
     _, student, x = trained("image", tfc.Uniform(4))
     path = tmp_path / "micro.tflite"
     report = tfc.export(
