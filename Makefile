@@ -39,7 +39,10 @@ test-jax: $(VENV)/.installed .venv-jax/.installed
 	mkdir -p $(dir $(CURVES))
 	$(BIN)/python -m tests.backends.curves $(CURVES)
 	KERAS_BACKEND=jax XLA_FLAGS=--xla_force_host_platform_device_count=2 \
-	TENSORFLOW_CURVES=$(CURVES) $(JAX_BIN)/python -m pytest tests/backends tests/compat/test_keras_private.py tests/compat/test_keras_calls_private.py
+	TENSORFLOW_CURVES=$(CURVES) $(JAX_BIN)/python -m pytest tests/backends \
+		tests/compat/test_keras_private.py \
+		tests/compat/test_keras_calls_private.py \
+		tests/compat/test_keras_weights_private.py
 
 test-lowest: .venv-lowest/.installed
 	$(LOWEST_BIN)/python -m pytest $(LOWEST_TESTS)

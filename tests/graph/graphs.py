@@ -3,8 +3,8 @@
 import keras
 from keras import layers, ops
 
-from tfcompress.layers.masking import AttachMask, DetachMask, ReadMask
-from tfcompress.layers.steps import MergeSteps, SplitSteps
+from tfcompress.layers.tensors.masking import AttachMask, DetachMask, ReadMask
+from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 
 
 def conv(filters, name=None, size=3, **config):

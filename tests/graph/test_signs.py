@@ -7,8 +7,8 @@ from keras import layers, ops
 
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.signs import may_be_negative
-from tfcompress.layers.masking import AttachMask, ReadMask
-from tfcompress.layers.steps import MergeSteps, SplitSteps
+from tfcompress.layers.tensors.masking import AttachMask, ReadMask
+from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 
 
 def relu(x):

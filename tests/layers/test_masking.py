@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tfcompress.compat import keras_private
-from tfcompress.layers.masking import AttachMask, DetachMask, ReadMask
+from tfcompress.layers.tensors.masking import AttachMask, DetachMask, ReadMask
 
 IDS = np.array([[1, 2, 0], [3, 0, 0]])
 

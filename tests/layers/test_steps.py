@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfcompress.layers.steps import MergeSteps, SplitSteps
+from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (None, 5), (None, None, 5), (4, None, 3, 5)])

@@ -22,26 +22,6 @@ from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import io_utils
 
 
-def kernel_variable(layer: keras.layers.Layer, name: str = "kernel") -> Any:
-    """Returns the variable of a convolution, dense layer or embedding's kernel.
-
-    `Dense.kernel`, `BaseConv.kernel` and `Embedding.embeddings` are properties over
-    `_kernel` and `_embeddings`. A subclass that computes its kernel from the variable
-    has no other name for it. Keras creates the variable under the name of the property,
-    which is not documented either.
-
-    Args:
-        layer: built layer.
-        name: name of the property, "kernel" or "embeddings".
-    """
-    return getattr(layer, f"_{name}")
-
-
-def set_kernel_variable(layer: keras.layers.Layer, variable: Any) -> None:
-    """Stores the variable of a kernel where `kernel_variable` finds it."""
-    layer._kernel = variable
-
-
 def causal_padding(layer: keras.layers.Conv1D) -> list:
     """Returns the argument of `ops.pad` for the input of a causal convolution.
 

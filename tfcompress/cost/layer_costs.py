@@ -30,7 +30,7 @@ from tfcompress.layers import (
 )
 from tfcompress.layers.kernel import channel_axis, other_weights
 from tfcompress.layers.registry import forms_of
-from tfcompress.layers.steps import MergeSteps, SplitSteps
+from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
 

@@ -12,7 +12,7 @@ import keras
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
 from tfcompress.layers.cloning import clone_layer
-from tfcompress.layers.masking import ReadMask
+from tfcompress.layers.tensors.masking import ReadMask
 
 __all__ = ["clone_layer", "copy_weights", "rebuild"]
 

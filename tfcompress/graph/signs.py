@@ -6,8 +6,8 @@ import keras
 from keras import layers
 
 from tfcompress.graph.graph import Graph
-from tfcompress.layers.masking import AttachMask, DetachMask
-from tfcompress.layers.steps import MergeSteps, SplitSteps
+from tfcompress.layers.tensors.masking import AttachMask, DetachMask
+from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 
 NON_NEGATIVE_ACTIVATIONS = (
     "relu",

@@ -1,6 +1,5 @@
 """Layers of students in training, and of compressed models in inference."""
 
-from tfcompress.layers.activation import QuantizeActivation
 from tfcompress.layers.embedding import (
     PackedEmbedding,
     PackedReversibleEmbedding,
@@ -41,7 +40,6 @@ from tfcompress.layers.quantized import (
     QuantDepthwiseConv2D,
     QuantizedKernel,
 )
-from tfcompress.layers.quantized_tensor import QuantizedTensor
 from tfcompress.layers.recurrent import (
     GRUSteps,
     LSTMSteps,
@@ -57,6 +55,8 @@ from tfcompress.layers.recurrent_forms import (
     QuantSimpleRNNSteps,
 )
 from tfcompress.layers.registration import register
+from tfcompress.layers.tensors.activation import QuantizeActivation
+from tfcompress.layers.tensors.quantized_tensor import QuantizedTensor
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [

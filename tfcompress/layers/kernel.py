@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.compat import keras_private
+from tfcompress.compat import keras_weights_private
 from tfcompress.types import ArrayLike, Tensor
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ComputedKernel(_Layer):
     @property
     def kernel_variable(self) -> Any:
         """Variable that Keras made for the kernel."""
-        return keras_private.kernel_variable(self, self.forms.kernel)
+        return keras_weights_private.kernel_variable(self, self.forms.kernel)
 
     def own_weights(self) -> list[Any]:
         """Returns the weights of this form alone, the kernel's variable included."""
@@ -131,7 +131,7 @@ class ComputedKernel(_Layer):
     @kernel.setter
     def kernel(self, variable: Any) -> None:
         # Depthwise layers of Keras assign `kernel`; others store the variable.
-        keras_private.set_kernel_variable(self, variable)
+        keras_weights_private.set_kernel_variable(self, variable)
 
     def save_own_variables(self, store: Any) -> None:
         # Keras's convolutions would save `kernel`, the computed value.

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.layers.activation import QuantizeActivation
 from tfcompress.layers.batch_norm import fold
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import ComputedKernel, copy_other_weights
+from tfcompress.layers.tensors.activation import QuantizeActivation
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import ActivationQuantizer, Quantizer
 from tfcompress.types import Tensor

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import keras
 from keras import ops
 
-from tfcompress.compat import keras_private, keras_weights_private
+from tfcompress.compat import keras_weights_private
 from tfcompress.layers.cloning import clone_layer
 from tfcompress.layers.packed import PackedKernel
 from tfcompress.layers.quantized import QuantizedKernel
@@ -181,7 +181,7 @@ class _OwnQuantized(QuantizedKernel):
         """Stores the variable of the kernel."""
         # Codes follow from the float32 weights, see `QuantizedKernel.add_weight`.
         keras_weights_private.do_not_autocast(variable)
-        keras_private.set_kernel_variable(self, variable)
+        keras_weights_private.set_kernel_variable(self, variable)
 
     def quantized_input(self, inputs: Tensor) -> Tensor:
         """Returns the inputs that the layer computes with."""
@@ -206,7 +206,7 @@ class _OwnPacked(PackedKernel):
         """Adds codes and scales in place of the variable of the kernel."""
         keras_weights_private.untrack_weight(self, variable)
         packed = self.add_packed(tuple(variable.shape))
-        keras_private.set_kernel_variable(self, packed)
+        keras_weights_private.set_kernel_variable(self, packed)
 
     def quantized_input(self, inputs: Tensor) -> Tensor:
         """Returns the inputs, which a layer of its own quantizes."""

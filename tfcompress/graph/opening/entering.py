@@ -22,8 +22,8 @@ from tfcompress.graph.opening.state import (
 )
 from tfcompress.graph.opening.wrappers import call_of
 from tfcompress.layers import TrainingForm
-from tfcompress.layers.masking import AttachMask
 from tfcompress.layers.registry import forms_of
+from tfcompress.layers.tensors.masking import AttachMask
 
 
 def may_enter(layer: keras.layers.Layer) -> bool:

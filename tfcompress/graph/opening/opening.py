@@ -27,8 +27,8 @@ from tfcompress.graph.rebuild import (
     copy_weights,
     rebuild,
 )
-from tfcompress.layers.masking import DetachMask
 from tfcompress.layers.registry import FORMS
+from tfcompress.layers.tensors.masking import DetachMask
 
 # Modules with functions `parts` and `copy_weights`, by the layers that they split.
 _SPLITS = {

@@ -11,7 +11,7 @@ from tfcompress.graph.opening.examples import CannotOpenError
 from tfcompress.layers.cloning import clone_layer, config_of
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.registry import forms_of
-from tfcompress.layers.steps import MergeSteps, SplitSteps
+from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 from tfcompress.types import Tensor
 
 KINDS = (layers.SpectralNormalization,)

@@ -7,7 +7,7 @@ from keras import layers
 from tfcompress.graph.graph import Call
 from tfcompress.graph.trace import Trace, described
 from tfcompress.layers import QuantizeActivation
-from tfcompress.layers.masking import AttachMask, DetachMask, ReadMask
+from tfcompress.layers.tensors.masking import AttachMask, DetachMask, ReadMask
 
 # Names in `keras.activations` and `keras.ops`. The classes of operations have the same
 # names, in capitals and without underscores.

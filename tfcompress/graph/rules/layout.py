@@ -10,7 +10,7 @@ from keras import layers
 from tfcompress.graph.graph import Call
 from tfcompress.graph.trace import Count, Space, Trace
 from tfcompress.layers.kernel import channel_axis
-from tfcompress.layers.steps import MergeSteps, SplitSteps
+from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 
 
 def flatten(trace: Trace, call: Call) -> None:

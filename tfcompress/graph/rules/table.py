@@ -13,8 +13,8 @@ from tfcompress.graph.rules import (
 )
 from tfcompress.graph.trace import Rule, Trace
 from tfcompress.layers import TrainingForm
-from tfcompress.layers.masking import AttachMask
-from tfcompress.layers.steps import SplitSteps
+from tfcompress.layers.tensors.masking import AttachMask
+from tfcompress.layers.tensors.steps import SplitSteps
 
 # By the class of a layer.
 LAYERS: dict[type, Rule] = {

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.test_guide import ROOT, run_blocks
+from tests.docs.test_guide import ROOT, run_blocks
 
 # Values that the code of the README has from its reader.
 READER = """

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.layers.activation import QuantizeActivation
+from tfcompress.layers.tensors.activation import QuantizeActivation
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.types import Tensor

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tfcompress.layers.masking import UnmaskedLayer
+from tfcompress.layers.tensors.masking import UnmaskedLayer
 from tfcompress.types import Tensor
 
 Shape = tuple[int | None, ...]

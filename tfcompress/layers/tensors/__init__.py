@@ -1,0 +1,1 @@
+"""Layers without kernels, which round, mark or reshape tensors."""
