@@ -9,7 +9,6 @@ import tfcompress as tfc
 from tests.litert.models import operators
 from tests.small_net import small_net
 from tfcompress.core.training.calibration import quantized_layers
-from tfcompress.litert.flatbuffer import read
 
 SCHEMES = {
     "ternary": lambda bits: tfc.PrunedTernary(0.5, activation_bits=bits),

@@ -121,9 +121,7 @@ class _Rebuilding:
             for layer in model.layers:
                 outputs = self._numbered()(layer)(outputs)
         else:
-            outputs = keras_private.run_through_graph(
-                model, tensors, self._numbered()
-            )
+            outputs = keras_private.run_through_graph(model, tensors, self._numbered())
         outputs = _with_names(inputs, outputs, _output_names(model))
         return model_class(inputs=inputs, outputs=outputs, name=model.name)
 

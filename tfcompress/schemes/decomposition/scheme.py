@@ -204,7 +204,7 @@ class Decomposition(SearchingScheme):
                 measure_latency=self.margin == MEASURED,
                 budget=self._total(student),
                 penalty=self.penalty,
-            )
+            ),
         ]
 
     def measure(self, student: Student) -> dict[str, float]:
