@@ -68,3 +68,24 @@ def test_tensorflow_was_not_needed(single):
 def test_export_says_what_to_do():
     with pytest.raises(ModuleNotFoundError, match="Save the finalized model as"):
         _ = tfc.export
+
+
+def test_ranges_of_tensors_between_layers_are_trained():
+    inputs = keras.Input((8, 8, 3))
+    x = shortcut = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
+    x = keras.layers.Add()([keras.layers.Conv2D(4, 3, padding="same")(x), shortcut])
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(x))
+    student = tfc.compress(model, tfc.PrunedTernary(activation_bits=8))
+    images = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    labels = np.argmax(images.mean((1, 2)), axis=1)
+    student.compile("adam", "sparse_categorical_crossentropy")
+    ranges = [x for x in student.layers if hasattr(x, "quantizer")]
+    student.fit(images, labels, batch_size=16, epochs=1, verbose=0)
+    before = [x.quantizer.scale_value() for x in ranges]
+    student.fit(images, labels, batch_size=16, epochs=2, verbose=0)
+    after = [x.quantizer.scale_value() for x in ranges]
+    assert len(ranges) == 4
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    tiny = tfc.finalize(student)
+    np.testing.assert_allclose(tiny(images), student(images), atol=0.05)
