@@ -6,11 +6,13 @@ EARLIER = "an earlier revision of the library"
 _VARIANT = "a few changed lines, described in docs/method_notes.md"
 _AVERAGES = "a revision that took ranges as averages over samples"
 
-# Reports of benchmarks that train nothing, and how they are made.
+# Reports that are in no table of results.md, and how they are made.
 OF_BENCHMARKS = {
     "micro": "python -m benchmarks.devices.micro",
     "micro_64kB": "python -m benchmarks.devices.micro",
     "phones": "python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50",
+    "pruned_ternary_resnet8_cifar10_activations": "python -m recipes.pruned_ternary",
+    "segmentation": "python -m benchmarks.tasks segmentation",
     "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
     "startup_mobilenet": "python -m benchmarks.startup",
 }
