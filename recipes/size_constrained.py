@@ -69,6 +69,16 @@ def _one_budget(values):
     return values["size"] is None or values["value_bits"] is None
 
 
+@flags.multi_flags_validator(
+    ["size", "value_bits", "activation_bits"],
+    "expected one budget with --activation_bits: the next one starts with float "
+    "activations",
+)
+def _one_budget_with_quantized_activations(values):
+    budgets = values["size"] or values["value_bits"] or []
+    return values["activation_bits"] is None or len(budgets) <= 1
+
+
 def make_schemes():
     unit = "value_bits" if FLAGS.value_bits else "size"
     return [
@@ -105,7 +115,8 @@ def main(argv):
             experiment.folder / subfolder / "sizes.png",
             scheme.unit().replace("_", " "),
         )
-        start = tfc.dequantize(experiment.student)
+        if not is_last:
+            start = tfc.dequantize(experiment.student)
     experiment.finish()
 
 

@@ -119,7 +119,7 @@ def weights_in(model, bits):
     """Returns a scheme that quantizes the weights of all layers, and no activations."""
     config = tfc.QuantizeConfig(tfc.quantizers.Uniform(bits=bits))
     names = [layer.name for layer in model.layers if forms_of(layer)]
-    return tfc.Uniform(bits, 8, overrides=dict.fromkeys(names, config))
+    return tfc.Uniform(bits, overrides=dict.fromkeys(names, config))
 
 
 def exported(tiny, images, options):

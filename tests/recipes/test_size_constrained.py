@@ -68,3 +68,8 @@ def test_an_impossible_size_is_refused(refuses, budget):
 def test_two_budgets_are_refused(tmp_path, run_recipe):
     with pytest.raises(flags.IllegalFlagValueError, match="one of --size"):
         run_recipe(size_constrained, tmp_path, size="30 kB", value_bits="1/500")
+
+
+def test_two_budgets_with_quantized_activations_are_refused(tmp_path, run_recipe):
+    with pytest.raises(flags.IllegalFlagValueError, match="one budget"):
+        run_recipe(size_constrained, tmp_path, size="30 kB,20 kB", activation_bits=8)

@@ -13,7 +13,7 @@ from tfcompress.graph.graph import Graph
 STEPS = 7
 SCHEMES = {
     "ternary": lambda: tfc.PrunedTernary(0.3),
-    "uniform": lambda: tfc.Uniform(8, 8),
+    "uniform": lambda: tfc.Uniform(8, 4),
     "bit_sharing": lambda: tfc.BitSharing(bops="1/16"),
     "size": lambda: tfc.SizeConstrained(value_bits="1/10"),
     "decomposition": lambda: tfc.Decomposition(params="0.95"),
