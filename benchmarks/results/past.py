@@ -11,9 +11,9 @@ OF_BENCHMARKS = {
     "micro": "python -m benchmarks.devices.micro",
     "micro_64kB": "python -m benchmarks.devices.micro",
     "phones": "python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50",
-    "pruned_ternary_resnet8_cifar10_activations": "python -m recipes.pruned_ternary",
+    "pruned_ternary_resnet8_cifar10_activations": "docs/devices.md has the command",
     "segmentation": "python -m benchmarks.tasks segmentation",
-    "size_constrained_resnet8_cifar10_activations": "python -m recipes.size_constrained",
+    "size_constrained_resnet8_cifar10_activations": "docs/devices.md has the command",
     "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
     "startup_mobilenet": "python -m benchmarks.startup",
 }
