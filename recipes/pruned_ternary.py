@@ -7,14 +7,12 @@ weights, and writes `model.keras`, `model.tflite`, `report.json` and `layers.png
 from absl import app, flags
 
 import tfcompress as tfc
-from recipes.common import epochs  # noqa: F401 -- a flag
+from recipes.common import activation_bits, epochs  # noqa: F401 -- flags
 from recipes.common.arguments import refuse_arguments
-from recipes.common.flags import define_activation_bits
 from recipes.common.run import Experiment
 
 FLAGS = flags.FLAGS
 
-define_activation_bits()
 
 flags.DEFINE_float(
     "sparsity",

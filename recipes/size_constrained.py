@@ -9,16 +9,14 @@ from the model of the size before; all but the last write to `chain_1/`, `chain_
 from absl import app, flags
 
 import tfcompress as tfc
-from recipes.common import finetune_epochs  # noqa: F401 -- a flag
+from recipes.common import activation_bits, finetune_epochs  # noqa: F401 -- flags
 from recipes.common.arguments import refuse_arguments, share_or_count
-from recipes.common.flags import define_activation_bits
 from recipes.common.history import SizeHistory
 from recipes.common.run import Experiment
 from tfcompress import reporting
 
 FLAGS = flags.FLAGS
 
-define_activation_bits()
 
 flags.DEFINE_list(
     "size",

@@ -100,18 +100,6 @@ flags.DEFINE_string(
 )
 
 
-def define_activation_bits():
-    """Defines the flag of the recipes whose schemes can leave activations float."""
-    flags.DEFINE_integer(
-        "activation_bits",
-        None,
-        "Bits of activations with learned ranges. With 8 an int8 file is what was "
-        "trained. By default activations are float.",
-        lower_bound=2,
-        upper_bound=8,
-    )
-
-
 @flags.validator("learning_rate", "expected a number above 0")
 def _positive(value):
     return value > 0

@@ -265,8 +265,8 @@ class OfLongConfig(layers.Layer):
         super().__init__(**kwargs)
         self.sizes = sizes
 
-    def call(self, x):
-        return x
+    def call(self, x, training=None):
+        return -x if training else x
 
     def get_config(self):
         return {**super().get_config(), "sizes": self.sizes, "extra": 1}

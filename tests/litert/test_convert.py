@@ -128,16 +128,9 @@ def test_error_of_the_converter_is_its_first_line():
 
 
 def test_size_of_a_model_that_cannot_be_converted_is_refused_before_training():
-    model = without_counterpart()
-    student = tfc.compress(model, tfc.SizeConstrained(size="10 kB"))
-    student.compile("sgd", "mse", jit_compile=False)
-    before = student.get_weights()
-    x = np.zeros((8, *model.input_shape[1:]), "float32")
     with pytest.raises(ValueError, match="'determinant' could not be conv") as info:
-        student.fit(x, np.zeros((8, *model.output_shape[1:])), verbose=0)
+        tfc.compress(without_counterpart(), tfc.SizeConstrained(size="10 kB"))
     assert len(str(info.value)) < 400
-    for old, new in zip(before, student.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
 
 
 IMAGES = (4, 4, 3)

@@ -128,7 +128,7 @@ def test_override_of_a_recurrent_layer_holds_for_both_parts():
     name = model.layers[2].name
     plan = tfc.plan(model, tfc.PrunedTernary(overrides={name: tfc.KeepFloat()}))
     kept = [row.name for row in plan.rows if "on request" in row.treatment]
-    assert kept == [f"{name}_input", name]
+    assert kept == [f"{name}_dropout", f"{name}_input", name]
 
 
 def test_frozen_recurrent_layer_is_left_alone():

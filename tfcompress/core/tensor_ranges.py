@@ -150,7 +150,7 @@ def round_biases(model: keras.Model) -> None:
     graph = Graph(model)
     levels = levels_of_tensors(graph)
     for layer in graph.layers().values():
-        if not isinstance(layer, PackedKernel) or not layer.use_bias:
+        if not isinstance(layer, PackedKernel) or not getattr(layer, "use_bias", False):
             continue
         inputs = [levels.get(id(call.inputs[0])) for call in graph.calls_of(layer)]
         if len({id(x) for x in inputs}) == 1 and inputs[0] is not None:

@@ -216,7 +216,17 @@ def has_inner_tensor(layer: keras.layers.Layer) -> bool:
     Args:
         layer: convolution or dense layer.
     """
-    return layer.activation not in _FUSED_ACTIVATIONS
+    return _activation(layer) not in _FUSED_ACTIVATIONS
+
+
+def _multiplies(operation):
+    """Whether a layer multiplies by a kernel, adds a bias and then activates."""
+    forms = forms_of(operation)
+    return forms is not None and forms.is_linear and forms.own is None
+
+
+def _activation(layer):
+    return layer.activation if _multiplies(layer) else keras.activations.linear
 
 
 def _is_any(operation, kinds, names=()):
@@ -237,7 +247,7 @@ def _is_relu(operation):
 
 def _folds(maker, call):
     """Whether the converter folds a batch normalization into the layer before it."""
-    if forms_of(maker) is None or maker.activation not in _FUSED_ACTIVATIONS[:2]:
+    if not _multiplies(maker) or maker.activation not in _FUSED_ACTIVATIONS[:2]:
         return False
     ndim, axis = len(call.inputs[0].shape), call.operation.axis
     is_of_batch = call.arguments[1].get("training")
@@ -246,14 +256,14 @@ def _folds(maker, call):
 
 def _takes_relu(operation):
     if forms_of(operation) is not None:
-        return operation.activation in _FUSED_ACTIVATIONS[:2]
+        return _multiplies(operation) and operation.activation in _FUSED_ACTIVATIONS[:2]
     return _is_any(operation, _SUMS, _SUM_OPERATIONS)
 
 
 def _fixed_step(operation):
     if isinstance(operation, layers.Softmax):
         return FIXED_STEPS["softmax"]
-    if isinstance(operation, layers.Activation) or forms_of(operation) is not None:
+    if isinstance(operation, layers.Activation) or _multiplies(operation):
         return _FIXED.get(operation.activation)
     if isinstance(operation, layers.Layer):
         return None

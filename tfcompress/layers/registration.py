@@ -10,6 +10,7 @@ from keras import ops
 
 from tfcompress.compat import keras_weights_private
 from tfcompress.layers.cloning import clone_layer
+from tfcompress.layers.kernel import ComputedKernel
 from tfcompress.layers.packed import PackedKernel
 from tfcompress.layers.quantized import QuantizedKernel
 from tfcompress.layers.registry import LAST_AXIS, Forms, add_forms
@@ -164,7 +165,16 @@ def _form(prefix, mixin, cls, kernel):
     return keras.saving.register_keras_serializable("tfcompress", name)(form)
 
 
-class _OwnQuantized(QuantizedKernel):
+class _StoredKernel(ComputedKernel):
+    """Mixin of the forms of a user's class, which store their variable themselves."""
+
+    @property
+    def kernel_variable(self) -> Any:
+        """Variable of the kernel or of its codes."""
+        return keras_weights_private.kernel_variable(self)
+
+
+class _OwnQuantized(_StoredKernel, QuantizedKernel):
     """`QuantizedKernel` of a class that may name its kernel as it likes."""
 
     folds_batch_norm = False
@@ -190,7 +200,7 @@ class _OwnQuantized(QuantizedKernel):
         return ops.cast(self.input_quantizer(inputs), self.compute_dtype)
 
 
-class _OwnPacked(PackedKernel):
+class _OwnPacked(_StoredKernel, PackedKernel):
     """`PackedKernel` of a class that may name its kernel as it likes."""
 
     training_arguments = ()
