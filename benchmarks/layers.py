@@ -29,7 +29,7 @@ SCHEMES = {
 LAYERS = {
     "Dense": (lambda: layers.Dense(8), (12,)),
     "EinsumDense": (
-        lambda: layers.EinsumDense("abc,cde->abde", (None, 2, 4), bias_axes="de"),
+        lambda: layers.EinsumDense("abc,cde->abde", (6, 2, 4), bias_axes="de"),
         (6, 8),
     ),
     "Conv1D": (lambda: layers.Conv1D(8, 3), (12, 4)),

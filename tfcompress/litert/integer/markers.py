@@ -39,6 +39,7 @@ class _Marker(keras.layers.Layer):
     def __init__(self, number: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.number = number
+        self.supports_masking = True
 
     def call(self, x: Tensor) -> Tensor:
         return ops.minimum(x, _FIRST * (1 + self.number / _COUNT))
