@@ -18,12 +18,12 @@ from keras import layers
 
 import tfcompress as tfc
 
-# Budgets that can be met in such small networks.
+# Budgets that can be met in all of the small networks.
 SCHEMES = {
     "PrunedTernary": lambda: tfc.PrunedTernary(),
     "SizeConstrained": lambda: tfc.SizeConstrained(value_bits="1/10"),
-    "BitSharing": lambda: tfc.BitSharing("1/32", group_size=2),
-    "Decomposition": lambda: tfc.Decomposition("9/10"),
+    "BitSharing": lambda: tfc.BitSharing(penalty=0.1, group_size=2),
+    "Decomposition": lambda: tfc.Decomposition("999/1000"),
 }
 # `(layer, shape of its input)`; a shape without channels is one of token numbers.
 LAYERS = {
@@ -163,7 +163,7 @@ def treated(name, make_scheme, notes):
     whole = sum(row.layer.count_params() for row in rows)
     share = sum(row.layer.count_params() for row in rows if row.config) / whole
     left = [row for row in rows if not row.config and row.layer.count_params()]
-    marks = "".join(notes.add(row.reason) for row in left)
+    marks = "".join(dict.fromkeys(notes.add(row.reason) for row in left))
     return f"{share:.2f} {marks}".strip()
 
 

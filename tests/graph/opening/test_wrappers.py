@@ -87,6 +87,17 @@ def test_bidirectional_layers_are_opened_with_their_masks(mode):
     assert opened.entered == {"both"}
 
 
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_bidirectional_layers_are_opened_where_keras_runs_both_at_once(kind):
+    inputs = keras.Input((6, 8))
+    layer = layers.Bidirectional(kind(3), name="both")
+    model = keras.Model(inputs, layer(inputs))
+    before = vars(layer.forward_layer).get("use_cudnn")
+    opened = opened_alike(model, normal(2, 6, 8))
+    assert opened.entered == {"both"}
+    assert vars(layer.forward_layer).get("use_cudnn") == before
+
+
 @pytest.mark.parametrize(
     "make, shape",
     [

@@ -1,5 +1,6 @@
 """Layers of Keras that wrap another one."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,8 +24,11 @@ def call_of(layer: keras.layers.Layer) -> Callable[..., Any]:
     """Returns the `call` of a layer, in the form in which it is traced.
 
     `TimeDistributed` calls its layer once per step. Here it is called once, on all
-    steps as samples.
+    steps as samples. `Bidirectional` may run both directions in one operation, by the
+    weights of its layers. Here it calls them.
     """
+    if type(layer) is layers.Bidirectional:
+        return functools.partial(_call_both, layer)
     if type(layer) is not layers.TimeDistributed:
         return layer.call
     inner = layer.layer
@@ -39,6 +43,22 @@ def call_of(layer: keras.layers.Layer) -> Callable[..., Any]:
         return SplitSteps(dtype=outputs.dtype)(outputs, inputs)
 
     return call
+
+
+def _call_both(layer, *args, **kwargs):
+    """Calls a `Bidirectional`, of which no layer asks for a fused operation."""
+    both = layer.forward_layer, layer.backward_layer
+    asked = {part: vars(part).get("use_cudnn") for part in both}
+    for part in asked:
+        part.use_cudnn = False
+    try:
+        return layer.call(*args, **kwargs)
+    finally:
+        for part, value in asked.items():
+            if value is None:
+                del part.use_cudnn
+            else:
+                part.use_cudnn = value
 
 
 def parts(layer: layers.SpectralNormalization) -> list[layers.Layer]:
