@@ -15,6 +15,7 @@ OF_BENCHMARKS = {
     "segmentation": "python -m benchmarks.tasks segmentation",
     "size_constrained_resnet8_cifar10_activations": "docs/devices.md has the command",
     "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
+    "text": "python -m benchmarks.tasks text --epochs=8",
     "startup_mobilenet": "python -m benchmarks.startup",
 }
 
