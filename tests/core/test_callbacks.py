@@ -340,7 +340,7 @@ def test_file_is_within_its_size_whenever_callbacks_see_it(new_student, fit):
 
         def on_epoch_end(self, epoch, logs=None):
             if logs["phase"]:
-                self.seen.append(self.model.scheme._size_of(self.model))
+                self.seen.append(self.model.scheme.size_of(self.model))
 
     student = new_student("size", scheme=tfc.SizeConstrained(size="7 kB"))
     history = fit(student, Sizes(), epochs=3).history

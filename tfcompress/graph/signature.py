@@ -2,6 +2,8 @@
 
 import keras
 
+from tfcompress.compat import keras_private
+
 
 def functional(model: keras.Model) -> keras.Model:
     """Returns a Functional model of the same layers.
@@ -17,11 +19,12 @@ def functional(model: keras.Model) -> keras.Model:
 def input_names(model: keras.Model) -> list[str]:
     """Returns the names of a Functional model's inputs.
 
-    Names are the keys of a dict of inputs, or those given to `keras.Input`. Their order
-    is that of `keras.tree.flatten`.
+    Names are the keys of a dict of inputs, or those given to `keras.Input`, or those of
+    their layers, which stay when a model is saved and loaded. Their order is that of
+    `keras.tree.flatten`.
     """
     return [
-        _key(path) or tensor.name
+        _key(path) or _name(tensor)
         for path, tensor in keras.tree.flatten_with_path(model.input)
     ]
 
@@ -36,6 +39,12 @@ def output_names(model: keras.Model) -> list[str]:
         _key(path) or f"output_{i}"
         for i, (path, _) in enumerate(keras.tree.flatten_with_path(model.output))
     ]
+
+
+def _name(tensor):
+    """Name of an input, or of its layer where Keras has numbered the tensor."""
+    is_numbered = tensor.name.startswith("keras_tensor")
+    return keras_private.maker_of(tensor).name if is_numbered else tensor.name
 
 
 def _key(path):

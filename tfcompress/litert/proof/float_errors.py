@@ -74,7 +74,7 @@ def _moved(y, error, signs):
 def _error(operation: Any, args: Any, y: Tensor) -> np.ndarray:
     """Error of an operation's output, broadcastable to it."""
     forms = forms_of(operation) if hasattr(operation, "weights") else None
-    if forms is None or forms.own is not None:
+    if forms is None or not forms.is_linear or forms.own is not None:
         return np.asarray(_ROUNDINGS * EPS * _largest(y))
     kernel = np.abs(ops.convert_to_numpy(value_of(operation.kernel)))
     columns = by_channel(kernel, forms.channel_axes)
