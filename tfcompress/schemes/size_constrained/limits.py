@@ -28,7 +28,8 @@ _CLEARLY, _CERTAINLY_USED = 1.5, 0.7
 # dozen operators.
 _MOST_GRAPH_BYTES = 1500
 # Bytes by which the smallest file of a training may exceed that of random weights,
-# per file and per kernel after xz: the places of weights cost more or less.
+# per file and per kernel. After xz the places of weights cost more or less, and in
+# flash equal scales are stored once.
 _MARGIN, _MARGIN_PER_KERNEL = 16, 4
 # Share by which a budget may exceed the largest size without a warning.
 _UNUSED = 0.02
@@ -78,7 +79,7 @@ class Limits:
         _vary(probe)
         set_smallest(probe.size_space.codebooks)
         size = self.scheme.size_of(probe)
-        if self._budget.unit == "xz_bytes":
+        if self._budget.unit in ("xz_bytes", "flash_bytes"):
             size += _MARGIN + _MARGIN_PER_KERNEL * len(self.coded)
         return size
 
