@@ -43,7 +43,9 @@ def finalize(student: keras.Model) -> keras.Model:
 
     Returns:
         A Functional `keras.Model` that predicts as the student does in inference. It
-        loads without the scheme.
+        loads without the scheme. Where all activations have 8 learned bits, biases are
+        rounded to the units of int8 operators, so that single values may differ by a
+        level.
 
     Raises:
         ValueError: if the model has no graph, no training layers, weights or outputs

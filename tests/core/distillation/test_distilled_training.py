@@ -16,7 +16,7 @@ SCHEMES = {
     "bits": lambda: tfc.BitSharing(bops="1/30"),
     "size": lambda: tfc.SizeConstrained(value_bits="1/20"),
     "ranks": lambda: tfc.Decomposition(macs="1/2"),
-    "uniform": lambda: tfc.Uniform(4, 8),
+    "uniform": lambda: tfc.Uniform(4, 4),
 }
 
 
