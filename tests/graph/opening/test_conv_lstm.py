@@ -8,6 +8,8 @@ from keras import layers
 import tfcompress as tfc
 from tests.graph.opening.opened import normal, opened_alike
 from tfcompress.cost.layer_costs import layer_costs
+from tfcompress.graph.channels import Channels
+from tfcompress.graph.graph import Graph
 from tfcompress.layers import ConvLSTMSteps
 
 KINDS = {1: layers.ConvLSTM1D, 2: layers.ConvLSTM2D, 3: layers.ConvLSTM3D}
@@ -18,6 +20,7 @@ ARGUMENTS = [
     {"dilation_rate": 2, "use_bias": False, "unroll": True},
     {"dropout": 0.3, "recurrent_dropout": 0.3, "activation": "relu"},
     {"recurrent_activation": "hard_sigmoid", "unit_forget_bias": False},
+    {"dtype": "mixed_float16"},
 ]
 CASES = [(2, arguments) for arguments in ARGUMENTS]
 CASES += [(1, ARGUMENTS[0]), (1, ARGUMENTS[1]), (3, {"padding": "same"})]
@@ -72,6 +75,9 @@ def test_split_layer_goes_on_from_its_state():
     student.fit(x, np.zeros((2, 4, 3)), batch_size=2, epochs=2, verbose=0)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="Keras raises an error for a mask"
+)
 @pytest.mark.parametrize("zeros", [False, True])
 def test_split_layers_read_masks(zeros):
     """Of an argument, which the first layer passes on."""
@@ -83,6 +89,34 @@ def test_split_layers_read_masks(zeros):
     x = normal(3, 4, 6, 2)
     opened_alike(model, x, steps)
     assert np.abs(model([x, steps]) - model([x, steps | True])).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "make, names",
+    [
+        (layers.Bidirectional, {"x/forward_steps", "x/backward_steps"}),
+        (layers.TimeDistributed, {"x/steps"}),
+    ],
+)
+def test_layers_inside_of_others_are_split(make, names):
+    shape = (3, 4, 6, 2) if make is layers.TimeDistributed else (4, 6, 2)
+    inputs = keras.Input(shape)
+    layer = make(layers.ConvLSTM1D(3, 3, name="steps"), name="x")
+    opened = opened_alike(keras.Model(inputs, layer(inputs)), normal(2, *shape))
+    assert set(opened.whole_of.values()) == names and not opened.reasons
+
+
+def test_channels_that_the_layer_reads_and_makes_are_kept():
+    inputs = keras.Input(sizes(2))
+    x = layers.TimeDistributed(layers.Conv2D(4, 2, name="before"), name="x")(inputs)
+    x = layers.ConvLSTM2D(3, 3, name="steps")(x)
+    model = keras.Model(inputs, layers.Conv2D(2, 1, name="after")(x))
+    opened = opened_alike(model, normal(2, *sizes(2)))
+    channels = Channels(Graph(opened.model))
+    removable = channels.removable()
+    assert all(removable[channels.written["x/before"]])  # the convolution reads them
+    assert not any(removable[channels.written["steps_input"]])
+    assert not any(removable[channels.read["after"]])
 
 
 def test_shared_layer_stays_shared():
