@@ -1,5 +1,7 @@
 """Embeddings and recurrent layers in every scheme, to a proven file."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -43,6 +45,17 @@ def recurrent(kind, **arguments):
     return make
 
 
+def convolutional(kind, shape):
+    def make():
+        words = keras.Input((STEPS,), dtype="int32")
+        x = layers.Reshape((STEPS, *shape))(layers.Embedding(WORDS, 12)(words))
+        x = kind(4, 3, padding="same", return_sequences=True, dropout=0.1)(x)
+        x = kind(4, 2, recurrent_dropout=0.1)(x)
+        return keras.Model(words, layers.Dense(2)(layers.Flatten()(x)))
+
+    return make
+
+
 NETS = {
     "text": text_classifier,
     "reversible": language_model,
@@ -50,6 +63,8 @@ NETS = {
     "gru": recurrent(layers.GRU),
     "gru, reset before": recurrent(layers.GRU, reset_after=False, unroll=True),
     "simple": recurrent(layers.SimpleRNN, recurrent_dropout=0.1),
+    "conv, one axis": convolutional(layers.ConvLSTM1D, (6, 2)),
+    "conv, two axes": convolutional(layers.ConvLSTM2D, (3, 2, 2)),
 }
 
 
@@ -65,11 +80,12 @@ def trained(net, scheme):
 
 
 def cases():
-    """Every net in every scheme; nets without a loop in one scheme, and one LSTM."""
+    """Every net in every scheme; nets without a loop in one scheme, and two LSTMs."""
+    loops = ("lstm", "gru", "simple", "conv")
     for scheme in SCHEMES:
         for net in NETS:
-            has_loop = net.startswith(("lstm", "gru", "simple"))
-            is_quick = scheme == "ternary" and (net == "lstm" or not has_loop)
+            is_short = net in ("lstm", "conv, two axes") or not net.startswith(loops)
+            is_quick = scheme == "ternary" and is_short
             yield pytest.param(scheme, net, marks=() if is_quick else pytest.mark.slow)
 
 
@@ -185,13 +201,23 @@ def test_integer_files_have_the_codes_of_tables(net, tmp_path):
     assert "INT4" in {row["type"] for row in report["tensors"]}
 
 
-@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
-def test_integer_files_have_unrolled_layers(kind, tmp_path):
-    inputs = keras.Input((4, 5))
-    outputs = layers.Dense(2)(kind(8, unroll=True, name="steps")(inputs))
-    student = tfc.compress(keras.Model(inputs, outputs), tfc.Uniform(8, 8))
+@pytest.mark.parametrize(
+    "kind, shape",
+    [
+        (layers.LSTM, (4, 5)),
+        (layers.GRU, (4, 5)),
+        (layers.SimpleRNN, (4, 5)),
+        (functools.partial(layers.ConvLSTM1D, kernel_size=3), (4, 5, 2)),
+        (functools.partial(layers.ConvLSTM2D, kernel_size=3), (4, 5, 4, 2)),
+    ],
+)
+def test_integer_files_have_unrolled_layers(kind, shape, tmp_path):
+    keras.utils.set_random_seed(2)  # some scales are equal up to rounding alone
+    inputs = keras.Input(shape)
+    x = layers.Flatten()(kind(8, unroll=True, name="steps")(inputs))
+    student = tfc.compress(keras.Model(inputs, layers.Dense(2)(x)), tfc.Uniform(8, 8))
     student.compile("adam", "mse")
-    x = np.random.default_rng(0).normal(size=(32, 4, 5))
+    x = np.random.default_rng(0).normal(size=(32, *shape))
     student.fit(x, np.zeros((32, 2)), verbose=0)
     report = tfc.export(
         tfc.finalize(student), tmp_path / "int8.tflite", verify=x,

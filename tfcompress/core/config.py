@@ -175,7 +175,7 @@ def why_not_compressed(layer: keras.layers.Layer, kinds: Sequence[type]) -> str 
         return "has no weights"
     if isinstance(layer, keras.layers.BatchNormalization):
         return "batch normalization, folded when finalized where possible"
-    # Recurrent layers are split into a Dense layer and one of this library.
+    # Recurrent layers are split into a layer of Keras and one of this library.
     names = ", ".join(kind.__name__.removesuffix("Steps") for kind in kinds)
     return f"only layers of type {names} are compressed"
 

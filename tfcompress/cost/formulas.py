@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from tfcompress.layers.kernel import channel_axis
-from tfcompress.layers.recurrent import RecurrentSteps
+from tfcompress.layers.recurrent.steps import RecurrentSteps
 from tfcompress.layers.registry import forms_of
 
 _CONVOLUTIONS = (
@@ -117,7 +117,7 @@ def output_positions(
         is_look_up = len(output_shape) > len(input_shape)
         return (0,) if is_look_up else input_shape[1:-1]
     if isinstance(layer, (*_RECURRENT, RecurrentSteps)):
-        return (input_shape[1],)
+        return (input_shape[1], *_spatial(layer, (None, *input_shape[2:])))
     if isinstance(layer, _TRANSPOSED):
         return _spatial(layer, input_shape)
     if isinstance(layer, layers.EinsumDense):
@@ -128,8 +128,8 @@ def output_positions(
 def leaves_products_out(operation: Any) -> bool:
     """Returns whether an operation without `kernel_names` has uncounted products.
 
-    This is true for layers with matrices of weights but no formula here (a ConvLSTM2D,
-    attention), for products without weights, and for layers of unknown origin.
+    This is true for layers with matrices of weights but no formula here (attention),
+    for products without weights, and for layers of unknown origin.
     """
     if not isinstance(operation, keras.layers.Layer):
         return type(operation).__name__ in _PRODUCT_OPS

@@ -40,19 +40,22 @@ from tfcompress.layers.quantized import (
     QuantDepthwiseConv2D,
     QuantizedKernel,
 )
-from tfcompress.layers.recurrent import (
+from tfcompress.layers.recurrent.convolution import ConvLSTMSteps
+from tfcompress.layers.recurrent.forms import (
+    PackedConvLSTMSteps,
+    PackedGRUSteps,
+    PackedLSTMSteps,
+    PackedSimpleRNNSteps,
+    QuantConvLSTMSteps,
+    QuantGRUSteps,
+    QuantLSTMSteps,
+    QuantSimpleRNNSteps,
+)
+from tfcompress.layers.recurrent.steps import (
     GRUSteps,
     LSTMSteps,
     RecurrentSteps,
     SimpleRNNSteps,
-)
-from tfcompress.layers.recurrent_forms import (
-    PackedGRUSteps,
-    PackedLSTMSteps,
-    PackedSimpleRNNSteps,
-    QuantGRUSteps,
-    QuantLSTMSteps,
-    QuantSimpleRNNSteps,
 )
 from tfcompress.layers.registration import register
 from tfcompress.layers.tensors.activation import QuantizeActivation
@@ -60,6 +63,7 @@ from tfcompress.layers.tensors.quantized_tensor import QuantizedTensor
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
+    "ConvLSTMSteps",
     "FactorizedConv1D",
     "FactorizedConv2D",
     "FactorizedDense",
@@ -75,6 +79,7 @@ __all__ = [
     "PackedConv2D",
     "PackedConv2DTranspose",
     "PackedConv3D",
+    "PackedConvLSTMSteps",
     "PackedDense",
     "PackedDepthwiseConv1D",
     "PackedDepthwiseConv2D",
@@ -89,6 +94,7 @@ __all__ = [
     "QuantConv2D",
     "QuantConv2DTranspose",
     "QuantConv3D",
+    "QuantConvLSTMSteps",
     "QuantDense",
     "QuantDepthwiseConv1D",
     "QuantDepthwiseConv2D",

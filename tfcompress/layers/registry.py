@@ -11,9 +11,10 @@ from tfcompress.layers import (
     factorized_norm,
     packed,
     quantized,
-    recurrent,
-    recurrent_forms,
 )
+from tfcompress.layers.recurrent import convolution
+from tfcompress.layers.recurrent import forms as recurrent_forms
+from tfcompress.layers.recurrent import steps as recurrent
 
 # Axes of output channels. A transposed kernel has its input channels after them. Those
 # of a depthwise kernel are input channel and multiplier, together.
@@ -153,6 +154,12 @@ FORMS = (
         recurrent.SimpleRNNSteps,
         recurrent_forms.QuantSimpleRNNSteps,
         recurrent_forms.PackedSimpleRNNSteps,
+        is_linear=False,
+    ),
+    Forms(
+        convolution.ConvLSTMSteps,
+        recurrent_forms.QuantConvLSTMSteps,
+        recurrent_forms.PackedConvLSTMSteps,
         is_linear=False,
     ),
 )

@@ -30,7 +30,8 @@ from tfcompress.graph.rebuild import (
 from tfcompress.layers.registry import FORMS
 from tfcompress.layers.tensors.masking import DetachMask
 
-# Modules with functions `parts` and `copy_weights`, by the layers that they split.
+# Modules with functions `parts` and `copy_weights`, by the layers that they split. A
+# `chain` makes functions of the parts, to be called one after the other.
 _SPLITS = {
     kind: module
     for module in (einsum, recurrent, separable, wrappers)
@@ -198,7 +199,7 @@ class _Opening:
         module = _SPLITS.get(type(source))
         parts = module.parts(source) if module else [clone_layer(source)]
         self._parts[id(layer)] = source, parts
-        return parts
+        return getattr(module, "chain", list)(parts)
 
     def _clone(self, layer):
         """A copy of a layer that stays whole.

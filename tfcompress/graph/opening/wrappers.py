@@ -38,11 +38,20 @@ def call_of(layer: keras.layers.Layer) -> Callable[..., Any]:
             return inner(inputs)
         if mask is not None and "mask" in inspect.signature(inner.call).parameters:
             raise CannotOpenError("passes the masks of its steps on")
-        dtype = inputs.dtype
-        outputs = inner(MergeSteps(dtype=dtype)(inputs))
-        return SplitSteps(dtype=outputs.dtype)(outputs, inputs)
+        return on_all_steps(inner, inputs)
 
     return call
+
+
+def on_all_steps(layer: Callable[[Any], Any], inputs: Tensor) -> Tensor:
+    """Returns the outputs of a layer that is called once, on all steps as samples.
+
+    Args:
+        layer: layer, or another function, from (samples, ...) to (samples, ...).
+        inputs: tensor of shape (batch, steps, ...).
+    """
+    outputs = layer(MergeSteps(dtype=inputs.dtype)(inputs))
+    return SplitSteps(dtype=outputs.dtype)(outputs, inputs)
 
 
 def _call_both(layer, *args, **kwargs):

@@ -242,6 +242,7 @@ class _TrainedWriter:
             for index in graph.inputs:
                 self._count(index)
             for operator in operators:
+                self._keep_scale(operator)
                 output = graph.tensors[operator.outputs[0]].name
                 self._put_on_levels(operator, output)
                 if output in self._trained.by_output:
@@ -258,6 +259,22 @@ class _TrainedWriter:
             scale, zero_point = levels.grids()[0]
             if _is_on(tensor, scale, zero_point):
                 tensor.quantization.scale = np.array([scale], np.float32)
+
+    def _keep_scale(self, operator):
+        """Sets scales that are equal up to rounding equal, as UNPACK wants them."""
+        if flatbuffer.operator_name(self.model, operator) not in SAME_SCALE:
+            return
+        inputs, outputs = (
+            [self._graph.tensors[i] for i in indices if i >= 0]
+            for indices in (operator.inputs, operator.outputs)
+        )
+        sources = [x for x in inputs if x.type == schema.TensorType.INT8]
+        for tensor in outputs:
+            is_int8 = tensor.type == schema.TensorType.INT8
+            if sources and is_int8 and tensor.name not in self._trained.made:
+                found = sources[0].quantization
+                if _is_on(tensor, found.scale[0], found.zeroPoint[0]):
+                    tensor.quantization.scale = found.scale[:1].copy()
 
     def _count(self, index):
         """Counts an int8 tensor whose range was chosen."""

@@ -1,4 +1,4 @@
-"""Recurrent layers with one kernel, whose inputs a dense layer has projected.
+"""Recurrent layers with one kernel, whose inputs another layer has projected.
 
 `keras.layers.LSTM`, `GRU` and `SimpleRNN` multiply inputs by one kernel and states by
 another. Here a `Dense` layer does the first for all steps at once, and these layers do
@@ -66,6 +66,8 @@ class RecurrentSteps(keras.layers.RNN):
 
     gates: int
     states_of_a_unit = 1
+    # Sizes of a kernel that is a convolution's.
+    kernel_size: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -101,11 +103,11 @@ class RecurrentSteps(keras.layers.RNN):
         if input_shape[-1] != columns:
             raise ValueError(
                 f"The last axis of the input of '{self.name}' is expected to have "
-                f"{self.gates} * units = {columns} channels, of a Dense layer before "
-                f"it. Received: shape {tuple(input_shape)}."
+                f"{self.gates} * units = {columns} channels, of the layer before it. "
+                f"Received: shape {tuple(input_shape)}."
             )
         self.kernel = self.add_weight(
-            shape=(self.units, columns),
+            shape=(*self.kernel_size, self.units, columns),
             name="kernel",
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
@@ -123,7 +125,7 @@ class RecurrentSteps(keras.layers.RNN):
         """Runs all steps, as `keras.layers.RNN` does, with one kernel for all."""
         # A kernel that is computed is computed once, not in every step.
         kernel = ops.cast(ops.convert_to_tensor(self.kernel), self.compute_dtype)
-        kernels = [kernel[:, columns] for columns in self.separate_columns]
+        kernels = [kernel[..., columns] for columns in self.separate_columns]
         products = [self._products(k, initial_state[0], training) for k in kernels]
         self.cell.step = lambda inputs, states: self.step(
             ops.split(inputs, self.gates, axis=-1), states, products
@@ -152,10 +154,14 @@ class RecurrentSteps(keras.layers.RNN):
         """
         raise NotImplementedError
 
+    def times(self, state: Tensor, kernel: Tensor) -> Tensor:
+        """Returns the products of a state with columns of the kernel."""
+        return ops.matmul(state, kernel)
+
     def _products(self, kernel, state, training):
         gates = kernel.shape[-1] // self.units
         if not (training and 0.0 < self.recurrent_dropout < 1.0):
-            return lambda state: ops.split(ops.matmul(state, kernel), gates, axis=-1)
+            return lambda state: ops.split(self.times(state, kernel), gates, axis=-1)
         masks = [
             keras.random.dropout(
                 ops.ones_like(state), self.recurrent_dropout, seed=self.seed_generator
@@ -164,7 +170,7 @@ class RecurrentSteps(keras.layers.RNN):
         ]
         parts = ops.split(kernel, gates, axis=-1)
         return lambda state: [
-            ops.matmul(state * mask, part)
+            self.times(state * mask, part)
             for mask, part in zip(masks, parts, strict=True)
         ]
 

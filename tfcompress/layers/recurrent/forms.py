@@ -4,7 +4,8 @@ import keras
 
 from tfcompress.layers.packed import PackedKernel
 from tfcompress.layers.quantized import QuantizedKernel
-from tfcompress.layers.recurrent import GRUSteps, LSTMSteps, SimpleRNNSteps
+from tfcompress.layers.recurrent.convolution import ConvLSTMSteps
+from tfcompress.layers.recurrent.steps import GRUSteps, LSTMSteps, SimpleRNNSteps
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -29,6 +30,13 @@ class QuantSimpleRNNSteps(QuantizedKernel, SimpleRNNSteps):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
+class QuantConvLSTMSteps(QuantizedKernel, ConvLSTMSteps):
+    """`tfcompress.layers.ConvLSTMSteps` with a `kernel_quantizer`, on float states."""
+
+    call = ConvLSTMSteps.call
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
 class PackedLSTMSteps(PackedKernel, LSTMSteps):
     """`tfcompress.layers.LSTMSteps` on packed codes."""
 
@@ -41,3 +49,8 @@ class PackedGRUSteps(PackedKernel, GRUSteps):
 @keras.saving.register_keras_serializable(package="tfcompress")
 class PackedSimpleRNNSteps(PackedKernel, SimpleRNNSteps):
     """`tfcompress.layers.SimpleRNNSteps` on packed codes."""
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class PackedConvLSTMSteps(PackedKernel, ConvLSTMSteps):
+    """`tfcompress.layers.ConvLSTMSteps` on packed codes."""

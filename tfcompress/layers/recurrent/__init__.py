@@ -1,0 +1,1 @@
+"""Recurrent layers with one kernel, and their forms."""
