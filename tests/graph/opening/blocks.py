@@ -229,10 +229,8 @@ class Regularized(Whole):
 
 # Layers that stay whole, and a part of the reason.
 WHOLE = {
-    OwnWeight: "computes with the variable",
-    ReadWeight: "reads the variable",
     Tied: "reads the variable",
-    Counter: "variable",
+    Counter: "has no attribute 'assign_add'",
     TensorFlowVariable: "has a variable `_scale` that Keras does not track",
     TensorFlowOperation: "more than layers and keras.ops",
     Branch: "computes something else in training",
