@@ -145,7 +145,7 @@ SHARES = {
     mobilenet: 0.03,
     efficientnet: 0.17,
     vision_transformer: 0.06,
-    segmenter: 0.75,
+    segmenter: 0.03,
     detector: 0.01,
     bert: 0.06,
 }

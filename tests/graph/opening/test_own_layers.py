@@ -19,6 +19,7 @@ ENTERED = {
     "several": lambda: blocks.net(blocks.SeveralInputs(4, name="block"), several=True),
     "twice": lambda: blocks.net(blocks.Twice(given_conv(), name="block")),
     "swish": lambda: blocks.net(blocks.WithSwish(4, name="block")),
+    "resizing": lambda: blocks.net(blocks.WithResizing(name="block")),
     "own_weight": lambda: blocks.net(blocks.OwnWeight(name="block")),
     "read_weight": lambda: blocks.net(blocks.ReadWeight(name="block")),
     "sequential": lambda: blocks.net(

@@ -179,6 +179,14 @@ def test_block_in_mixed_precision_has_the_same_type(name):
     np.testing.assert_array_equal(*map(ops.convert_to_numpy, outputs))
 
 
+def test_layer_that_is_called_on_constants_alone_stays_float_with_the_reason():
+    model, _ = net("positions")
+    rows = {row.name: row for row in tfc.plan(model, tfc.PrunedTernary()).rows}
+    tokens, positions = (rows[f"block/{x.name}"] for x in model.layers[1]._layers)
+    assert tokens.config is not None
+    assert positions.config is None and "on constants alone" in positions.reason
+
+
 @pytest.mark.parametrize("name", ["positions", "broadcast", "attention"])
 def test_student_of_a_block_trains_and_its_packed_model_computes_the_same(name):
     model, x = net(name)

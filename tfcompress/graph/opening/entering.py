@@ -230,4 +230,9 @@ def _check_outputs(layer, model, args, kwargs, as_given):
             keras_private.set_mask(array, next(queue))
     filled_args, filled_kwargs = _filled(args, kwargs, arrays)
     given = _filled(args, kwargs, copies)[0][0] if as_given else copies + mask_arrays
-    same_outputs(lambda: layer(*filled_args, **filled_kwargs), lambda: model(given))
+    # Layers of random images are in training by default, and pass that on.
+    filled_kwargs = {"training": False, **filled_kwargs}
+    same_outputs(
+        lambda: layer(*filled_args, **filled_kwargs),
+        lambda: model(given, training=False),
+    )
