@@ -88,8 +88,28 @@ def segmenter():
         spatial_pyramid_pooling_key="P4",
         dilation_rates=[6, 12, 18],
         upsampling_size=4,
+        image_shape=(64, 64, 3),
     )
     return M.DeepLabV3ImageSegmenter(backbone, num_classes=2)
+
+
+def detector():
+    backbone = M.RetinaNetBackbone(
+        image_encoder=resnet_backbone([64, 16, 16, 16], 64),
+        min_level=3,
+        max_level=4,
+        use_p5=False,
+        image_shape=(64, 64, 3),
+    )
+    anchors = keras_hub.layers.AnchorGenerator(
+        bounding_box_format="yxyx",
+        min_level=3,
+        max_level=4,
+        num_scales=3,
+        aspect_ratios=[0.5, 1.0, 2.0],
+        anchor_size=4.0,
+    )
+    return M.RetinaNetObjectDetector(backbone, num_classes=2, anchor_generator=anchors)
 
 
 def bert():
@@ -118,9 +138,17 @@ def samples(model, count=8):
     return keras.tree.map_structure(of_input, model.input)
 
 
-# Largest shares of the weights that are left alone: in batch normalization, and in
-# layers that hold several others.
-SHARES = {resnet: 0.02, mobilenet: 0.15, efficientnet: 0.2, segmenter: 0.75, bert: 0.95}
+# Largest shares of the weights that are left alone: in normalization, in layers that no
+# output depends on, and in embeddings of positions of a class of KerasHub.
+SHARES = {
+    resnet: 0.02,
+    mobilenet: 0.03,
+    efficientnet: 0.17,
+    vision_transformer: 0.06,
+    segmenter: 0.03,
+    detector: 0.01,
+    bert: 0.06,
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*of the weights are left alone")
@@ -135,7 +163,8 @@ def test_graph_of_a_task_is_compressed_to_a_proven_file(make, tmp_path):
     left_alone = sum(row.layer.count_params() for row in rows if row.config is None)
     assert left_alone <= SHARES[make] * model.count_params()
     student, inputs = tfc.compress(model, scheme), samples(model)
-    targets = 0.5 * model.predict(inputs, verbose=0)
+    outputs = model.predict(inputs, verbose=0)
+    targets = keras.tree.map_structure(lambda y: 0.5 * y, outputs)
     student.compile("adam", "mse")
     student.fit(inputs, targets, batch_size=4, epochs=1, verbose=0)
     path = tmp_path / "tiny.tflite"
@@ -161,12 +190,3 @@ def test_graph_of_a_backbone_is_compressed():
     inputs = samples(backbone)
     shape = backbone.predict(inputs, verbose=0).shape
     assert student.predict(inputs, verbose=0).shape == shape
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="the configuration of ViTPatchingAndEmbedding does not restore it",
-)
-def test_vision_transformer_is_compressed():
-    task = vision_transformer()
-    tfc.compress(keras.Model(task.input, task.output), tfc.PrunedTernary())

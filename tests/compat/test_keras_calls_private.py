@@ -29,6 +29,14 @@ def test_set_mask_is_read_by_later_layers():
     )
 
 
+def test_stateless_scope_is_the_innermost_one():
+    assert keras_private.stateless_scope() is None
+    with keras.StatelessScope() as outer:
+        with keras.StatelessScope() as inner:
+            assert keras_private.stateless_scope() is inner
+        assert keras_private.stateless_scope() is outer
+
+
 class Twice(layers.Layer):
     """Layer of sublayers, one of which has an argument `training`."""
 

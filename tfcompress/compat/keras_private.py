@@ -97,6 +97,14 @@ def tracing(layer: keras.layers.Layer, training: bool) -> Iterator[None]:
             part._inbound_nodes, part._outbound_nodes = inbound, outbound
 
 
+def stateless_scope() -> keras.StatelessScope | None:
+    """Returns the innermost `keras.StatelessScope`, or None outside of all.
+
+    The public class has no function that returns the one in use.
+    """
+    return global_state.get_global_attribute("stateless_scope")
+
+
 def step_count(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the variable that counts an optimizer's steps.
 

@@ -18,11 +18,13 @@ from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.opening.opening import Opened, open_layers
 from tfcompress.graph.opening.subclassed_model import with_graph
 from tfcompress.graph.signs import may_be_negative
+from tfcompress.layers.tensors.sources import Constant
 from tfcompress.progress_bar import announced
 from tfcompress.reporting.tables import render
 
 FROZEN = "is frozen (trainable=False)"
 UNUSED = "no output of the model depends on it"
+OF_CONSTANTS = "is called on constants alone, and a file has its outputs instead"
 FROZEN_HINT = "Frozen layers are left alone; unfreeze=True compresses and trains them."
 # Share of the weights from which on layers that are left alone are worth a warning.
 LARGE_SHARE = 0.2
@@ -128,9 +130,12 @@ def _planned(model, scheme, unfreeze):
     why_not = scheme.treatment.why_not
     is_frozen = _frozen(model, opened, graph)
     stays_frozen, used = set() if unfreeze else is_frozen, graph.used()
+    on_constants = _on_constants(graph)
     reasons = {
         name: UNUSED
         if id(layer) not in used
+        else OF_CONSTANTS
+        if id(layer) in on_constants
         else FROZEN
         if (reason := why_not(layer)) is None and name in stays_frozen
         else opened.reasons.get(name, reason)
@@ -158,6 +163,23 @@ def _planned(model, scheme, unfreeze):
             choice = as_taken(choice, layer)
             rows.append(PlanRow(name, layer, choice, unfrozen=name in is_frozen))
     return _checked(scheme, *_unfrozen(model, rows))
+
+
+def _on_constants(graph):
+    """Ids of the layers that are called on constants alone."""
+    made = {
+        id(x)
+        for call in graph.calls
+        if isinstance(call.operation, Constant)
+        for x in call.outputs
+    }
+    varying = {
+        id(call.operation)
+        for call in graph.calls
+        if any(id(x) not in made for x in call.inputs)
+    }
+    called = {id(call.operation) for call in graph.calls if call.inputs}
+    return called - varying
 
 
 def _frozen(model, opened, graph):

@@ -82,6 +82,19 @@ class WithSwish(layers.Layer):
         return self.swish(self.conv(inputs))
 
 
+class WithResizing(layers.Layer):
+    """Layer with one that is in training by default, as those of random images."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv, self.norm = layers.Conv2D(4, 1), layers.BatchNormalization()
+
+    def call(self, inputs):
+        height, width = ops.shape(inputs)[1:3]
+        x = ops.mean(inputs, axis=(1, 2), keepdims=True)
+        return self.norm(self.conv(inputs + layers.Resizing(height, width)(x)))
+
+
 class Whole(layers.Layer):
     """Layer with a sublayer and a configuration, which stays whole."""
 
@@ -229,10 +242,8 @@ class Regularized(Whole):
 
 # Layers that stay whole, and a part of the reason.
 WHOLE = {
-    OwnWeight: "computes with the variable",
-    ReadWeight: "reads the variable",
     Tied: "reads the variable",
-    Counter: "variable",
+    Counter: "has no attribute 'assign_add'",
     TensorFlowVariable: "has a variable `_scale` that Keras does not track",
     TensorFlowOperation: "more than layers and keras.ops",
     Branch: "computes something else in training",

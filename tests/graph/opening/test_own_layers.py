@@ -19,6 +19,9 @@ ENTERED = {
     "several": lambda: blocks.net(blocks.SeveralInputs(4, name="block"), several=True),
     "twice": lambda: blocks.net(blocks.Twice(given_conv(), name="block")),
     "swish": lambda: blocks.net(blocks.WithSwish(4, name="block")),
+    "resizing": lambda: blocks.net(blocks.WithResizing(name="block")),
+    "own_weight": lambda: blocks.net(blocks.OwnWeight(name="block")),
+    "read_weight": lambda: blocks.net(blocks.ReadWeight(name="block")),
     "sequential": lambda: blocks.net(
         keras.Sequential([blocks.Block(4, name="block")], name="outer")
     ),
@@ -127,7 +130,8 @@ def test_block_that_is_called_on_several_shapes_computes_the_same():
     x = block(layers.AveragePooling2D(2)(inputs))
     model = keras.Model(inputs, layers.UpSampling2D()(x) + block(inputs))
     opened = open_layers(model)
-    assert "several kinds" in opened.reasons["block"]
+    assert opened.entered == {"block"} and opened.reasons == {}
+    assert opened.model.count_params() == model.count_params()
     same(model, opened.model)
 
 

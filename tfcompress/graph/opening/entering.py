@@ -1,6 +1,8 @@
 """Layers made of other layers, traced into Functional models of these."""
 
+import contextlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,7 +14,14 @@ from tfcompress.graph.opening.examples import (
     CannotOpenError,
     brief,
     examples,
+    message,
     same_outputs,
+)
+from tfcompress.graph.opening.sources import (
+    as_tensors,
+    constants_as_tensors,
+    open_sizes,
+    own_weights,
 )
 from tfcompress.graph.opening.state import (
     check_all_used,
@@ -57,19 +66,20 @@ def trace(
         arguments, or of the first argument.
 
     Raises:
-        CannotOpenError: if the layer has weights of its own, computes something else
-            in training, or by anything but layers and `keras.ops`, or if the model
-            does not compute the same.
+        CannotOpenError: if the layer computes something else in training, or by
+            anything but layers, weights and `keras.ops`, or if the model does not
+            compute the same.
     """
     if getattr(layer, "activity_regularizer", None) is not None:
         raise CannotOpenError("has an activity regularizer")
     check_own_state(layer)
     try:
-        model = _traced(layer, args, kwargs, False, as_given)
-        in_training = _traced(layer, args, kwargs, True)
+        weights = own_weights(layer)
+        model = _traced(layer, args, kwargs, weights, False, as_given)
+        in_training = _traced(layer, args, kwargs, weights, True)
         modes = [operations(model, False), operations(in_training, True)]
-    except CannotOpenError:
-        raise
+    except CannotOpenError as error:
+        raise CannotOpenError(message(error)) from error
     except Exception as error:
         raise CannotOpenError(
             "has a `call` that computes by more than layers and keras.ops "
@@ -93,19 +103,38 @@ def tensors_of(
 
 
 def form_of(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Returns the arguments of a call with types and shapes in place of tensors."""
+    """Returns the arguments of a call with types in place of tensors.
+
+    Sizes are a part of it for tensors with masks alone.
+    """
     return keras.tree.map_structure(_described, (args, kwargs), none_is_leaf=False)
+
+
+def with_shapes(
+    args: tuple, kwargs: dict[str, Any], shapes: Sequence[Sequence[int | None]]
+) -> tuple[tuple, dict[str, Any]]:
+    """Returns the arguments of a call with new symbolic tensors of other shapes.
+
+    Tensors whose shape stays as it is are not replaced.
+    """
+    old, _ = tensors_of(args, kwargs)
+    pairs = zip(old, shapes, strict=True)
+    return _filled(
+        args,
+        kwargs,
+        [x if x.shape == tuple(n) else keras.KerasTensor(n, x.dtype) for x, n in pairs],
+    )
 
 
 def _described(value):
     if not keras.utils.is_keras_tensor(value):
         return repr(value)
     masked = keras_private.mask_of(value) is not None
-    return f"{value.dtype} {value.shape}, masked: {masked}"
+    return f"{value.dtype} {value.shape if masked else len(value.shape)} {masked}"
 
 
-def _traced(layer, args, kwargs, training, as_given=False):
-    """Functional model of the sublayers.
+def _traced(layer, args, kwargs, weights, training, as_given=False):
+    """Functional model of the sublayers, and of the layer's own weights.
 
     Keras calls all of them in the mode of the model's call, not in that of the trace.
     """
@@ -131,10 +160,23 @@ def _traced(layer, args, kwargs, training, as_given=False):
         kwargs["training"] = training
     previous = keras_private.mask_of(taken[0]) if taken else None
     with keras_private.tracing(layer, training):
-        with only_parts_have_state(layer):
+        with _sources(layer, weights, taken):
             outputs = call_of(layer)(*args, **kwargs)
         outputs = _with_masks(layer, taken, outputs, previous)
         return keras.Model(given, outputs, name=layer.name)
+
+
+@contextlib.contextmanager
+def _sources(layer, weights, tensors):
+    """Makes the weights, constants and sizes of a `call` tensors, in a `with`."""
+    with contextlib.ExitStack() as stack:
+        if tensors:
+            stack.enter_context(as_tensors(layer, weights, tensors[0]))
+        scope = stack.enter_context(only_parts_have_state(layer))
+        if tensors:
+            stack.enter_context(constants_as_tensors(layer, scope, tensors[0]))
+        stack.enter_context(open_sizes())
+        yield
 
 
 def _filled(args, kwargs, tensors):
@@ -188,4 +230,9 @@ def _check_outputs(layer, model, args, kwargs, as_given):
             keras_private.set_mask(array, next(queue))
     filled_args, filled_kwargs = _filled(args, kwargs, arrays)
     given = _filled(args, kwargs, copies)[0][0] if as_given else copies + mask_arrays
-    same_outputs(lambda: layer(*filled_args, **filled_kwargs), lambda: model(given))
+    # Layers of random images are in training by default, and pass that on.
+    filled_kwargs = {"training": False, **filled_kwargs}
+    same_outputs(
+        lambda: layer(*filled_args, **filled_kwargs),
+        lambda: model(given, training=False),
+    )

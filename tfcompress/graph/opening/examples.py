@@ -24,10 +24,19 @@ class CannotOpenError(Exception):
 
 def brief(error: Exception) -> str:
     """Returns the class of an error and the beginning of its message."""
-    message = re.sub(
-        r"\x1b\[\d+m|Exception encountered when calling \S+", "", str(error)
+    return f"{type(error).__name__}: {message(error)[:_MESSAGE]}"
+
+
+def message(error: Exception) -> str:
+    """Returns the message of an error, without what Keras adds around it."""
+    text = re.sub(
+        r"\x1b\[\d+m|Exception encountered when calling \S+"
+        r"|Arguments received by \S+\.call\(\):.*",
+        "",
+        str(error),
+        flags=re.DOTALL,
     )
-    return f"{type(error).__name__}: {' '.join(message.split())[:_MESSAGE]}"
+    return " ".join(text.split())
 
 
 def examples(tensors: Sequence[keras.KerasTensor]) -> list[Tensor]:

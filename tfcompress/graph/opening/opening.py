@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
@@ -37,6 +37,8 @@ _SPLITS = {
     for module in (einsum, recurrent, separable, wrappers)
     for kind in module.KINDS
 }
+# A shape per tensor of a call.
+Shapes: TypeAlias = list[tuple[int | None, ...]]
 # Layers of Keras that users derive theirs from.
 _KNOWN = (*(forms.plain for forms in FORMS), *_SPLITS)
 
@@ -91,14 +93,15 @@ def open_layers(model: keras.Model) -> Opened:
         map(_may_open, Graph(model).layers().values())
     ):
         return Opened(model, {}, frozenset(), {})
+    shapes: dict[int, Shapes] = {}
     while True:
-        opening = _Opening(whole, mask_axes)
+        opening = _Opening(whole, mask_axes, shapes)
         try:
             return opening.run(model)
         except _StaysWholeError as error:
             whole[id(error.layer)] = error.reason
-        except MasksDifferError:
-            pass  # the next pass knows all masks
+        except (MasksDifferError, _ShapesDifferError):
+            pass  # the next pass knows them all
 
 
 def _may_open(layer):
@@ -125,19 +128,28 @@ class _StaysWholeError(RestartError):
         self.layer, self.reason = layer, reason
 
 
+class _ShapesDifferError(RestartError):
+    """A later call of a layer has other sizes than the first one."""
+
+
 class _Opening:
     """One pass over a model.
 
     Attributes:
         whole: `{id(layer): str}`. Reasons to leave layers as they are.
+        shapes: `{id(layer): shapes}`. Shapes of the arguments of layers that are called
+            on several sizes, which are open there. The pass adds to it.
     """
 
-    def __init__(self, whole: dict[int, str], mask_axes: MaskAxes) -> None:
-        self.whole = whole
+    def __init__(
+        self, whole: dict[int, str], mask_axes: MaskAxes, shapes: dict[int, Shapes]
+    ) -> None:
+        self.whole, self.shapes = whole, shapes
         self._mask_axes = mask_axes
         # `(layer with the weights, parts)` by the layers' ids.
         self._parts: dict[int, tuple[keras.layers.Layer, list[keras.layers.Layer]]] = {}
-        self._traced: dict[int, tuple[Any, Any]] = {}
+        # `(model, form of the arguments, their shapes)` by the layers' ids.
+        self._traced: dict[int, tuple[Any, Any, Shapes]] = {}
         # Layers that were entered, by the ids of their parts.
         self._holders: dict[int, keras.layers.Layer] = {}
 
@@ -224,23 +236,35 @@ class _Opening:
     def _enter(self, layer, args, kwargs):
         """The model of a layer's sublayers and its inputs, or a copy and None."""
         tensors, masks = entering.tensors_of(args, kwargs)
-        call = entering.form_of(args, kwargs)
+        form, shapes = entering.form_of(args, kwargs), [x.shape for x in tensors]
         if id(layer) not in self._traced:
+            opened = self.shapes.get(id(layer), shapes)
             try:
-                traced = entering.trace(layer, args, kwargs)
+                traced = entering.trace(
+                    layer, *entering.with_shapes(args, kwargs, opened)
+                )
             except CannotOpenError as error:
                 self.whole[id(layer)] = str(error)
                 return self._clone(layer), None
-            self._traced[id(layer)] = traced, call
+            self._traced[id(layer)] = traced, form, opened
             self._holders.update({id(part): layer for part in traced.operations})
-        traced, first_call = self._traced[id(layer)]
-        if call != first_call:
+        traced, first, opened = self._traced[id(layer)]
+        if form != first:
             raise _StaysWholeError(layer, "is called with arguments of several kinds")
+        common = [_common(*pair) for pair in zip(opened, shapes, strict=True)]
+        if common != opened:
+            self.shapes[id(layer)] = common
+            raise _ShapesDifferError
         return traced, [*map(_without_mask, tensors), *masks]
 
 
 def _failed(layer, error):
     raise _StaysWholeError(layer, f"cannot be made of its parts ({brief(error)})")
+
+
+def _common(shape, other):
+    """A shape that is open where another one differs."""
+    return tuple(n if n == m else None for n, m in zip(shape, other, strict=True))
 
 
 def _without_mask(tensor):

@@ -60,8 +60,13 @@ def check_own_state(layer: keras.layers.Layer) -> None:
 
 
 @contextlib.contextmanager
-def only_parts_have_state(layer: keras.layers.Layer) -> Iterator[None]:
+def only_parts_have_state(
+    layer: keras.layers.Layer,
+) -> Iterator[keras.StatelessScope]:
     """Runs the `call` of a layer, whose sublayers alone may have state.
+
+    Returns:
+        Context manager of the scope in which it runs.
 
     Raises:
         CannotOpenError: if the layer itself reads or changes a variable, as random
@@ -76,8 +81,8 @@ def only_parts_have_state(layer: keras.layers.Layer) -> Iterator[None]:
     leaves = {name: _leaves(value) for name, value in before.items()}
     attributes["add_loss"] = add_loss
     try:
-        with _NoState():
-            yield
+        with _NoState() as scope:
+            yield scope
     finally:
         after = dict(attributes, add_loss=before.get("add_loss"))
         after = {name: value for name, value in after.items() if value is not None}

@@ -8,6 +8,7 @@ from tfcompress.graph.graph import Call
 from tfcompress.graph.trace import Trace, described
 from tfcompress.layers import QuantizeActivation
 from tfcompress.layers.tensors.masking import AttachMask, DetachMask, ReadMask
+from tfcompress.layers.tensors.sources import Constant, OwnWeight
 
 # Names in `keras.activations` and `keras.ops`. The classes of operations have the same
 # names, in capitals and without underscores.
@@ -76,8 +77,8 @@ def clip(trace: Trace, call: Call) -> None:
         pass_through(trace, call)
 
 
-def read_mask(trace: Trace, call: Call) -> None:
-    """The output is a mask, and no value of the input is read."""
+def unread(trace: Trace, call: Call) -> None:
+    """No value of the input is read."""
     trace.put_frozen(call.outputs[0], f"made by {described(call)}", call.name)
 
 
@@ -90,7 +91,9 @@ _PASSING = (
 LAYERS = {
     layers.Activation: activation,
     layers.Rescaling: rescaling,
-    ReadMask: read_mask,
+    Constant: unread,
+    OwnWeight: unread,
+    ReadMask: unread,
     **dict.fromkeys(_DROPOUT, dropout),
     **dict.fromkeys(_PASSING, pass_through),
 }
