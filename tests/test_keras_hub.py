@@ -139,7 +139,7 @@ def samples(model, count=8):
 
 
 # Largest shares of the weights that are left alone: in normalization, in layers that no
-# output depends on, and in embeddings of positions of a class of KerasHub.
+# output depends on, and in embeddings of positions, which are constants in a file.
 SHARES = {
     resnet: 0.02,
     mobilenet: 0.03,
