@@ -237,3 +237,26 @@ def test_compare_names_the_layer_that_rounds_other_values(tiny, prove):
 
 def test_float_models_have_no_quantized_activations(digit_model):
     assert not has_quantized_activations(digit_model)
+
+
+def test_levels_agree_where_the_converter_rounds_before_it_moves_axes(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 5))
+    x = keras.ops.reshape(kl.Dense(24)(inputs), (-1, 6, 3, 2, 4))
+    x = keras.ops.transpose(x, (2, 0, 3, 1, 4))
+    query, key, value = x[0], x[1], x[2]
+    scores = keras.ops.matmul(query, keras.ops.swapaxes(key, -1, -2))
+    x = keras.ops.matmul(keras.ops.softmax(scores), value)
+    x = keras.ops.reshape(keras.ops.transpose(x, (0, 2, 1, 3)), (-1, 6, 8))
+    x = kl.GlobalAveragePooling1D()(kl.Dense(8)(x))
+    model = keras.Model(inputs, kl.Dense(3)(kl.Dense(16, activation="relu")(x)))
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(rng.normal(size=variable.shape) / 3)
+    x = rng.normal(size=(3, 6, 5)).astype("float32")
+    student = tfc.compress(model, tfc.BitSharing(bops="1/20"))
+    student.compile(keras.optimizers.SGD(1e-5), "mse")
+    y = model.predict(x, verbose=0)
+    student.fit(x, y, epochs=3, batch_size=1, verbose=0)
+    report = export(tfc.finalize(student), tmp_path / "tiny.tflite", verify=x)
+    assert report["agreement"]["max_abs_diff"] < 1e-5

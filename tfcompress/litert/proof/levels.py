@@ -25,6 +25,8 @@ from tfcompress.types import Tensor
 
 # Difference of two float32 computations, as a multiple of the error of one.
 _MARGIN = 4.0
+# Differences above it are of other values, and not of float arithmetic.
+_ONE_LEVEL = 1.0
 
 
 def has_quantized_activations(model: keras.Model) -> bool:
@@ -97,22 +99,23 @@ class SameLevels:
         """Returns the file's levels for the values that a layer is to round.
 
         The rounding of the file with the closest values is taken. `_roundings` gets
-        the largest difference from them, or from a correct rounding, in levels.
+        the largest difference from them, or from a correct rounding, in levels. The
+        converter may round before it moves axes, so that values in another order count
+        as well. A wrong order moves the values of the next rounding, or the outputs.
         """
         if self._replayed is not None:
             rounding = next(self._replayed)
             moved = float(np.abs(exact - rounding.exact).max())
             self._errors.append(moved + EPS * layer.high)  # that of the division
             return rounding.levels
-        best, levels = np.inf, exact
-        for pair in self._pairs:
-            if pair[0].size != exact.size:
-                continue
-            before, after = (array.reshape(exact.shape) for array in pair)
-            distance = np.abs(before - exact).max()
-            distance = max(distance, np.abs(after - before).max() - 0.5)
-            if distance < best:
-                best, levels = distance, after
+        pairs = [pair for pair in self._pairs if pair[0].size == exact.size]
+        best, levels = _closest(pairs, exact)
+        if best > _ONE_LEVEL:
+            best, levels = min(
+                (best, levels),
+                _closest([_in_order_of(exact, *pair) for pair in pairs], exact),
+                key=lambda found: found[0],
+            )
         self._roundings.append(_Rounding(layer, exact, levels, best))
         return levels
 
@@ -141,6 +144,26 @@ class _Rounding:
     exact: np.ndarray
     levels: np.ndarray
     distance: float
+
+
+def _closest(pairs, exact):
+    """The smallest difference of values before a rounding, and the levels after it."""
+    best, levels = np.inf, exact
+    for pair in pairs:
+        before, after = (array.reshape(exact.shape) for array in pair)
+        distance = np.abs(before - exact).max()
+        distance = max(distance, np.abs(after - before).max() - 0.5)
+        if distance < best:
+            best, levels = distance, after
+    return best, levels
+
+
+def _in_order_of(exact, before, after):
+    """A rounding's values and levels, in the order of other values by their size."""
+    places, order = np.argsort(exact, axis=None), np.argsort(before, axis=None)
+    moved = np.empty((2, exact.size), exact.dtype)
+    moved[:, places] = before.reshape(-1)[order], after.reshape(-1)[order]
+    return moved
 
 
 def _are_within(roundings, limits):
