@@ -194,7 +194,7 @@ class WithoutConfig(layers.Layer):
         self.function = function
 
     def call(self, x, training=None):
-        return self.function(x) if training else x
+        return self.function(x) if training else 2.0 * x
 
 
 class OfShortConfig(layers.Layer):
