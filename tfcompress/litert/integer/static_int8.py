@@ -163,7 +163,8 @@ def _explained() -> Iterator[None]:
         raise ValueError(
             "A file is expected in which litert-quantizer can quantize every operator. "
             "Received one with others, such as loops over steps. Export it with "
-            "activations='float', or build recurrent layers with unroll=True. "
+            "target='litert' and activations='float', or build recurrent layers with "
+            "unroll=True for activations='int8'. "
             f"litert-quantizer says: {message[:300]}"
         ) from error
 
