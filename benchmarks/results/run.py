@@ -1,4 +1,4 @@
-"""Trainings behind the reports of `docs/reports`: networks, runs and their commands."""
+"""Trainings whose reports are in `docs/reports`: networks, runs and their commands."""
 
 import dataclasses
 import pathlib

@@ -79,7 +79,7 @@ def test_values_that_the_input_cannot_hold_are_refused(dtype, data, received):
         list(Samples(identity(dtype), data))
 
 
-def test_samples_behind_the_first_batch_are_checked():
+def test_samples_after_the_first_batch_are_checked():
     data = np.zeros((300, 2))
     data[299, 0] = np.nan
     with pytest.raises(ValueError, match="`representative_data` should hold finite"):
