@@ -224,6 +224,10 @@ def test_files_of_other_kinds_are_refused_with_the_reason(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=reason):
             tfc.load_legacy(tmp_path / name)
+    with pytest.raises(TypeError, match="path of an `.h5` file.*Received: 3"):
+        tfc.load_legacy(3)
+    with pytest.raises(FileNotFoundError, match=r"absent\.h5"):
+        tfc.load_legacy(bytes(tmp_path / "absent.h5"))
     with pytest.raises(FileNotFoundError, match=r"absent\.h5"):
         tfc.load_legacy(tmp_path / "absent.h5")
 

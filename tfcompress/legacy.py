@@ -55,7 +55,7 @@ def keras2_hard_sigmoid(x: Tensor) -> Tensor:
 
 
 def load_legacy(
-    path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None
+    path: str | bytes | os.PathLike, custom_objects: Mapping[str, Any] | None = None
 ) -> keras.Model:
     """Returns a model that Keras 2 saved as an `.h5` file.
 
@@ -73,12 +73,15 @@ def load_legacy(
         A Functional or Sequential model of Keras 3, not compiled.
 
     Raises:
+        TypeError: if `path` is no path.
         FileNotFoundError: if there is no such file.
         ValueError: if it is no whole model in an `.h5` file; if a layer has no
             counterpart in Keras 3, or an argument that Keras 3 lacks and that has an
             effect; or if weights are left over or missing.
     """
-    path = pathlib.Path(path)
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"The path of an `.h5` file is expected. Received: {path!r}.")
+    path = pathlib.Path(os.fsdecode(path))
     config = _read_config(path)
     if config is None:
         return keras.models.load_model(path, custom_objects, compile=False)
