@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import keras
 
 from tfcompress import layers
+from tfcompress.arguments import check_number
 from tfcompress.graph.graph import Graph
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import copy_other_weights, kernel_of, value_of
@@ -231,7 +232,7 @@ def learned_range_config(
     """
 
     return QuantizeConfig(
-        BitSharing(_candidates(weight_bits), grid),
+        BitSharing(_candidates("weight_bits", weight_bits), grid),
         learned_range_inputs(activation_bits, signed),
     )
 
@@ -250,8 +251,16 @@ def learned_range_inputs(
     """
     if activation_bits is None:
         return None
-    return BitSharingActivation(_candidates(activation_bits), signed)
+    return BitSharingActivation(_candidates("activation_bits", activation_bits), signed)
 
 
-def _candidates(bits):
-    return bits if isinstance(bits, (list, tuple)) else (bits,)
+def _candidates(name, bits):
+    """Candidates of bits, of which gates take the one or choose.
+
+    Raises:
+        ValueError: if a single one is no such integer; it names the argument.
+    """
+    if isinstance(bits, (list, tuple)):
+        return bits
+    check_number(name, bits, "an integer from 2 to 8", lambda x: x in range(2, 9))
+    return (bits,)
