@@ -232,7 +232,7 @@ def test_export_of_a_loop_is_for_one_sample_and_says_so(scheme, tmp_path):
     assert report["batch_size"] == 1
     assert report["agreement"]["samples"] == 20
     np.testing.assert_allclose(predict(path, x), tiny(x), atol=1e-3)
-    with pytest.raises(ValueError, match="Export it with activations='float'"):
+    with pytest.raises(ValueError, match="target='litert' and activations='float'"):
         export(tiny, path, x, "latency", "int8", representative_data=x)
 
 
