@@ -25,6 +25,8 @@ if ON_TENSORFLOW:
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
+    # The workers share the cores, and nets are too small for threads to pay.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
 
 # `clear_session` collects garbage; objects of the imports need no check.
 gc.freeze()

@@ -103,7 +103,7 @@ def stopped(new_student, fit):
 # Callbacks that compare epochs
 
 
-@each_scheme("bits", "ranks")
+@each_scheme("bits", "size", "ranks")
 def test_early_stopping_restores_no_weights_from_before_the_end_of_the_compression(
     name, watched
 ):
@@ -120,7 +120,7 @@ def test_best_checkpoint_is_from_after_the_end_of_the_compression(name, watched)
     assert_kept(loaded)
 
 
-@each_scheme("bits", "ranks")
+@each_scheme("bits", "size", "ranks")
 def test_early_stopping_counts_its_patience_from_the_end_of_the_compression(
     name, stopped
 ):

@@ -74,6 +74,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 NETS = (residual, joined, gated, shared, nested, two_outputs)
 each_net = pytest.mark.parametrize("build", NETS)
+one_net_or_all = pytest.mark.parametrize(
+    "build", [residual, *(pytest.param(x, marks=pytest.mark.slow) for x in NETS[1:])]
+)
 
 
 def model_of(build):
@@ -183,7 +186,7 @@ def test_int8_file_computes_what_was_trained(build, tmp_path):
     assert report["agreement"]["top1"] >= 0.98
 
 
-@each_net
+@one_net_or_all
 def test_student_on_tensor_ranges_is_saved_and_trained_on(build, tmp_path):
     student = fitted(compressed(build))
     x, _ = images(32)

@@ -148,6 +148,7 @@ def test_class_that_is_not_registered_loads_with_custom_objects(tmp_path):
         assert isinstance(keras.models.load_model(path), OwnFit)
 
 
+@pytest.mark.slow
 def test_student_of_a_class_loads_where_no_student_was_made(tmp_path):
     student = tfc.compress(classifier(smoothing=0.1), tfc.PrunedTernary())
     student.save(tmp_path / "student.keras")

@@ -44,6 +44,7 @@ def run_blocks(path, text, namespace):
             raise
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_code_of_the_guide_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -111,6 +111,7 @@ def test_packed_layer_refuses_bits_outside_of_2_to_8():
         layers.PackedDense(5, kernel_bits=1)
 
 
+@pytest.mark.slow
 def test_shortcuts_of_pads_are_predicted_without_a_crash():
     command = [sys.executable, "-c", SHORTCUTS_OF_PADS]
     assert subprocess.run(command, capture_output=True).returncode == 0

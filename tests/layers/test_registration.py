@@ -182,6 +182,7 @@ keras.models.load_model(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_files_load_where_the_class_is_registered_and_say_so_elsewhere(tmp_path):
     path = tmp_path / "tiny.keras"
     tfc.finalize(student_of()).save(path)

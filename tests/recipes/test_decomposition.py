@@ -12,6 +12,7 @@ from tfcompress.litert import check
 FLOAT_MACS = (5 * 5 * 1 * 8) * 12**2 + (5 * 5 * 8 * 16) * 4**2 + 256 * 10
 
 
+@pytest.mark.slow
 def test_decomposition_and_its_baselines_meet_the_macs_budget(
     tmp_path, run_recipe, few_images, check_report, capsys
 ):

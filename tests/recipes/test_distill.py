@@ -45,6 +45,7 @@ def test_decomposition_and_its_baselines_are_distilled_alike(
         check_report(folder)
 
 
+@pytest.mark.slow
 def test_all_models_of_a_chain_learn_from_the_float_model(
     tmp_path, run_recipe, few_images, trainings
 ):

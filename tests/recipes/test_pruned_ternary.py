@@ -156,6 +156,7 @@ def test_a_file_for_microcontrollers_is_written_and_reported(
     assert f"Microcontroller: {micro['flash_bytes']:,} bytes of flash" in printed
 
 
+@pytest.mark.slow
 def test_a_recipe_writes_an_int8_file_of_trained_activations(
     recipe, few_images, tmp_path
 ):

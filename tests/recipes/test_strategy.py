@@ -113,6 +113,7 @@ def test_unavailable_devices_are_refused(
         run_recipe(pruned_ternary, tmp_path, **flags)
 
 
+@pytest.mark.slow
 def test_a_mirrored_run_on_two_cpus_exports_what_it_trained(
     tmp_path, run_recipe, few_images, check_report, two_replicas, monkeypatch
 ):

@@ -87,8 +87,6 @@ def cases():
             yield pytest.param(scheme, network, files, marks=pytest.mark.slow)
     for network in NETWORKS:
         yield "ternary", network, ("size",)
-    yield "uniform", "image", ("balanced",)
-    yield "ranks", "image", ("size",)
 
 
 @pytest.mark.filterwarnings("ignore:.*of the weights are left alone")
@@ -139,6 +137,7 @@ def test_costs_of_a_model_are_those_of_its_student(network):
         assert total_cost(before).macs == convolution + dense + head
 
 
+@pytest.mark.slow
 def test_students_with_attention_are_distilled():
     _, student, x = trained("image", tfc.Uniform(4), distill=True)
     assert np.isfinite(student.predict(x, verbose=0)).all()
@@ -152,6 +151,7 @@ class Doubled(keras.Model):
         return {**super().train_step(data), "steps": keras.ops.ones(())}
 
 
+@pytest.mark.slow
 def test_students_of_user_classes_have_attention():
     plain = image_transformer()
     model = Doubled(inputs=plain.inputs, outputs=plain.outputs, name="own")
@@ -176,6 +176,7 @@ def test_integer_files_have_the_codes_of_attention(tmp_path):
     assert report["agreement"]["top1"] > 0.8
 
 
+@pytest.mark.slow
 def test_files_for_microcontrollers_compute_attention(tmp_path):
     _, student, x = trained("image", tfc.Uniform(4))
     path = tmp_path / "micro.tflite"

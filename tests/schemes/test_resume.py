@@ -145,7 +145,7 @@ def backup(folder):
 
 SIZED = ("value_bits", "xz", "bytes", "bops")
 SLOW = {"cosine", "gates", "params", "groups", "value_bits", "kmeans", "bytes"}
-SLOW |= {"whole", "bits_whole", "bops", "admm", "macs", "uniform", "sparsity"}
+SLOW |= {"whole", "bits_whole", "bops", "admm", "macs", "uniform", "xz"}
 
 
 @pytest.mark.filterwarnings("ignore:The search ended", "ignore:The student")

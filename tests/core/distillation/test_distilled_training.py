@@ -133,6 +133,7 @@ def test_mixed_precision_distils_about_as_float32_does(name, policy):
         np.testing.assert_allclose(losses[1][key], losses[0][key], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_interrupted_distillation_ends_as_without_interruption(tmp_path):
     class Killed(Exception):
         pass
@@ -159,6 +160,7 @@ def test_interrupted_distillation_ends_as_without_interruption(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_student_nearer_to_its_teacher(
     trained, mnist, compile_for_digits
 ):

@@ -43,7 +43,7 @@ def values(student):
 
 
 @pytest.mark.parametrize("name, module, function, call", [
-    ("bits", sensitivity, "_outputs", 6),
+    pytest.param("bits", sensitivity, "_outputs", 6, marks=pytest.mark.slow),
     ("ranks", search_space, "rotate_to_principal_axes", 3),
 ])  # fmt: skip
 def test_interrupted_beginning_of_a_search_changes_nothing(

@@ -27,15 +27,23 @@ def test_ternary_weight_network_has_the_codes_and_scales_of_the_paper():
 @pytest.mark.parametrize(
     ("flags", "name", "sparsities"),
     [
-        ({"method": "twn"}, "TernaryWeightNetwork", (0.35, 0.65)),
-        ({"method": "twn", "end_layers": "ternary"}, "TernaryWeightNetwork", None),
-        ({"method": "magnitude", "zeros": 0.8}, "MagnitudePruning", (0.8, 0.85)),
-        ({"method": "uniform", "bits": 3}, "Uniform", None),
-        ({"method": "uniform", "bits": 4, "input_bits": 4}, "Uniform", None),
-        ({"method": "l1", "multiplications": "0.4"}, "L1 pruning", None),
-        ({"method": "narrow", "multiplications": "0.4"}, "Narrow", None),
+        pytest.param(
+            flags,
+            name,
+            sparsities,
+            id="_".join(map(str, flags.values())),
+            marks=() if flags["method"] in ("magnitude", "l1") else pytest.mark.slow,
+        )
+        for flags, name, sparsities in (
+            ({"method": "twn"}, "TernaryWeightNetwork", (0.35, 0.65)),
+            ({"method": "twn", "end_layers": "ternary"}, "TernaryWeightNetwork", None),
+            ({"method": "magnitude", "zeros": 0.8}, "MagnitudePruning", (0.8, 0.85)),
+            ({"method": "uniform", "bits": 3}, "Uniform", None),
+            ({"method": "uniform", "bits": 4, "input_bits": 4}, "Uniform", None),
+            ({"method": "l1", "multiplications": "0.4"}, "L1 pruning", None),
+            ({"method": "narrow", "multiplications": "0.4"}, "Narrow", None),
+        )
     ],
-    ids=lambda x: "_".join(map(str, x.values())) if isinstance(x, dict) else None,
 )
 def test_baseline_writes_a_proven_file_and_its_report(
     tmp_path, run_recipe, few_images, check_report, flags, name, sparsities

@@ -14,6 +14,7 @@ from tfcompress.litert import check
 SMALL = {"model": "small", "float_epochs": 1, "epochs": 1, "batch_size": 64}
 
 
+@pytest.mark.slow
 def test_model_of_another_backend_is_exported_and_reported_later(
     tmp_path, run_recipe, few_images, check_report, monkeypatch, capsys
 ):

@@ -72,7 +72,7 @@ CASES = {
     "two dense, micro": (two_dense, {"target": "micro"}),
     "shared, micro": (shared, {"target": "micro"}),
 }
-FAST = {"embedding", "kept float", "two dense", "two dense, micro"}
+FAST = {"two dense"}
 
 
 def compiled(model, learning_rate=1e-2):
@@ -213,6 +213,7 @@ def test_training_that_misses_its_size_keeps_its_history_and_weights(over_budget
     assert np.isfinite(student.predict(data(student)[0], verbose=0)).all()
 
 
+@pytest.mark.slow
 def test_student_above_its_size_is_not_finalized(over_budget, tmp_path):
     student, _ = over_budget
     student.save(tmp_path / "student.keras")
@@ -232,6 +233,7 @@ def test_student_that_meets_its_size_later_is_finalized(over_budget):
     assert packed_size(tfc.finalize(student), True) <= 2000
 
 
+@pytest.mark.slow
 def test_error_of_the_last_file_is_a_warning(monkeypatch):
     keras.utils.set_random_seed(0)
     model = two_dense()

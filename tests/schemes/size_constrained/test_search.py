@@ -159,6 +159,7 @@ class FileSizes(keras.callbacks.Callback):
             self.shares.append(size / self.model.scheme.total(self.model))
 
 
+@pytest.mark.slow
 def test_fine_tuning_keeps_the_file_within_the_size(mnist, compile_for_digits):
     """In each epoch, so that later steps make up for the weights that are removed."""
     student = new_student(
