@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 BATCHES = [RNG.normal(2, 3, (4, 8, 6, 3)).astype("float32") for _ in range(3)]
 
 
-def make_student(batch_norm="behind"):
+def make_student(batch_norm="after"):
     """Strides, "same" and "valid", one layer on two inputs, an activation built in."""
     layers = keras.layers
     x = inputs = keras.Input((8, 6, 3))

@@ -19,13 +19,13 @@ def macs(model):
     return total_cost(layer_costs(model)).macs
 
 
-@pytest.fixture(scope="module", params=["behind", "between"])
+@pytest.fixture(scope="module", params=["after", "between"])
 def searched(request, trained_weights, fit_digits, compile_for_digits):
     """A float model and its student after the search and fine-tuning."""
     keras.utils.set_random_seed(0)
     model = small_net()
     model.set_weights(trained_weights)
-    start = "svd" if request.param == "behind" else "identity"
+    start = "svd" if request.param == "after" else "identity"
     scheme = tfc.Decomposition(macs="1/2", start=start, batch_norm=request.param)
     student = tfc.compress(model, scheme)
     compile_for_digits(student, keras.optimizers.SGD(0.02, momentum=0.9))
@@ -50,7 +50,7 @@ def masks(student):
 @pytest.mark.filterwarnings("ignore:Layer .* not cut")
 @pytest.mark.parametrize(
     ("start", "batch_norm"),
-    [("svd", "behind"), ("identity", "behind"), ("identity", "between")],
+    [("svd", "after"), ("identity", "after"), ("identity", "between")],
 )
 def test_a_new_student_predicts_as_the_model(trained, mnist, start, batch_norm):
     images = mnist[1][0][:20]

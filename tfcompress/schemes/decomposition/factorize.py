@@ -12,7 +12,7 @@ from tfcompress.layers.factorized import STARTS
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.registry import FORMS, forms_of
 
-NORM_PLACES = ("behind", "between")
+NORM_PLACES = ("after", "between")
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -24,7 +24,7 @@ class Factorize:
         start: str. "svd" or "identity", see
             `tfcompress.layers.FactorizedKernel.set_kernel`. The decomposition takes
             place when `fit` begins; until then one factor is an identity.
-        batch_norm: str. Place of a batch normalization after the layer. "behind": after
+        batch_norm: str. Place of a batch normalization after the layer. "after": after
             the coefficients, as it is. "between": between basis and coefficients, see
             `tfcompress.layers.FactorizedNorm`; only an identity start is then exact.
 
@@ -33,7 +33,7 @@ class Factorize:
     """
 
     start: str = "svd"
-    batch_norm: str = "behind"
+    batch_norm: str = "after"
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
@@ -105,4 +105,11 @@ class Factorize:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Factorize":
-        return cls(**config)
+        return cls(**renamed(config))
+
+
+def renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """Configuration of a saved model, whose "behind" is "after" today."""
+    if config.get("batch_norm") == "behind":
+        return {**config, "batch_norm": "after"}
+    return config

@@ -9,7 +9,7 @@ from tfcompress.arguments import check_number
 from tfcompress.core.budget import at_least, at_most, check_sizes_known, parse_budget
 from tfcompress.core.config import KeepFloat
 from tfcompress.core.plan import Plan
-from tfcompress.core.scheme import Place, SearchingScheme
+from tfcompress.core.scheme import Place, Scheme, SearchingScheme
 from tfcompress.core.student import Student
 from tfcompress.core.tensor_ranges import BITS
 from tfcompress.core.training.calibration import CalibrateActivations
@@ -17,7 +17,7 @@ from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost.input_shape import InputShape, parse_input_shape
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
-from tfcompress.schemes.decomposition.factorize import Factorize
+from tfcompress.schemes.decomposition.factorize import Factorize, renamed
 from tfcompress.schemes.decomposition.scoring import equal_scores
 from tfcompress.schemes.decomposition.search import RankSearch
 from tfcompress.schemes.decomposition.search_space import RankSpace, why_kept
@@ -58,7 +58,7 @@ class Decomposition(SearchingScheme):
         start: str. Start of the factorization. "svd": for trained models, rotated to
             the principal axes of the layer's outputs when `fit` begins. "identity": the
             kernel times the identity.
-        batch_norm: str. Place of the batch normalization after a layer. "behind": as it
+        batch_norm: str. Place of the batch normalization after a layer. "after": as it
             is; its gamma and beta shrink together with the coefficients. "between":
             between basis and coefficients, see `tfcompress.Factorize`.
         margin: float or str. Two layers replace one only where they cost less than
@@ -95,7 +95,7 @@ class Decomposition(SearchingScheme):
         params: float | str | None = None,
         penalty: float | None = None,
         start: str = "svd",
-        batch_norm: str = "behind",
+        batch_norm: str = "after",
         margin: float | str = 0.7,
         round_to: int = 1,
         search_fraction: float = 0.5,
@@ -241,3 +241,7 @@ class Decomposition(SearchingScheme):
             "input_shape": self.input_shape,
             "activation_bits": self.activation_bits,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Scheme:
+        return super().from_config(renamed(config))
