@@ -7,6 +7,7 @@ import pytest
 
 from tfcompress.cost.arithmetic import entropy_bits
 from tfcompress.quantizers.packing import pack
+from tfcompress.schemes.size_constrained import budget as budget_module
 from tfcompress.schemes.size_constrained.budget import (
     SizeBudget,
     coded_bytes,
@@ -150,3 +151,22 @@ def test_estimate_of_many_codes_is_their_size_once_measured():
     fewer = {"a": (codes["a"][0][:300_000], 4)}
     expected = budget.size_of(fewer)
     assert budget.estimate_of(fewer) == pytest.approx(expected, rel=0.01)
+
+
+def test_sizes_of_large_models_are_estimated_by_a_sample(monkeypatch):
+    rng = np.random.default_rng(0)
+    deviations = 2.0 ** np.arange(5)  # of the codes of each kernel
+    codes = {
+        str(x): (np.clip(rng.normal(0, x, 2**20), -120, 120).astype("int8"), 8)
+        for x in deviations
+    }
+    budget = SizeBudget(10**6, "xz_bytes", "uniform", overhead=100)
+    size = budget.size_of(codes)
+    lengths = []
+    compress = budget_module.xz_bytes
+    monkeypatch.setattr(
+        budget_module, "xz_bytes", lambda x: lengths.append(len(x)) or compress(x)
+    )
+    assert budget.measure(codes) == pytest.approx(size, rel=0.005)
+    assert budget.estimate_of(codes) == pytest.approx(size, rel=0.005)
+    assert lengths == [2**21]

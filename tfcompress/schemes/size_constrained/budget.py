@@ -22,6 +22,8 @@ from tfcompress.schemes.size_constrained.overhead import GRAPH_BYTES
 
 # Content of more bytes is compressed fast where its size may be estimated.
 _FAST_FROM = 2**15
+# Of longer contents, evenly spread parts are compressed in place of all.
+_SAMPLE, _PART = 2**21, 2**14
 # Bytes of a weight among zeros after xz, with its place.
 _XZ_BYTES_PER_WEIGHT = 3
 
@@ -139,14 +141,17 @@ class SizeBudget:
     def measure(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
         """Returns `size_of`, which `estimate_of` is from then on for the same codes.
 
+        Of codes that take more than 2 MiB before xz, it is that of a sample.
+
         Args:
             codes: `(int8 array, bits of a code)` by layer name.
         """
-        size = self.size_of(codes)
-        if self.unit == "xz_bytes":
-            fast = fast_bytes(packed_content(self._stored(codes)))
-            self.xz_per_fast = (size - self.overhead) / max(fast, 1)
-        return size
+        if self.unit != "xz_bytes":
+            return self.size_of(codes)
+        sample, multiple = sampled(packed_content(self._stored(codes)))
+        coded = xz_bytes(sample)
+        self.xz_per_fast = coded / max(fast_bytes(sample), 1)
+        return self.overhead + multiple * coded
 
     def estimate_of(self, codes: Mapping[str, tuple[np.ndarray, int]]) -> float:
         """Returns `size_of`, of many codes estimated by a faster compression.
@@ -165,10 +170,10 @@ class SizeBudget:
             return self.overhead + coded_bytes(self._stored(codes), compressed=False)
         if self.unit == "flash_bytes":
             return self.overhead + sum(encoded_bytes(x) for x, _ in codes.values())
-        content = packed_content(self._stored(codes))
+        content, multiple = sampled(packed_content(self._stored(codes)))
         if len(content) < _FAST_FROM:
             return self.overhead + xz_bytes(content)
-        return self.overhead + self.xz_per_fast * fast_bytes(content)
+        return self.overhead + multiple * self.xz_per_fast * fast_bytes(content)
 
     def _stored(self, codes):
         """The codes with the bits of their places in a file."""
@@ -214,6 +219,18 @@ def packed_content(codes: Mapping[str, tuple[np.ndarray, int]]) -> bytes:
     """
     packed = [pack(array, container_bits(bits)) for array, bits in codes.values()]
     return np.concatenate(packed).tobytes()
+
+
+def sampled(content: bytes) -> tuple[bytes, float]:
+    """Returns evenly spread parts of a content, and its length in lengths of these.
+
+    A content of up to 2 MiB is returned whole.
+    """
+    if len(content) <= _SAMPLE:
+        return content, 1.0
+    begins = np.linspace(0, len(content) - _PART, _SAMPLE // _PART).astype(int)
+    parts = b"".join(content[i : i + _PART] for i in begins)
+    return parts, len(content) / len(parts)
 
 
 def _counts_of_levels(codes):
