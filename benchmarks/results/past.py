@@ -63,6 +63,7 @@ def _ternary_runs():
     yield _ternary(f"{start}_12_epochs_held_thresholds", "resnet8", 12, **rate)
     yield _ternary(f"{start}_12_epochs_distilled", "resnet8", 12, **rate, distill=True)
     every["learning_rate"] = 0.05
+    yield _ternary(f"{start}_60_epochs", "resnet8", 60, learning_rate=0.05)
     yield _ternary(f"{start}_8_epochs", "resnet8", 8, all_layers, **every, past=EARLIER)
 
 
