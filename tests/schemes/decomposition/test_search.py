@@ -100,7 +100,7 @@ def test_kept_groups_do_not_shrink(still):
         ]
     )
     removed, kept = np.abs(ratios) < 1e-6, np.abs(ratios - 1) < 0.02
-    assert (removed | kept).mean() > 0.9
+    assert (removed | kept).mean() > 0.8
     assert 0.2 < removed.mean() < 0.8
 
 

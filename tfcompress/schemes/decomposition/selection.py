@@ -95,45 +95,51 @@ def _keep_enough(keep_groups, groups, values, round_to):
 
 def _selection(keep_groups, keep_ranks, width_model):
     """A `Selection` in which layers that stay one layer keep all of their ranks."""
-    for name, keep in keep_ranks.items():
-        if not width_model.is_decomposed(name, keep_groups, int(keep.sum())):
-            keep_ranks[name] = np.ones_like(keep)
+    keep_ranks = _with_all_of_merged(keep_ranks, keep_groups, width_model)
     counts = {name: int(keep.sum()) for name, keep in keep_ranks.items()}
     return Selection(keep_groups, keep_ranks, width_model.cost(keep_groups, counts))
 
 
+def _with_all_of_merged(keep_ranks, keep_groups, width_model):
+    """The masks, which are full for layers that stay one layer."""
+    return {
+        name: keep
+        if width_model.is_decomposed(name, keep_groups, int(keep.sum()))
+        else np.ones_like(keep)
+        for name, keep in keep_ranks.items()
+    }
+
+
 def _refilled(selection, width_model, scores, budget, round_to):
     """The selection with the best of the removed, as far as the budget allows."""
-    for _, name, index in _removed_best_first(selection, scores, round_to):
-        if selection.cost >= (1 - SLACK) * budget:
-            break
-        if name is not None and not _may_fit(selection, width_model, name, budget):
-            continue
-        keep_groups = selection.keep_groups.copy()
-        keep_ranks = {
-            layer: keep.copy() for layer, keep in selection.keep_ranks.items()
-        }
-        if name is None:
-            keep_groups[index] = True
-        else:
-            keep_ranks[name][index] = True
-        other = _selection(keep_groups, keep_ranks, width_model)
-        if selection.cost < other.cost <= budget:
-            selection = other
-    return selection
-
-
-def _may_fit(selection, width_model, name, budget):
-    """Whether one more rank of a layer costs more, and at most the budget.
-
-    The layer's cost alone changes, which is counted sooner than that of all.
-    """
-    groups, count = selection.keep_groups, int(selection.keep_ranks[name].sum())
-    before, after = (
-        width_model.layer_cost(name, groups, rank) for rank in (count, count + 1)
+    groups, ranks, total = (
+        selection.keep_groups.copy(),
+        selection.keep_ranks,
+        selection.cost,
     )
-    cost = selection.cost + after - before
-    return before < after and cost <= budget * (1 + 1e-9)
+    costs = width_model.costs(groups, {n: int(x.sum()) for n, x in ranks.items()})
+    layers_of = width_model.layers_of_groups(len(groups))
+    for _, name, index in _removed_best_first(selection, scores, round_to):
+        if total >= (1 - SLACK) * budget:
+            break
+        # Of all costs, those of these layers alone change.
+        changed = {name} if name else set().union(*(layers_of[i] for i in index))
+        others = {x: ranks[x] for x in changed if x in ranks}
+        if name:
+            others[name] = others[name] | (np.arange(len(others[name])) == index)
+        else:
+            groups[index] = True
+        others = _with_all_of_merged(others, groups, width_model)
+        other_costs = {**costs}
+        for x in changed:
+            rank = int(others[x].sum()) if x in others else None
+            other_costs[x] = width_model.layer_cost(x, groups, rank)
+        cost = sum(other_costs.values())
+        if total < cost <= budget:
+            ranks, costs, total = {**ranks, **others}, other_costs, cost
+        elif not name:
+            groups[index] = False
+    return Selection(groups, ranks, total)
 
 
 def _removed_best_first(selection, scores, round_to):

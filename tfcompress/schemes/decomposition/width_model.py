@@ -97,16 +97,35 @@ class WidthModel:
         self._not_decomposed.add(name)
 
     def cost(self, keep_groups: np.ndarray, ranks: Mapping[str, int]) -> float:
-        """Returns the cost of the model.
+        """Returns the cost of the model, the sum of `costs`."""
+        return sum(self.costs(keep_groups, ranks).values())
+
+    def costs(
+        self, keep_groups: np.ndarray, ranks: Mapping[str, int]
+    ) -> dict[str, float]:
+        """Returns the cost of each layer by name.
 
         Args:
             keep_groups: bool array (groups,). Keep mask of the channel dependency
                 groups.
             ranks: dict of str to int. Ranks of the factorized layers by name.
         """
-        return sum(
-            self.layer_cost(name, keep_groups, ranks.get(name)) for name in self.terms
-        )
+        return {
+            name: self.layer_cost(name, keep_groups, ranks.get(name))
+            for name in self.terms
+        }
+
+    def layers_of_groups(self, count: int) -> list[set[str]]:
+        """Returns the names of the layers whose cost each group changes.
+
+        Args:
+            count: int. Number of channel dependency groups.
+        """
+        layers: list[set[str]] = [set() for _ in range(count)]
+        for name, term in self.terms.items():
+            for group in (*term.reads, *term.writes):
+                layers[group].add(name)
+        return layers
 
     def full_cost(self) -> float:
         """Returns the cost with all channels, nothing decomposed."""

@@ -199,14 +199,15 @@ class SizeConstrained(SearchingScheme):
             "sparsity": float(zeros / total),
             "mean_weight_bits": float(weight_bits / total),
         }
-        if self.value_bits is not None:
-            size = self.size_of(student)
-        elif hasattr(space, "allocation"):
-            size = space.allocation.budget.estimate_of(codes)  # as last measured
+        if hasattr(space, "allocation"):
+            budget = space.allocation.budget
+            size, total = budget.estimate_of(codes), budget.total  # as last measured
+        elif self.value_bits is not None:
+            size, total = self.size_of(student), self.total(student)
         else:  # a conversion would take long
             return measured
         measured[self.cost_name()] = float(size)
-        measured["budget_ratio"] = float(size / self.total(student))
+        measured["budget_ratio"] = float(size / total)
         return measured
 
     def cost_name(self) -> str:
