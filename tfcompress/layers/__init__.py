@@ -28,6 +28,7 @@ from tfcompress.layers.packed import (
     PackedDepthwiseConv1D,
     PackedDepthwiseConv2D,
     PackedKernel,
+    PackedProduct,
 )
 from tfcompress.layers.quantized import (
     QuantConv1D,
@@ -59,6 +60,7 @@ from tfcompress.layers.recurrent.steps import (
 )
 from tfcompress.layers.registration import register
 from tfcompress.layers.tensors.activation import QuantizeActivation
+from tfcompress.layers.tensors.means import RoundMeans
 from tfcompress.layers.tensors.quantized_tensor import QuantizedTensor
 from tfcompress.layers.training_form import TrainingForm
 
@@ -86,6 +88,7 @@ __all__ = [
     "PackedEmbedding",
     "PackedGRUSteps",
     "PackedKernel",
+    "PackedProduct",
     "PackedLSTMSteps",
     "PackedReversibleEmbedding",
     "PackedSimpleRNNSteps",
@@ -106,6 +109,7 @@ __all__ = [
     "QuantizeActivation",
     "QuantizedKernel",
     "QuantizedTensor",
+    "RoundMeans",
     "RecurrentSteps",
     "SimpleRNNSteps",
     "TrainingForm",
