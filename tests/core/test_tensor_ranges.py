@@ -180,6 +180,7 @@ def test_int8_file_computes_what_was_trained(build, tmp_path):
         representative_data=x[:64],
     )
     assert report["ranges"]["calibrated"] == 0 < report["ranges"]["learned"]
+    print("AGREE", build.__name__, report["agreement"])
     assert report["agreement"]["top1"] >= 0.98
 
 

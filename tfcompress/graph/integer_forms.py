@@ -9,6 +9,7 @@ file does.
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
@@ -18,7 +19,12 @@ from tfcompress.graph.stored_tensors import (
     levels_of_tensors,
     passes_levels,
 )
-from tfcompress.layers import PackedProduct, QuantizeActivation, RoundMeans
+from tfcompress.layers import (
+    IntegerAdd,
+    PackedProduct,
+    QuantizeActivation,
+    RoundMeans,
+)
 from tfcompress.layers.kernel import copy_other_weights, value_of
 
 # Bits of a tensor that a file stores as it is. Levels of fewer are on a finer grid.
@@ -28,37 +34,46 @@ _BITS = 8
 def on_integers(model: keras.Model) -> keras.Model:
     """Returns a copy of a finalized model that computes with integers where it can.
 
-    That is in packed layers whose inputs and results are on levels, and in means of
-    levels by pooling.
+    That is in packed layers, in sums of two tensors and in means by pooling, with
+    inputs and results on levels.
 
     Args:
         model: a Functional model with packed layers and `QuantizeActivation`s.
     """
     found = _Levels(Graph(model))
-    steps = {
-        id(layer): found.of(layer)
-        for layer in found.graph.layers().values()
-        if isinstance(layer, (PackedProduct, *AVERAGE_POOLS))
-    }
-    means: dict[int, RoundMeans] = {}
+    levels = {id(x): found.of(x) for x in found.operations()}
+    added: list[tuple[keras.layers.Layer, list[QuantizeActivation]]] = []
 
     def replace(layer):
-        if steps.get(id(layer)) is None:
+        known = levels.get(id(layer))
+        if known is None:
             return clone_layer(layer)
         if isinstance(layer, PackedProduct):
             return clone_layer(layer, integer=True)
-        signed = steps[id(layer)][1].signed
-        means[id(layer)] = RoundMeans(signed, name=f"{layer.name}_rounded")
-        return [clone_layer(layer), means[id(layer)]]
+        if isinstance(layer, keras.layers.Add):
+            added.append((IntegerAdd(name=layer.name), known))
+            return added[-1][0]
+        rounded = RoundMeans(known[-1].signed, name=f"{layer.name}_rounded")
+        added.append((rounded, known))
+        return [clone_layer(layer), rounded]
 
-    copy, pairs = rebuild(model, replace)
+    def replace_operation(operation):
+        known = levels.get(id(operation))
+        if known is None:
+            return clone_layer(operation)
+        layer = IntegerAdd()
+        added.append((layer, known))
+        return lambda a, b: layer([a, b])
+
+    copy, pairs = rebuild(model, replace, replace_operation)
+    for layer, known in added:
+        layer.set_steps(_steps(known))
+    new_layers = {id(layer) for layer, _ in added}
     for old, new in pairs:
-        if id(old) in means:
-            means[id(old)].scale.assign(value_of(steps[id(old)][1].scale))
-        elif steps.get(id(old)) is not None:
+        if _is_integer(new) and id(new) not in new_layers:
             _copy_product(old, new)
-            new.steps.assign([value_of(x.scale) for x in steps[id(old)]])
-        else:
+            new.steps.assign(_steps(levels[id(old)]))
+        elif id(new) not in new_layers:
             copy_weights(old, new)
     return copy
 
@@ -75,49 +90,64 @@ def in_float(model: keras.Model) -> keras.Model:
     def replace(layer):
         if isinstance(layer, RoundMeans):
             return None
+        if isinstance(layer, IntegerAdd):
+            return keras.layers.Add(name=layer.name)
         changes = {"integer": False} if _is_integer(layer) else {}
         return clone_layer(layer, **changes)
 
     copy, pairs = rebuild(model, replace)
     for old, new in pairs:
-        if _is_integer(old):
+        if isinstance(old, PackedProduct):
             _copy_product(old, new)
-        else:
+        elif not _is_integer(old):
             copy_weights(old, new)
     return copy
 
 
 class _Levels:
-    """Levels that layers of a graph read and write.
+    """Levels that the calls of a graph read and write.
 
-    Attributes:
+    Args:
         graph: `Graph`.
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self._graph = graph
         self._made = levels_of_tensors(graph)
+        self._calls: dict[int, list[Call]] = {}
+        for call in graph.calls:
+            self._calls.setdefault(id(call.operation), []).append(call)
 
-    def of(
-        self, layer: keras.layers.Layer
-    ) -> tuple[QuantizeActivation, QuantizeActivation] | None:
-        """Returns the layers that round its inputs and its results, or None.
+    def operations(self) -> list[keras.Operation]:
+        """Returns the layers and operations that integer forms may replace."""
+        kinds = (PackedProduct, *AVERAGE_POOLS)
+        firsts = [calls[0] for calls in self._calls.values()]
+        return [
+            call.operation
+            for call in firsts
+            if isinstance(call.operation, kinds) or _is_sum(call)
+        ]
 
-        None stands for inputs and results that are not on the same levels in all calls.
+    def of(self, operation: keras.Operation) -> list[QuantizeActivation] | None:
+        """Returns the layers that round its inputs, and then that of its results.
+
+        None stands for tensors that are not on levels, or on others in another call.
         """
-        calls = self.graph.calls_of(layer)
-        sources = [self._made.get(id(call.inputs[0])) for call in calls]
-        source = _only(sources)
-        target = _only([self._rounds(call.outputs[0]) for call in calls])
-        if source is None or target is None or target.bits != _BITS:
+        calls = self._calls[id(operation)]
+        places = zip(*(call.inputs for call in calls), strict=True)
+        found = [_only([self._made.get(id(x)) for x in tensors]) for tensors in places]
+        found.append(_only([self._rounds(call.outputs[0]) for call in calls]))
+        if None in found or found[-1].bits != _BITS:
             return None
-        return source, target
+        if _is_sum(calls[0]) and not IntegerAdd.takes(_steps(found)):
+            return None
+        return found
 
     def _rounds(self, tensor: keras.KerasTensor) -> QuantizeActivation | None:
         """The layer that rounds a tensor, or the ReLU of it."""
-        if self.graph.is_output(tensor):
+        if self._graph.is_output(tensor):
             return None
-        return _only([self._rounds_in(call) for call in self.graph.consumers(tensor)])
+        return _only([self._rounds_in(call) for call in self._graph.consumers(tensor)])
 
     def _rounds_in(self, call: Call) -> QuantizeActivation | None:
         operation = call.operation
@@ -133,8 +163,22 @@ def _only(found: list[Any]) -> Any:
     return found[0] if len({id(x) for x in found}) == 1 else None
 
 
+def _is_sum(call: Call) -> bool:
+    """Whether a call adds two tensors of the same number of axes."""
+    kind = type(call.operation)
+    is_add = kind.__name__ == "Add" and kind.__module__.startswith("keras.")
+    axes = [len(x.shape) for x in call.inputs]
+    return is_add and len(axes) == 2 and axes[0] == axes[1]
+
+
+def _steps(levels: list[QuantizeActivation]) -> np.ndarray:
+    return np.array([value_of(layer.scale) for layer in levels], np.float32)
+
+
 def _is_integer(layer):
-    return isinstance(layer, RoundMeans) or getattr(layer, "integer", False) is True
+    if isinstance(layer, PackedProduct):
+        return layer.integer
+    return isinstance(layer, (IntegerAdd, RoundMeans))
 
 
 def _copy_product(old, new):

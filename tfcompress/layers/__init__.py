@@ -62,6 +62,7 @@ from tfcompress.layers.registration import register
 from tfcompress.layers.tensors.activation import QuantizeActivation
 from tfcompress.layers.tensors.means import RoundMeans
 from tfcompress.layers.tensors.quantized_tensor import QuantizedTensor
+from tfcompress.layers.tensors.sums import IntegerAdd
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "FactorizedNormConv2D",
     "FactorizedNormDense",
     "GRUSteps",
+    "IntegerAdd",
     "LSTMSteps",
     "PackedConv1D",
     "PackedConv1DTranspose",
@@ -88,8 +90,8 @@ __all__ = [
     "PackedEmbedding",
     "PackedGRUSteps",
     "PackedKernel",
-    "PackedProduct",
     "PackedLSTMSteps",
+    "PackedProduct",
     "PackedReversibleEmbedding",
     "PackedSimpleRNNSteps",
     "QuantConv1D",

@@ -15,7 +15,7 @@ class QuantizeActivation(keras.layers.Layer):
 
     It computes `clip(round(x / scale), low, high) * scale` in float32 and rounds half
     to even. The levels are 0 to 2^bits - 1, or -(2^(bits-1) - 1) to 2^(bits-1) - 1 for
-    signed inputs.
+    signed inputs. With 8 bits these begin at -128, as int8 does.
 
     Args:
         bits: int. Bits of a level, 2 to 8.

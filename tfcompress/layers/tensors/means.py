@@ -41,6 +41,10 @@ class RoundMeans(keras.layers.Layer):
             name="scale", shape=(), initializer="ones", trainable=False
         )
 
+    def set_steps(self, steps: list[float]) -> None:
+        """Sets the distance of two levels, the last of a list."""
+        self.scale.assign(steps[-1])
+
     def call(self, x: Tensor) -> Tensor:
         zero = 0 if self.signed else _ZERO
         codes = x / self.scale - zero
