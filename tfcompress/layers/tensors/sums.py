@@ -54,7 +54,8 @@ class IntegerAdd(keras.layers.Add):
 
     def call(self, inputs: list[Tensor]) -> Tensor:
         a, b = (
-            ops.cast(ops.round(x / self.steps[i]), "int32") for i, x in enumerate(inputs)
+            ops.cast(ops.round(x / self.steps[i]), "int32")
+            for i, x in enumerate(inputs)
         )
         factors = ops.convert_to_tensor(self.factors)
         shift = factors[2]
