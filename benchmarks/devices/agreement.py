@@ -35,7 +35,7 @@ SCHEMES = {
 flags.DEFINE_string(
     "resnet8",
     None,
-    "A file of MLPerf Tiny's ResNet-8; trained like MobileNetV2 if None.",
+    "A file of MLPerf Tiny's ResNet-8; random weights without it.",
 )
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 flags.DEFINE_integer("images", 2000, "Training images of each of the trainings.")

@@ -11,7 +11,7 @@ from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.dead_branches import remove_dead_branches
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.integer_forms import on_integers
+from tfcompress.graph.levels.integer_forms import on_integers
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
 from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.stored_tensors import (
+from tfcompress.graph.levels.stored_tensors import (
     StoredTensor,
     StoredTensors,
     has_inner_tensor,

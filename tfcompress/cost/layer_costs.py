@@ -18,9 +18,9 @@ from tfcompress.cost.formulas import (
 )
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
+from tfcompress.graph.levels.stored_tensors import levels_of_tensors
 from tfcompress.graph.opening.opening import open_layers
 from tfcompress.graph.opening.subclassed_model import with_graph
-from tfcompress.graph.stored_tensors import levels_of_tensors
 from tfcompress.layers import (
     FactorizedKernel,
     IntegerAdd,

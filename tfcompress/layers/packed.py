@@ -179,6 +179,10 @@ class PackedProduct(PackedKernel):
                 (2,), "ones", name="steps", trainable=False, dtype="float32"
             )
 
+    def set_steps(self, steps: ArrayLike) -> None:
+        """Sets `steps`, an array (2,)."""
+        self.steps.assign(steps)
+
     def own_weights(self) -> list[Any]:
         return [*super().own_weights(), *([self.steps] if self.integer else [])]
 

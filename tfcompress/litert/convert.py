@@ -12,7 +12,7 @@ from keras import ops
 from tfcompress import layers
 from tfcompress.cost.input_shape import example_input_shape
 from tfcompress.graph.graph import check_has_graph
-from tfcompress.graph.integer_forms import in_float
+from tfcompress.graph.levels.integer_forms import in_float
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.signature import functional
 from tfcompress.layers.cloning import config_of

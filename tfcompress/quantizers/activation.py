@@ -20,8 +20,8 @@ MIN_CLIP = 1e-8
 def activation_range(bits: int, signed: bool) -> tuple[int, int]:
     """Returns the smallest and the largest level of an activation.
 
-    They are `(0, 2^bits - 1)`, or symmetric around zero if `signed`. With 8 bits they are
-    those of int8, -128 and 127: operators of files do not clip at -127.
+    They are `(0, 2^bits - 1)`, or symmetric around zero if `signed`. With 8 bits these
+    are -128 and 127: int8 operators do not clip at -127.
 
     Raises:
         ValueError: if `bits` is not an integer from 2 to 8.

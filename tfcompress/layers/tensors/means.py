@@ -3,12 +3,13 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfcompress.types import Tensor
 
-# Error of a mean in float32, in levels. Means of up to 5,000 levels that are no ties are
-# further from one.
+# Error of a mean in float32, in levels. Means of up to 5,000 levels are further from a
+# tie, or are one.
 _NOISE = 1e-4
 # Code of level 0 where there are no negative levels.
 _ZERO = 128
@@ -41,7 +42,7 @@ class RoundMeans(keras.layers.Layer):
             name="scale", shape=(), initializer="ones", trainable=False
         )
 
-    def set_steps(self, steps: list[float]) -> None:
+    def set_steps(self, steps: np.ndarray) -> None:
         """Sets the distance of two levels, the last of a list."""
         self.scale.assign(steps[-1])
 

@@ -1,7 +1,7 @@
 """Layer that adds two tensors on levels as int8 operators do."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -39,23 +39,23 @@ class IntegerAdd(keras.layers.Add):
         )
 
     @staticmethod
-    def takes(steps: list[float]) -> bool:
+    def takes(steps: Sequence[float] | np.ndarray) -> bool:
         """Returns whether LiteRT adds tensors of these `steps` in this way."""
         return 2.0**-10 <= max(steps[:2]) / steps[2] < 2.0**8
 
-    def set_steps(self, steps: list[float]) -> None:
+    def set_steps(self, steps: Sequence[float] | np.ndarray) -> None:
         """Sets `steps`, and the factors that follow."""
-        a, b, result = np.float32(steps)
-        ratios = [float(a / result), float(b / result)]
+        values = np.asarray(steps, np.float32)
+        ratios = (values[:2] / values[2]).tolist()
         shift = _BITS + 1 - math.frexp(max(ratios))[1]
         factors = [round(ratio * 2.0**shift) for ratio in ratios]
-        self.steps.assign(np.float32(steps))
+        self.steps.assign(values)
         self.factors.assign(np.int32([*factors, shift]))
 
     def call(self, inputs: list[Tensor]) -> Tensor:
         a, b = (
-            ops.cast(ops.round(x / self.steps[i]), "int32")
-            for i, x in enumerate(inputs)
+            ops.cast(ops.round(x / step), "int32")
+            for x, step in zip(inputs, ops.unstack(self.steps[:2]), strict=True)
         )
         factors = ops.convert_to_tensor(self.factors)
         shift = factors[2]

@@ -17,7 +17,7 @@ from keras import ops
 
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.integer_forms import in_float
+from tfcompress.graph.levels.integer_forms import in_float
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.proof.float_errors import EPS, run_with_errors

@@ -2,8 +2,8 @@
 
 Keras and LiteRT agree on the values before a rounding but for the last bits of float32.
 A value in the middle between two levels then falls to either side, and later layers
-multiply the difference. In these models products and means are rounded exactly as the
-file does.
+multiply the difference. In these models products, sums and means are rounded exactly as
+in the file.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ import keras
 import numpy as np
 
 from tfcompress.graph.graph import Call, Graph
-from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
-from tfcompress.graph.stored_tensors import (
+from tfcompress.graph.levels.stored_tensors import (
     AVERAGE_POOLS,
     is_relu,
     levels_of_tensors,
     passes_levels,
 )
+from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.layers import (
     IntegerAdd,
     PackedProduct,
@@ -42,7 +42,7 @@ def on_integers(model: keras.Model) -> keras.Model:
     """
     found = _Levels(Graph(model))
     levels = {id(x): found.of(x) for x in found.operations()}
-    added: list[tuple[keras.layers.Layer, list[QuantizeActivation]]] = []
+    added: list[tuple[IntegerAdd | RoundMeans, list[QuantizeActivation]]] = []
 
     def replace(layer):
         known = levels.get(id(layer))
@@ -68,13 +68,13 @@ def on_integers(model: keras.Model) -> keras.Model:
     copy, pairs = rebuild(model, replace, replace_operation)
     for layer, known in added:
         layer.set_steps(_steps(known))
-    new_layers = {id(layer) for layer, _ in added}
     for old, new in pairs:
-        if _is_integer(new) and id(new) not in new_layers:
-            _copy_product(old, new)
-            new.steps.assign(_steps(levels[id(old)]))
-        elif id(new) not in new_layers:
+        steps = levels.get(id(old))
+        if steps is None:
             copy_weights(old, new)
+        elif isinstance(new, PackedProduct):
+            _copy_product(old, new)
+            new.set_steps(_steps(steps))
     return copy
 
 
@@ -120,12 +120,13 @@ class _Levels:
 
     def operations(self) -> list[keras.Operation]:
         """Returns the layers and operations that integer forms may replace."""
-        kinds = (PackedProduct, *AVERAGE_POOLS)
         firsts = [calls[0] for calls in self._calls.values()]
         return [
             call.operation
             for call in firsts
-            if isinstance(call.operation, kinds) or _is_sum(call)
+            if isinstance(call.operation, PackedProduct)
+            or type(call.operation) in AVERAGE_POOLS
+            or _is_sum(call)
         ]
 
     def of(self, operation: keras.Operation) -> list[QuantizeActivation] | None:
@@ -139,9 +140,10 @@ class _Levels:
         found.append(_only([self._rounds(call.outputs[0]) for call in calls]))
         if None in found or found[-1].bits != _BITS:
             return None
-        if _is_sum(calls[0]) and not IntegerAdd.takes(_steps(found)):
-            return None
-        return found
+        if _is_sum(calls[0]):
+            return found if IntegerAdd.takes(_steps(found)) else None
+        is_mean = type(operation) in AVERAGE_POOLS
+        return None if is_mean and found[0] is not found[1] else found
 
     def _rounds(self, tensor: keras.KerasTensor) -> QuantizeActivation | None:
         """The layer that rounds a tensor, or the ReLU of it."""
