@@ -45,6 +45,8 @@ def on_integers(model: keras.Model) -> keras.Model:
     added: list[tuple[IntegerAdd | RoundMeans, list[QuantizeActivation]]] = []
 
     def replace(layer):
+        if isinstance(layer, QuantizeActivation):
+            return clone_layer(layer, integer=True)
         known = levels.get(id(layer))
         if known is None:
             return clone_layer(layer)
@@ -99,7 +101,7 @@ def in_float(model: keras.Model) -> keras.Model:
     for old, new in pairs:
         if isinstance(old, PackedProduct):
             _copy_product(old, new)
-        elif not _is_integer(old):
+        elif not isinstance(old, (IntegerAdd, RoundMeans)):
             copy_weights(old, new)
     return copy
 
@@ -178,7 +180,7 @@ def _steps(levels: list[QuantizeActivation]) -> np.ndarray:
 
 
 def _is_integer(layer):
-    if isinstance(layer, PackedProduct):
+    if isinstance(layer, (PackedProduct, QuantizeActivation)):
         return layer.integer
     return isinstance(layer, (IntegerAdd, RoundMeans))
 
