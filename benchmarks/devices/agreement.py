@@ -82,6 +82,8 @@ def measure(model, scheme, train_data, test_data):
     expected = tiny.predict(images, BATCH_SIZE, verbose=0)
     classes, expected_classes = found.argmax(axis=1), expected.argmax(axis=1)
     return {
+        "images": FLAGS.images,
+        "epochs": FLAGS.epochs,
         "test_images": len(images),
         "bytes": report["size"]["tflite_bytes"],
         "ranges": report["ranges"],
@@ -98,8 +100,6 @@ def main(argv):
     results = {
         "litert": importlib.metadata.version("ai-edge-litert"),
         "machine": machine(),
-        "images": FLAGS.images,
-        "epochs": FLAGS.epochs,
         "rows": [],
     }
     for name in FLAGS.networks:
@@ -115,8 +115,9 @@ def main(argv):
         for scheme in FLAGS.schemes:
             test_data = test_images, cifar.test_labels
             found = measure(model, scheme, train_data, test_data)
-            results["rows"].append({"network": name, "scheme": scheme, **found})
-            print(row_of(results["rows"][-1]), flush=True)
+            row = {"network": name, "scheme": scheme, **found}
+            results["rows"].append(row)
+            print(row_of(row), flush=True)
             if FLAGS.output:
                 text = json.dumps(results, indent=1) + "\n"
                 pathlib.Path(FLAGS.output).write_text(text)
