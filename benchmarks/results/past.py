@@ -10,6 +10,7 @@ _AVERAGES = "a revision that took ranges as averages over samples"
 OF_BENCHMARKS = {
     "micro": "python -m benchmarks.devices.micro",
     "micro_64kB": "python -m benchmarks.devices.micro",
+    "agreement": "python -m benchmarks.devices.agreement",
     "phones": "python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50",
     "pruned_ternary_resnet8_cifar10_activations": "docs/devices.md has the command",
     "segmentation": "python -m benchmarks.tasks segmentation",

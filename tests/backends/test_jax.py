@@ -89,3 +89,5 @@ def test_ranges_of_tensors_between_layers_are_trained():
     assert all(a != b for a, b in zip(before, after, strict=True))
     tiny = tfc.finalize(student)
     np.testing.assert_allclose(tiny(images), student(images), atol=0.05)
+    assert any(getattr(layer, "integer", False) for layer in tiny.layers)
+    np.testing.assert_allclose(tiny(images[:1]), tiny(images)[:1], atol=1e-6)

@@ -22,7 +22,9 @@ def model_of(bits, signed, scale, **config):
 def test_quantize_activation_rounds_to_its_levels_and_reloads(bits, signed, tmp_path):
     model, _ = model_of(bits, signed, 0.3)
     low, high = (
-        (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        (-(2 ** (bits - 1)) + (bits < 8), 2 ** (bits - 1) - 1)
+        if signed
+        else (0, 2**bits - 1)
     )
     x = np.random.default_rng(0).normal(scale=2**bits / 8, size=(50, 40))
     x = x.astype("float32")

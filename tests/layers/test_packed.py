@@ -75,6 +75,35 @@ def test_packed_layer_computes_with_its_codes_and_reloads_exactly(
     np.testing.assert_array_equal(restored.layers[1].codes, codes)
 
 
+@pytest.mark.parametrize("activation", ["linear", "relu6"])
+@pytest.mark.parametrize("cls, config, shape", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("bits", [2, 8])
+def test_integer_layer_rounds_sums_of_integers(
+    cls, config, shape, bits, activation, tmp_path
+):
+    config = {**config, "activation": activation, "integer": True}
+    model, layer, codes, scale = packed_model(cls, config, shape, bits)
+    steps = np.float32([0.037, 0.21])
+    layer.set_steps(steps)
+    levels = np.random.default_rng(0).integers(-128, 256, (4, *shape))
+    found = np.asarray(model(np.float32(levels) * steps[0]))
+
+    del config["integer"]
+    config = {**config, "activation": None, "use_bias": False, "dtype": "float64"}
+    plain = cls.__bases__[1](**config)
+    plain.build((None, *shape))
+    plain.set_weights([codes])
+    unit = steps[0] * scale.reshape(-1)
+    sums = np.array(plain(levels.astype("float64"))) + np.round(layer.bias / unit)
+    expected = np.round(np.float32(sums) * (unit / steps[1])) * steps[1]
+    if activation == "relu6":
+        expected = np.clip(expected, 0, 6)
+    np.testing.assert_array_equal(found, expected)
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(restored(np.float32(levels) * steps[0]), found)
+
+
 @pytest.mark.parametrize("bits, container", [(2, 2), (3, 4), (4, 4), (7, 8), (8, 8)])
 def test_packed_kernel_takes_the_bytes_of_its_container(bits, container):
     _, layer, codes, _ = packed_model(layers.PackedDense, {"units": 5}, (7,), bits)

@@ -6,15 +6,24 @@ import keras
 import numpy as np
 
 from tfcompress.core.checks import check_finite, check_finite_outputs
-from tfcompress.core.tensor_ranges import round_biases
+from tfcompress.core.config import QuantizeConfig
+from tfcompress.core.tensor_ranges import BITS, round_biases
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.dead_branches import remove_dead_branches
 from tfcompress.graph.graph import Graph
+from tfcompress.graph.levels.integer_forms import on_integers
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
-from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
+from tfcompress.layers import (
+    PackedKernel,
+    QuantizedKernel,
+    QuantizedTensor,
+    TrainingForm,
+)
+from tfcompress.layers.registry import forms_of
 from tfcompress.progress_bar import announced, progress_bar
+from tfcompress.quantizers import Uniform
 
 DIVERGED = "Its training diverged: lower the learning rate."
 
@@ -27,10 +36,12 @@ def finalize(student: keras.Model) -> keras.Model:
       reads the layer's output.
     - A quantized input becomes a `QuantizeActivation` before the layer, with the
       layer's name and "_input".
-    - A `QuantizedTensor` becomes a `QuantizeActivation` of its name. Biases of layers
-      on learned ranges are then rounded to the units of int8 operators.
+    - A `QuantizedTensor` becomes a `QuantizeActivation` of its name. Layers on learned
+      ranges then compute as int8 operators of LiteRT do: with integers, and with biases
+      rounded to the units of these operators.
     - A `Factorized*` layer becomes one plain layer, or two (`NAME_basis` and `NAME`) if
-      ranks were cut (EDP, pruning and merging).
+      ranks were cut (EDP, pruning and merging). On learned ranges of 8 bits these
+      become `Packed*` layers of 8 bits.
     - Channels that the training closed are removed from all layers.
 
     All other layers are copied. The result computes in float32, also if the student
@@ -43,9 +54,8 @@ def finalize(student: keras.Model) -> keras.Model:
 
     Returns:
         A Functional `keras.Model` that predicts as the student does in inference. It
-        loads without the scheme. Where all activations have 8 learned bits, biases are
-        rounded to the units of int8 operators, so that single values may differ by a
-        level.
+        loads without the scheme. Where all activations have 8 learned bits, it rounds
+        as int8 operators do, so that single values may differ by a level.
 
     Raises:
         ValueError: if the model has no graph, no training layers, weights or outputs
@@ -60,6 +70,10 @@ def finalize(student: keras.Model) -> keras.Model:
     with announced(f"Finalization of '{student.name}'"):
         _check(student, _training_layers(Graph(student)))
         model = inference_model(student)
+        if _has_tensor_ranges(student):
+            if not _has_packed_layers(model):
+                model = _with_int8_kernels(model)
+            model = on_integers(model)
         check_finite(model, DIVERGED)
         check_finite_outputs(model, DIVERGED)
         return model
@@ -97,12 +111,40 @@ def inference_model(student: keras.Model) -> keras.Model:
                 old.copy_to_inference(new_layers[id(old)], norms.get(id(old)))
             else:
                 copy_weights(old, new)
-    if any(isinstance(layer, QuantizedTensor) for layer in trained.values()):
+    if _has_tensor_ranges(student):
         round_biases(model)
     model = _without_closed_channels(model, trained, new_layers)
-    if any(isinstance(x, PackedKernel) for x in Graph(model).layers().values()):
-        return model
-    return remove_dead_branches(model)
+    return model if _has_packed_layers(model) else remove_dead_branches(model)
+
+
+def _with_int8_kernels(model):
+    """Model with packed kernels of 8 bits, which an int8 file rounds to in any case."""
+    config = QuantizeConfig(Uniform(BITS))
+
+    def replace(layer):
+        if config.why_not(layer) is not None or not forms_of(layer).is_linear:
+            return clone_layer(layer)
+        return config.student_layer(layer, None)
+
+    copy, pairs = rebuild(model, replace)
+    for old, new in pairs:
+        if isinstance(new, QuantizedKernel):
+            config.copy_weights(old, new)
+        else:
+            copy_weights(old, new)
+    model = inference_model(copy)
+    round_biases(model)
+    return model
+
+
+def _has_packed_layers(model):
+    layers = Graph(model).layers().values()
+    return any(isinstance(layer, PackedKernel) for layer in layers)
+
+
+def _has_tensor_ranges(student):
+    layers = _training_layers(Graph(student)).values()
+    return any(isinstance(layer, QuantizedTensor) for layer in layers)
 
 
 def _training_layers(graph):

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.stored_tensors import (
+from tfcompress.graph.levels.stored_tensors import (
     StoredTensor,
     StoredTensors,
     has_inner_tensor,
@@ -21,6 +21,7 @@ from tfcompress.graph.stored_tensors import (
     maker_of,
 )
 from tfcompress.layers import PackedKernel, QuantizedTensor
+from tfcompress.layers.kernel import by_channel
 from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import BitSharingActivation, FixedActivation
 
@@ -154,10 +155,18 @@ def round_biases(model: keras.Model) -> None:
             continue
         inputs = [levels.get(id(call.inputs[0])) for call in graph.calls_of(layer)]
         if len({id(x) for x in inputs}) == 1 and inputs[0] is not None:
+            layer.kernel_scale.assign(_scales_with_zeros(layer))
             scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
             unit = float(ops.convert_to_numpy(inputs[0].scale)) * scale
             bias = ops.convert_to_numpy(layer.bias).astype(np.float64)
             layer.bias.assign((np.round(bias / unit) * unit).astype(np.float32))
+
+
+def _scales_with_zeros(layer):
+    """Scales of a kernel, with the largest one for channels of zeros, as in a file."""
+    scale = ops.convert_to_numpy(layer.kernel_scale)
+    used = by_channel(layer.codes, layer.channel_axes).any(axis=0).reshape(scale.shape)
+    return np.where(used, scale, scale[used].max(initial=0.0) or np.float32(1.0))
 
 
 def _groups(stored: StoredTensors) -> list[list[StoredTensor]]:

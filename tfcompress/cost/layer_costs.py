@@ -18,15 +18,17 @@ from tfcompress.cost.formulas import (
 )
 from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.graph.graph import Call
+from tfcompress.graph.levels.stored_tensors import levels_of_tensors
 from tfcompress.graph.opening.opening import open_layers
 from tfcompress.graph.opening.subclassed_model import with_graph
-from tfcompress.graph.stored_tensors import levels_of_tensors
 from tfcompress.layers import (
     FactorizedKernel,
+    IntegerAdd,
     PackedKernel,
     QuantizeActivation,
     QuantizedKernel,
     QuantizedTensor,
+    RoundMeans,
 )
 from tfcompress.layers.kernel import channel_axis, other_weights
 from tfcompress.layers.registry import forms_of
@@ -37,6 +39,8 @@ from tfcompress.quantizers.packing import container_bits, packed_bytes
 # Reason why MACs are not counted.
 NO_FORMULA = "no formula for its operations"
 _SCALE_BYTES = 4
+# Layers that a file has no tensors for. Their steps are those of stored tensors.
+_ROUNDING = (IntegerAdd, QuantizeActivation, QuantizedTensor, RoundMeans)
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def _samples_of(graph):
 
 def _layer_cost(calls, quantized_by, samples):
     operation = calls[0].operation
-    if isinstance(operation, (QuantizeActivation, QuantizedTensor)):
+    if isinstance(operation, _ROUNDING):
         return None
     names = kernel_names(operation)
     if names:

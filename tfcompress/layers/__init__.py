@@ -28,6 +28,7 @@ from tfcompress.layers.packed import (
     PackedDepthwiseConv1D,
     PackedDepthwiseConv2D,
     PackedKernel,
+    PackedProduct,
 )
 from tfcompress.layers.quantized import (
     QuantConv1D,
@@ -59,7 +60,9 @@ from tfcompress.layers.recurrent.steps import (
 )
 from tfcompress.layers.registration import register
 from tfcompress.layers.tensors.activation import QuantizeActivation
+from tfcompress.layers.tensors.means import RoundMeans
 from tfcompress.layers.tensors.quantized_tensor import QuantizedTensor
+from tfcompress.layers.tensors.sums import IntegerAdd
 from tfcompress.layers.training_form import TrainingForm
 
 __all__ = [
@@ -73,6 +76,7 @@ __all__ = [
     "FactorizedNormConv2D",
     "FactorizedNormDense",
     "GRUSteps",
+    "IntegerAdd",
     "LSTMSteps",
     "PackedConv1D",
     "PackedConv1DTranspose",
@@ -87,6 +91,7 @@ __all__ = [
     "PackedGRUSteps",
     "PackedKernel",
     "PackedLSTMSteps",
+    "PackedProduct",
     "PackedReversibleEmbedding",
     "PackedSimpleRNNSteps",
     "QuantConv1D",
@@ -106,6 +111,7 @@ __all__ = [
     "QuantizeActivation",
     "QuantizedKernel",
     "QuantizedTensor",
+    "RoundMeans",
     "RecurrentSteps",
     "SimpleRNNSteps",
     "TrainingForm",

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat.tensorflow_private import avoid_fused_pads
-from tfcompress.layers.kernel import ComputedKernel
+from tfcompress.layers.kernel import ComputedKernel, channel_axis
 from tfcompress.quantizers.packing import container_bits, pack, packed_bytes, unpack
 from tfcompress.types import ArrayLike, Tensor
 
@@ -114,12 +114,16 @@ class PackedKernel(ComputedKernel):
 
     def compute_kernel(self) -> Tensor:
         """Returns the decoded kernel, `codes * kernel_scale`, in float32."""
+        scale = ops.convert_to_tensor(self.kernel_scale)
+        return self.decoded_codes(scale.dtype) * scale
+
+    def decoded_codes(self, dtype: str) -> Tensor:
+        """Returns the codes, a tensor of the shape `kernel_shape`."""
         bits, size = self.container_bits, math.prod(self.kernel_shape)
         packed = ops.cast(self.kernel_variable, "int32")[:, None]
         shifts = ops.arange(0, 8, bits, dtype="int32")
         codes = ops.reshape(_fields(packed, shifts, bits), (-1,))[:size]
-        scale = ops.convert_to_tensor(self.kernel_scale)
-        return ops.cast(ops.reshape(codes, self.kernel_shape), scale.dtype) * scale
+        return ops.cast(ops.reshape(codes, self.kernel_shape), dtype)
 
     def codes_at(self, places: Tensor, dtype: str) -> Tensor:
         """Returns some of the codes, without decoding the others.
@@ -147,13 +151,89 @@ def _fields(packed, shifts, bits):
     return ops.where(fields >= 2 ** (bits - 1), fields - 2**bits, fields)
 
 
+class PackedProduct(PackedKernel):
+    """`PackedKernel` of a layer that multiplies its input by the kernel.
+
+    With `integer=True` the layer computes as an int8 operator of LiteRT does, with
+    inputs and results on levels. It sums products of levels and codes, which float32
+    holds exactly below 2^24. The bias is a whole number of units, the input's step
+    times the kernel's scale. One multiplication brings a sum to levels of the result,
+    where it is rounded half to even. The activation is computed afterwards.
+
+    Args:
+        integer: bool. Whether the layer computes with integers.
+
+    Variables, not trainable:
+        steps: float (2,). With `integer=True`: the distances of two levels of the input
+            and of the result.
+    """
+
+    def __init__(self, *args: Any, integer: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.integer = bool(integer)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        if self.integer:
+            self.steps = self.add_weight(
+                (2,), "ones", name="steps", trainable=False, dtype="float32"
+            )
+
+    def set_steps(self, steps: ArrayLike) -> None:
+        """Sets `steps`, an array (2,)."""
+        self.steps.assign(steps)
+
+    def own_weights(self) -> list[Any]:
+        return [*super().own_weights(), *([self.steps] if self.integer else [])]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        if not self.integer:
+            return super().call(inputs)
+        step, result_step = self.steps[0], self.steps[1]
+        unit = step * ops.reshape(self.kernel_scale, (-1,))
+        codes = self.decoded_codes(self.kernel_scale.dtype)
+        sums = self.forms.plain.call(_Sums(self, codes), ops.round(inputs / step))
+        if self.use_bias:
+            sums += self._along_channels(ops.round(self.bias / unit), sums)
+        # The same order as in LiteRT, whose factors have these last bits.
+        levels = ops.round(sums * self._along_channels(unit / result_step, sums))
+        return self.activation(levels * result_step)
+
+    def _along_channels(self, values, sums):
+        shape = [1] * len(sums.shape)
+        shape[channel_axis(self)] = -1
+        return ops.reshape(values, shape)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "integer": True} if self.integer else config
+
+
+class _Sums:
+    """Stand-in for a layer in Keras's `call`, without bias and activation.
+
+    Args:
+        layer: packed layer.
+        kernel: tensor in place of its kernel.
+    """
+
+    use_bias, bias, activation = False, None, None
+
+    def __init__(self, layer: PackedProduct, kernel: Tensor) -> None:
+        self._layer = layer
+        self.kernel = kernel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedConv1D(PackedKernel, keras.layers.Conv1D):
+class PackedConv1D(PackedProduct, keras.layers.Conv1D):
     """`keras.layers.Conv1D` on packed codes."""
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedConv2D(PackedKernel, keras.layers.Conv2D):
+class PackedConv2D(PackedProduct, keras.layers.Conv2D):
     """`keras.layers.Conv2D` on packed codes."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -163,30 +243,30 @@ class PackedConv2D(PackedKernel, keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedConv1DTranspose(PackedKernel, keras.layers.Conv1DTranspose):
+class PackedConv1DTranspose(PackedProduct, keras.layers.Conv1DTranspose):
     """`keras.layers.Conv1DTranspose` on packed codes."""
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedConv2DTranspose(PackedKernel, keras.layers.Conv2DTranspose):
+class PackedConv2DTranspose(PackedProduct, keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` on packed codes."""
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedConv3D(PackedKernel, keras.layers.Conv3D):
+class PackedConv3D(PackedProduct, keras.layers.Conv3D):
     """`keras.layers.Conv3D` on packed codes."""
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedDepthwiseConv1D(PackedKernel, keras.layers.DepthwiseConv1D):
+class PackedDepthwiseConv1D(PackedProduct, keras.layers.DepthwiseConv1D):
     """`keras.layers.DepthwiseConv1D` on packed codes."""
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedDepthwiseConv2D(PackedKernel, keras.layers.DepthwiseConv2D):
+class PackedDepthwiseConv2D(PackedProduct, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` on packed codes."""
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class PackedDense(PackedKernel, keras.layers.Dense):
+class PackedDense(PackedProduct, keras.layers.Dense):
     """`keras.layers.Dense` on packed codes."""

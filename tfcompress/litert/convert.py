@@ -12,6 +12,7 @@ from keras import ops
 from tfcompress import layers
 from tfcompress.cost.input_shape import example_input_shape
 from tfcompress.graph.graph import check_has_graph
+from tfcompress.graph.levels.integer_forms import in_float
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.signature import functional
 from tfcompress.layers.cloning import config_of
@@ -54,7 +55,7 @@ def float_tflite(model: keras.Model, batch_size: int | None = None) -> bytes:
     with announced("Conversion to .tflite"):
         model = functional(model)
         resizes = _has_free_sizes(model) or batch_size is not None
-        return _convert(_decode(model, resizes), batch_size)
+        return _convert(_decode(in_float(model), resizes), batch_size)
 
 
 def _decode(model, resizes):

@@ -20,7 +20,8 @@ MIN_CLIP = 1e-8
 def activation_range(bits: int, signed: bool) -> tuple[int, int]:
     """Returns the smallest and the largest level of an activation.
 
-    They are `(0, 2^bits - 1)`, or symmetric around zero if `signed`.
+    They are `(0, 2^bits - 1)`, or symmetric around zero if `signed`. With 8 bits these
+    are -128 and 127: int8 operators do not clip at -127.
 
     Raises:
         ValueError: if `bits` is not an integer from 2 to 8.
@@ -28,7 +29,7 @@ def activation_range(bits: int, signed: bool) -> tuple[int, int]:
     if bits not in range(2, 9):
         raise ValueError(f"`bits` is an integer from 2 to 8. Received: bits={bits}.")
     if signed:
-        return -code_limit(bits), code_limit(bits)
+        return (-128 if bits == 8 else -code_limit(bits)), code_limit(bits)
     return 0, 2**bits - 1
 
 
@@ -63,7 +64,7 @@ class ActivationQuantizer(Quantizer):
 
     Inference computes exactly `clip(round(x / step), low, high) * step` in float32,
     as `tfcompress.layers.QuantizeActivation` does in a finalized model. Levels run
-    from 0 to 2^bits - 1, or from -(2^(bits-1) - 1) to 2^(bits-1) - 1 if `signed`.
+    from 0 to 2^bits - 1, or those of `activation_range` if `signed`.
 
     Subclasses define `bits` (int, 2 to 8) and `step()`.
 

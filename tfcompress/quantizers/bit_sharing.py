@@ -214,6 +214,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
             self.gates.gates(training),
             self.candidates,
             self.signed,
+            int8=True,
         )
         if not self.gates.learn(training):
             return share()

@@ -52,10 +52,13 @@ def nested_codes(x: Tensor, clip: Tensor, steps: Tensor, signed: bool) -> Tensor
     return _codes(x, step_size(clip, steps, signed), steps, signed)
 
 
-def _codes(x, step, steps, signed):
+def _codes(x, step, steps, signed, int8=False):
     # A signed grid has half of its steps, 2^(b-1) - 1/2, on each side of zero.
     high = (steps - 1.0) / 2.0 if signed else steps
-    return ops.clip(ops.round(x / step), -high if signed else 0.0, high)
+    low = -high if signed else 0.0
+    if signed and int8:
+        low = low - ops.cast(ops.equal(steps, levels(8)), "float32")
+    return ops.clip(ops.round(x / step), low, high)
 
 
 def grid_values(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> Tensor:
@@ -109,6 +112,7 @@ def share_bits(
     factor: Tensor | None = None,
     sample: Callable[[Tensor], Tensor] | None = None,
     values: Tensor | None = None,
+    int8: bool = False,
 ) -> Tensor:
     """Quantizes to the bits that the gates choose, in one pass.
 
@@ -126,6 +130,8 @@ def share_bits(
         sample: function that returns a part of a tensor of `x`'s shape, from which the
             gradient of the gates is estimated. None: they have none.
         values: `grid_values` of `sample(x / factor)`.
+        int8: bool. Whether a signed grid of 8 bits begins at -128, as int8 tensors of
+            activations do, and not at -127 like kernels.
 
     Returns:
         Tensor of `x`'s shape. The gradient to `x` is straight-through inside the range.
@@ -137,7 +143,7 @@ def share_bits(
         high = clip if factor is None else clip * factor
         steps = open_levels(gates, bits)
         step = step_size(high, steps, signed)
-        value = _codes(x, step, steps, signed) * step
+        value = _codes(x, step, steps, signed, int8) * step
 
         def gradient(upstream):
             inside = ops.abs(x) < high if signed else ops.logical_and(x > 0.0, x < high)

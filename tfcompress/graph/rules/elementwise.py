@@ -6,7 +6,7 @@ from keras import layers
 
 from tfcompress.graph.graph import Call
 from tfcompress.graph.trace import Trace, described
-from tfcompress.layers import QuantizeActivation
+from tfcompress.layers import QuantizeActivation, RoundMeans
 from tfcompress.layers.tensors.masking import AttachMask, DetachMask, ReadMask
 from tfcompress.layers.tensors.sources import Constant, OwnWeight
 
@@ -87,6 +87,7 @@ _PASSING = (
     layers.ActivityRegularization, layers.ELU, layers.GaussianNoise, layers.Identity,
     layers.LeakyReLU, layers.ReLU, layers.SpatialDropout1D, layers.SpatialDropout2D,
     layers.SpatialDropout3D, AttachMask, DetachMask, QuantizeActivation,
+    RoundMeans,
 )  # fmt: skip
 LAYERS = {
     layers.Activation: activation,

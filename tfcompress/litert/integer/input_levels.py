@@ -64,7 +64,7 @@ def levels_of(layer: QuantizeActivation) -> Levels:
     """
     scale = float(keras.ops.convert_to_numpy(layer.scale))
     zero_point = 0 if layer.signed else LOW
-    if layer.bits == 8:  # signed levels end at -127, one step before int8
+    if layer.bits == 8:
         return Levels(scale, zero_point, 1)
     low, high = LOW - zero_point, HIGH - zero_point
     for fine in range(1, 256, 2):

@@ -182,7 +182,8 @@ class _TrainedOperators:
         if name.encode() in self.made:
             readers = [self.made[name.encode()]]
         chosen = limits_of(readers, low, high)
-        if any(readers) and chosen != (low, high):
+        of_levels = all(readers) and len(set(readers)) == 1
+        if of_levels or (any(readers) and chosen != (low, high)):
             self.learned.add(name)
         return chosen
 

@@ -17,6 +17,7 @@ from keras import ops
 
 from tfcompress import layers
 from tfcompress.graph.graph import Graph
+from tfcompress.graph.levels.integer_forms import in_float
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.proof.float_errors import EPS, run_with_errors
@@ -51,7 +52,7 @@ class SameLevels:
     def __init__(self, content: bytes, model: keras.Model, tolerance: float) -> None:
         self._runner = Runner(_returning_levels(content))
         self._count = len(keras.tree.flatten(model.output))
-        self._model = _on_given_levels(model, self._levels)
+        self._model = _on_given_levels(in_float(model), self._levels)
         self._tolerance = tolerance
         # Inputs and outputs of the file's roundings, for one batch.
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []

@@ -75,7 +75,8 @@ class Decomposition(SearchingScheme):
             basis would grow while the coefficients shrink.
         overrides: dict. See `Scheme`.
         activation_bits: 8 or None. With 8 all tensors that an int8 file stores have
-            learned ranges. None leaves activations float.
+            learned ranges, and finalized kernels are packed with 8 bits. None leaves
+            activations float.
 
     Raises:
         ValueError: if an argument is out of its range, or not exactly one of `macs`,

@@ -5,7 +5,7 @@ import pytest
 from keras import layers as kl
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.stored_tensors import StoredTensors, passes_levels
+from tfcompress.graph.levels.stored_tensors import StoredTensors, passes_levels
 
 SHAPE = (8, 8, 4)
 

@@ -30,7 +30,8 @@ _PASSING_OPERATIONS = {
     "Transpose",
 }  # fmt: skip
 # Means and interpolations, which int8 operators compute in the scale of the input.
-_AVERAGING = (layers.AveragePooling1D, layers.AveragePooling2D, layers.UpSampling2D)
+AVERAGE_POOLS = (layers.AveragePooling1D, layers.AveragePooling2D)
+_AVERAGING = (*AVERAGE_POOLS, layers.UpSampling2D)
 # Int8 operators that need one scale for all inputs and the result.
 _JOINING = (layers.Concatenate, layers.Maximum)
 _JOINING_OPERATIONS = {"Concatenate", "Maximum"}
@@ -156,7 +157,7 @@ class StoredTensors:
             return False
         if isinstance(call.operation, layers.BatchNormalization):
             return _folds(stored.call.operation, call)
-        return stored.takes_relu and _is_relu(call.operation)
+        return stored.takes_relu and is_relu(call.operation)
 
     def _extend(self, stored, call):
         (tensor,) = call.outputs
@@ -236,7 +237,12 @@ def _is_any(operation, kinds, names=()):
     return is_of_keras and type(operation).__name__ in names
 
 
-def _is_relu(operation):
+def is_relu(operation: Any) -> bool:
+    """Returns whether an operation is a ReLU that an operator before it computes.
+
+    Args:
+        operation: layer or operation.
+    """
     if type(operation) is layers.ReLU or type(operation).__name__ == "ReLU":
         has_slope = operation.negative_slope or operation.threshold
         return operation.max_value in (None, 6) and not has_slope
