@@ -28,46 +28,44 @@ def encoded_file(
 
     Args:
         content: the file.
-        parts: number of parts of operators by their positions: 1 by default, 0 to
-            leave the kernel in INT8. Operators of several parts compute slices of their
-            output channels, which a CONCATENATION joins.
+        parts: number of parts of kernels by the positions of their first readers: 1 by
+            default, 0 to leave a kernel in INT8. Operators of several parts compute
+            slices of their output channels, which a CONCATENATION joins.
 
     Returns:
         `(content, rows)`: the new file, and {"tensor", "encoding", "bits", "bytes",
         "int8_bytes", "parts"} of each kernel.
     """
     model = flatbuffer.read(content)
-    kernels = {kernel.operator: kernel for kernel in stored_kernels(model)}
+    kernels = stored_kernels(model)
     rewriter = _Rewriter(model)
+    chosen: dict[int, tuple] = {}
     rows = []
-    for position, operator in enumerate(rewriter.old):
-        kernel = kernels.get(position)
-        count = parts.get(position, 1)
-        if kernel is None:
-            rewriter.add(operator)
-            continue
-        chunks = chunks_of(kernel, count)
+    for kernel in kernels:
+        count = parts.get(kernel.operators[0], 1)
+        chunks = np.array_split(kernel.codes, max(1, count))
         encoded = [encoded_chunk(kernel, chunk) if count else None for chunk in chunks]
-        rewriter.add_parts(operator, kernel, chunks, encoded)
+        chosen |= dict.fromkeys(kernel.operators, (kernel, chunks, encoded))
         rows.append(_row(kernel, chunks, encoded))
+    for position, operator in enumerate(rewriter.old):
+        if position in chosen:
+            rewriter.add_parts(operator, *chosen[position])
+        else:
+            rewriter.add(operator)
     flatbuffer.strip(model)
     for tensor, name in rewriter.names:
         tensor.name = name
     encoded_content = flatbuffer.write(model)
-    if len(encoded_content) >= len(content) and any(parts.get(x, 1) for x in kernels):
-        return encoded_file(content, dict.fromkeys(kernels, 0))
+    in_int8 = dict.fromkeys((kernel.operators[0] for kernel in kernels), 0)
+    if len(encoded_content) >= len(content) and any(parts.get(x, 1) for x in in_int8):
+        return encoded_file(content, in_int8)
     return encoded_content, rows
-
-
-def chunks_of(kernel: StoredKernel, parts: int) -> list[np.ndarray]:
-    """Returns the codes of a kernel in parts of nearly equal numbers of channels."""
-    return np.array_split(kernel.codes, max(1, parts))
 
 
 def encoded_chunk(kernel: StoredKernel, chunk: np.ndarray) -> Encoded | None:
     """Returns the encoding of a part of a kernel, or None for INT8."""
     channels = 1 if kernel.channels == 1 else chunk.shape[kernel.axis]
-    return encode(chunk, kernel.axis, channels)
+    return encode(chunk, kernel.axis, channels, len(kernel.operators))
 
 
 def _row(kernel, chunks, encoded):

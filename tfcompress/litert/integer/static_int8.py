@@ -52,6 +52,7 @@ def quantized_tflite(
             "`tfcompress[int8]`."
         ) from error
     content = _starting_with(content, next(iter(samples)))
+    outputs, content = _returning_unread(content)
     batches = list(_batches(samples, Runner(content).batch_size or BATCH_SIZE))
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
     with _quiet(), _explained():
@@ -62,6 +63,7 @@ def quantized_tflite(
         for name, limits in ranges.items():
             _adjust(name, limits, choose)
         quantized = bytes(engine.quantize(ranges).quantized_model)
+    quantized = _returning_first(quantized, outputs)
     return _with_float_ends(quantized) if float_ends else quantized
 
 
@@ -76,6 +78,34 @@ def _starting_with(content: bytes, batch: Sequence[np.ndarray]) -> bytes:
     for entry, array in zip(model.signatureDefs[0].inputs, batch, strict=True):
         tensor = model.subgraphs[0].tensors[entry.tensorIndex]
         tensor.shape = np.array([*tensor.shape[:1], *array.shape[1:]], np.int32)
+    return flatbuffer.write(model)
+
+
+def _returning_unread(content: bytes) -> tuple[int, bytes]:
+    """Adds results that no operator reads to the outputs of the main graph.
+
+    LiteRT keeps no values of them otherwise, and litert-quantizer wants those of all
+    tensors. Such a result is the gate of an unrolled LSTM's first step that would be
+    multiplied by a state of zeros.
+
+    Returns:
+        `(number of outputs before, content)`.
+    """
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[model.signatureDefs[0].subgraphIndex]
+    read = {int(i) for x in graph.operators for i in x.inputs} | {*graph.outputs}
+    made = [int(i) for x in graph.operators for i in x.outputs]
+    unread = [index for index in made if index not in read]
+    outputs = len(graph.outputs)
+    graph.outputs = np.array([*graph.outputs, *unread], np.int32)
+    return outputs, flatbuffer.write(model)
+
+
+def _returning_first(content: bytes, outputs: int) -> bytes:
+    """Keeps the first outputs of the main graph only."""
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[model.signatureDefs[0].subgraphIndex]
+    graph.outputs = graph.outputs[:outputs]
     return flatbuffer.write(model)
 
 
@@ -164,7 +194,7 @@ def _explained() -> Iterator[None]:
             "A file is expected in which litert-quantizer can quantize every operator. "
             "Received one with others, such as loops over steps. Export it with "
             "target='litert' and activations='float', or build recurrent layers with "
-            "unroll=True for activations='int8'. "
+            "unroll=True for activations='int8' and target='micro'. "
             f"litert-quantizer says: {message[:300]}"
         ) from error
 

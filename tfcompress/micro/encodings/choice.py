@@ -18,23 +18,26 @@ from tfcompress.micro.encodings.encoded import (
 DECODE_BYTES = 96
 
 
-def encode(codes: np.ndarray, axis: int, channels: int) -> Encoded | None:
+def encode(
+    codes: np.ndarray, axis: int, channels: int, readers: int = 1
+) -> Encoded | None:
     """Encodes a kernel in the way that takes the fewest bytes of the file.
 
     Args:
         codes: int8 array.
         axis: int. Axis of channels.
         channels: int. Number of scales.
+        readers: int. Number of operators that read it, each of which has a DECODE.
 
     Returns:
         `Encoded`, or None if INT8 takes as few.
     """
-    return _encode(codes.tobytes(), codes.shape, axis, channels)
+    return _encode(codes.tobytes(), codes.shape, axis, channels, readers)
 
 
 # An arena is fitted in several attempts, with many equal parts.
 @functools.lru_cache(maxsize=256)
-def _encode(data, shape, axis, channels):
+def _encode(data, shape, axis, channels, readers):
     codes = np.frombuffer(data, np.int8).reshape(shape)
     options = [huffman.encode(codes), pruning.encode(codes)]
     if channels == 1:
@@ -42,7 +45,7 @@ def _encode(data, shape, axis, channels):
     elif axis in (0, codes.ndim - 1):
         options.append(lookup.encode(codes, axis))
     best = min(filter(None, options), key=lambda found: found.bytes)
-    return best if best.bytes + DECODE_BYTES < codes.size else None
+    return best if best.bytes + readers * DECODE_BYTES < codes.size else None
 
 
 def decode(
