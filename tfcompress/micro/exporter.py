@@ -16,7 +16,13 @@ from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.integer_tflite import integer_graph
-from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, packed_kernels
+from tfcompress.litert.kernels import (
+    DATA_AND_BIAS,
+    GATHER,
+    Kernel,
+    Match,
+    packed_kernels,
+)
 from tfcompress.litert.proof.output import replaced_when_done
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.stored import check_written, kernel_tensors
@@ -37,11 +43,14 @@ from tfcompress.micro.runtime import (
     relative_time,
 )
 from tfcompress.micro.source import SUFFIXES, header_path, sources
+from tfcompress.micro.tables import check_tables, drop_negative_tokens, write_tables
 from tfcompress.progress_bar import announced
 from tfcompress.quantizers.packing import unpack
 
 # Timed runs of each file.
 RUNS = 20
+# Places of kernels and tables among the inputs of operators.
+_KERNEL = {GATHER: 0, **dict.fromkeys(DATA_AND_BIAS, 1)}
 # Bytes of a zero point, with its length and alignment.
 _RANGE_BYTES = 12
 
@@ -130,27 +139,22 @@ def int8_file(
     file, places, tables, ranges = integer_graph(
         model, kernels, representative, names, False, batch_size
     )
-    if tables:
-        found = next(iter(tables.values()))
-        raise ValueError(
-            "Layers whose kernels TensorFlow Lite Micro decodes are expected with "
-            f"target='micro'. Received: the embedding '{found.kernel.layer}', whose "
-            "rows it cannot look up in few bits. Export with target='litert', or let "
-            "the model begin after the embedding, and look rows up outside."
-        )
+    written = write_tables(file, tables)
+    drop_negative_tokens(file)
     file = flatbuffer.read(flatbuffer.write(file))  # new names become bytes
     layers = layer_names(file, model)
     check_supported(file, layers)
     matches = [found for *_, found in places]
-    graph, planned = file.subgraphs[0], {found.kernel.layer for found in matches}
+    graph = file.subgraphs[0]
+    planned = {*written, *(found.kernel.layer for found in matches)}
     for operator, layer in zip(graph.operators, layers, strict=True):
-        reads_kernel = operator_name(file, operator) in DATA_AND_BIAS
+        of_kernel = _KERNEL.get(operator_name(file, operator))
         for place, index in enumerate(operator.inputs):
             if index >= 0:
                 tensor = graph.tensors[index]
                 name = flatbuffer.tensor_name(tensor)
                 name = name if name in planned else layer
-                _simplify(file, tensor, name if reads_kernel and place == 1 else None)
+                _simplify(file, tensor, name if place == of_kernel else None)
     for index in graph.outputs:
         graph.tensors[index].shapeSignature = None
     file.signatureDefs = None
@@ -159,7 +163,9 @@ def int8_file(
         dataclasses.replace(x, kernel=dataclasses.replace(x.kernel, bits=8))
         for x in matches
     ]
-    return flatbuffer.write(file), in_int8, ranges, layers
+    content = flatbuffer.write(file)
+    check_tables(content, written)
+    return content, in_int8, ranges, layers
 
 
 def flash_size(model: keras.Model) -> int:

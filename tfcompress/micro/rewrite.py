@@ -12,6 +12,7 @@ from tfcompress.micro.encodings.choice import encode
 from tfcompress.micro.encodings.encoded import NAMES, Encoded
 from tfcompress.micro.kernels import StoredKernel, stored_kernels
 from tfcompress.micro.operators import DECODE
+from tfcompress.micro.tables import table_rows
 
 # Operators that can be split by output channels, the first axis of their kernels.
 SPLITTABLE = ("CONV_2D", "FULLY_CONNECTED")
@@ -37,10 +38,9 @@ def encoded_file(
         "int8_bytes", "parts"} of each kernel.
     """
     model = flatbuffer.read(content)
-    kernels = stored_kernels(model)
+    kernels, rows = stored_kernels(model), table_rows(model)
     rewriter = _Rewriter(model)
     chosen: dict[int, tuple] = {}
-    rows = []
     for kernel in kernels:
         count = parts.get(kernel.operators[0], 1)
         chunks = np.array_split(kernel.codes, max(1, count))

@@ -63,7 +63,7 @@ def quantized_tflite(
         for name, limits in ranges.items():
             _adjust(name, limits, choose)
         quantized = bytes(engine.quantize(ranges).quantized_model)
-    quantized = _returning_first(quantized, outputs)
+    quantized = _with_exact_integers(_returning_first(quantized, outputs))
     return _with_float_ends(quantized) if float_ends else quantized
 
 
@@ -107,6 +107,35 @@ def _returning_first(content: bytes, outputs: int) -> bytes:
     graph = model.subgraphs[model.signatureDefs[0].subgraphIndex]
     graph.outputs = graph.outputs[:outputs]
     return flatbuffer.write(model)
+
+
+def _with_exact_integers(content: bytes) -> bytes:
+    """Lets inputs stay float32 that are read as integers, such as tokens.
+
+    Keras's inputs are float32 unless said otherwise. In 8 bits others would be read.
+    """
+    model = flatbuffer.read(content)
+    for graph in model.subgraphs:
+        for index in graph.inputs:
+            readers = _readers(graph, index)
+            floats = [int(reader.outputs[0]) for reader in readers]
+            casts = [x for i in floats for x in _readers(graph, i)]
+            if _are(model, readers, "DEQUANTIZE") and _are(model, casts, "CAST"):
+                graph.tensors[index].type = schema.TensorType.FLOAT32
+                graph.tensors[index].quantization = None
+                graph.operators = [x for x in graph.operators if x not in readers]
+                for cast in casts:
+                    cast.inputs = np.array([index], np.int32)
+    return flatbuffer.write(model)
+
+
+def _readers(graph, index):
+    return [x for x in graph.operators if index in x.inputs]
+
+
+def _are(model, operators, name):
+    names = [flatbuffer.operator_name(model, x) for x in operators]
+    return bool(names) and all(found == name for found in names)
 
 
 def _batches(
