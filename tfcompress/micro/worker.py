@@ -2,7 +2,9 @@
 
 The runtime trusts its files, and an arena that is too small can end its process. So it
 runs in this program, which imports nothing but the runtime and NumPy. Requests come by
-stdin and results go by stdout, pickled. Messages of the runtime go to stderr.
+stdin and results go by stdout, pickled. Before a result, None comes after each step of
+the work, so that long work can be told from a run that never ends. Messages of the
+runtime go to stderr.
 """
 
 import multiprocessing
@@ -11,6 +13,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tflite_micro import runtime
@@ -21,6 +24,7 @@ STEP = 16
 _FORK = multiprocessing.get_context("fork")
 
 _loaded: dict[str, "_File"] = {}
+_results = os.fdopen(os.dup(1), "wb")
 
 
 class _File:
@@ -51,6 +55,12 @@ class _File:
             self.interpreter.set_input(zeros, place)
 
 
+def _send(message: tuple[bool, Any] | None = None) -> None:
+    """Sends a result, or that a step is done."""
+    pickle.dump(message, _results)
+    _results.flush()
+
+
 def load(name: str, content: bytes, arena: int) -> None:
     """Loads a file under a name, with an arena of so many bytes."""
     _loaded[name] = _File(content, arena)
@@ -76,6 +86,7 @@ def run(name: str, batch: Sequence[np.ndarray], outputs: int) -> list[np.ndarray
         interpreter.invoke()
         for place, arrays in enumerate(results):
             arrays.append(interpreter.get_output(place))
+        _send()
     return [np.concatenate(arrays) for arrays in results]
 
 
@@ -109,6 +120,7 @@ def fits(content: bytes, arena: float) -> bool:
     child = _FORK.Process(target=_try_out, args=(content, int(arena)))
     child.start()
     child.join()
+    _send()
     return child.exitcode == 0
 
 
@@ -128,6 +140,7 @@ def milliseconds(names: Sequence[str], runs: int) -> list[list[float]]:
             start = time.perf_counter()
             _loaded[name].interpreter.invoke()
             spent.append((time.perf_counter() - start) * 1000)
+            _send()
     return list(times.values())
 
 
@@ -137,7 +150,6 @@ _TASKS = (load, run, tensors, fits, least_arena, milliseconds)
 def main() -> None:
     """Answers requests `(name of the task, arguments)` until there are no more."""
     tasks: dict[str, Callable] = {task.__name__: task for task in _TASKS}
-    results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
         try:
@@ -145,11 +157,9 @@ def main() -> None:
         except EOFError:
             return
         try:
-            result = True, tasks[name](*arguments)
+            _send((True, tasks[name](*arguments)))
         except Exception as error:
-            result = False, str(error)
-        pickle.dump(result, results)
-        results.flush()
+            _send((False, str(error)))
 
 
 if __name__ == "__main__":
