@@ -142,9 +142,10 @@ def refused(message, model, tmp_path, **kwargs):
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    ({"optimize": "latency"}, "optimize='size' or None.*Received: optimize='latency'"),
-    ({"activations": "float"}, "activations='int8' or None.*activations='float'"),
-    ({"io": "float"}, "io='int8' or None.*Received: io='float'"),
+    ({"optimize": "balanced"}, "'size' or 'latency', or None.*optimize='balanced'"),
+    ({"allowance": 2}, "`allowance` is expected with.*'latency'.*optimize='size'"),
+    ({"activations": "float"}, "activations='int8', or None.*activations='float'"),
+    ({"io": "float"}, "io='int8', or None.*Received: io='float'"),
     ({"representative_data": None}, "target='micro' is expected with `representative_"),
     ({"arena": "64"}, "`arena` is a number of bytes.*Received: arena='64'"),
     ({"arena": 0}, "`arena` is a number of bytes"),

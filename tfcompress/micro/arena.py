@@ -29,7 +29,10 @@ def least_arena(runtime: MicroRuntime, content: bytes) -> int:
 
 
 def fitting_file(
-    runtime: MicroRuntime, plain: bytes, budget: float | None
+    runtime: MicroRuntime,
+    plain: bytes,
+    budget: float | None,
+    encodings: Mapping[int, tuple[int, ...]] | None = None,
 ) -> tuple[bytes, list[dict[str, Any]], int, int]:
     """Encodes an int8 file so that it runs in an arena.
 
@@ -41,6 +44,7 @@ def fitting_file(
         runtime: a `MicroRuntime`.
         plain: the int8 file.
         budget: bytes of the arena, or None for any.
+        encodings: those that kernels may have, as `encoded_file` takes them.
 
     Returns:
         `(content, rows, arena, plain arena)`: the file and the rows of `encoded_file`,
@@ -51,7 +55,7 @@ def fitting_file(
     """
     plain_arena = least_arena(runtime, plain)
     if budget is None:
-        return *_encoded(runtime, plain, {}), plain_arena
+        return *_encoded(runtime, plain, {}, encodings), plain_arena
     if plain_arena > budget:
         raise ValueError(
             f"`arena` is at least {plain_arena:,} bytes for this model, without any "
@@ -60,15 +64,15 @@ def fitting_file(
         )
 
     def fits(parts):
-        return runtime("fits", encoded_file(plain, parts)[0], budget)
+        return runtime("fits", encoded_file(plain, parts, encodings)[0], budget)
 
-    options = _Planner(plain, plain_arena).options(budget, fits)
-    best = min(options, key=lambda parts: len(encoded_file(plain, parts)[0]))
-    return *_encoded(runtime, plain, best), plain_arena
+    options = _Planner(plain, plain_arena, encodings).options(budget, fits)
+    best = min(options, key=lambda parts: len(encoded_file(plain, parts, encodings)[0]))
+    return *_encoded(runtime, plain, best, encodings), plain_arena
 
 
-def _encoded(runtime, plain, parts):
-    content, rows = encoded_file(plain, parts)
+def _encoded(runtime, plain, parts, encodings):
+    content, rows = encoded_file(plain, parts, encodings)
     return content, rows, least_arena(runtime, content)
 
 
@@ -78,12 +82,18 @@ class _Planner:
     Args:
         content: the int8 file.
         arena: int. Smallest arena in which it runs.
+        encodings: those that kernels may have.
     """
 
-    def __init__(self, content: bytes, arena: int) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        arena: int,
+        encodings: Mapping[int, tuple[int, ...]] | None,
+    ) -> None:
         self._model = flatbuffer.read(content)
         self._graph = self._model.subgraphs[0]
-        self._kernels = stored_kernels(self._model)
+        self._kernels = stored_kernels(self._model, encodings)
         self._live = self._live_bytes()
         # Memory of the runtime itself.
         self._kept = arena - max(self._live, default=0)

@@ -23,10 +23,12 @@ from tfcompress.litert.kernels import (
     Match,
     packed_kernels,
 )
+from tfcompress.litert.lowering.lowering import ALLOWANCES
 from tfcompress.litert.proof.output import replaced_when_done
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.stored import check_written, kernel_tensors
 from tfcompress.micro.arena import fitting_file
+from tfcompress.micro.costs import looked_up_in_time
 from tfcompress.micro.operators import (
     check_supported,
     layer_names,
@@ -61,13 +63,15 @@ def export_micro(
     verify: Any,
     representative_data: Any,
     arena: float | str | None,
+    optimize: str,
+    allowance: float | None,
 ) -> dict[str, Any]:
     """Writes the file of a finalized model for TensorFlow Lite Micro, and proves it.
 
     See `tfcompress.litert.export` with target="micro".
 
     Args:
-        model, path, verify, representative_data, arena: as there.
+        model, path, verify, representative_data, arena, optimize, allowance: as there.
 
     Returns:
         The dict described there.
@@ -92,7 +96,12 @@ def export_micro(
         plain, matches, ranges, layers = int8_file(model, kernels, representative)
         check_written(_planned(plain, matches), matches)
         _check_runs(runtime, plain, layers)
-        content, rows, least, plain_least = fitting_file(runtime, plain, budget)
+        encodings = None
+        if optimize == "latency":
+            encodings = looked_up_in_time(plain, allowance or ALLOWANCES[optimize])
+        content, rows, least, plain_least = fitting_file(
+            runtime, plain, budget, encodings
+        )
         comparison = prove(runtime, plain, content, model, samples)
         operators = resolver_methods(content)
         latency_ratio = relative_time(runtime, ("int8", "encoded"), RUNS)

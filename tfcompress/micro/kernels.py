@@ -1,12 +1,14 @@
 """Kernels of an int8 file, and the encoding of each."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.kernels import DATA_AND_BIAS
+from tfcompress.micro.encodings.encoded import NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class StoredKernel:
         codes: int8 array.
         axis: int. Axis of channels.
         channels: int. Number of scales; 1 for one scale of all channels.
+        encodings: tuple of ints. Kinds of encodings that it may have beside INT8.
     """
 
     operators: tuple[int, ...]
@@ -30,10 +33,19 @@ class StoredKernel:
     codes: np.ndarray
     axis: int
     channels: int
+    encodings: tuple[int, ...]
 
 
-def stored_kernels(model: schema.ModelT) -> list[StoredKernel]:
-    """Lists the constant INT8 kernels of a file, in the order of their operators."""
+def stored_kernels(
+    model: schema.ModelT, encodings: Mapping[int, tuple[int, ...]] | None = None
+) -> list[StoredKernel]:
+    """Lists the constant INT8 kernels of a file, in the order of their operators.
+
+    Args:
+        model: the parsed file.
+        encodings: those of each kernel by the position of its first reader; all where
+            none are given.
+    """
     graph = model.subgraphs[0]
     readers: dict[int, list[int]] = {}
     for position, operator in enumerate(graph.operators):
@@ -53,6 +65,7 @@ def stored_kernels(model: schema.ModelT) -> list[StoredKernel]:
                 codes=data.view(np.int8).reshape(tensor.shape),
                 axis=int(tensor.quantization.quantizedDimension),
                 channels=len(tensor.quantization.scale),
+                encodings=(encodings or {}).get(positions[0], tuple(NAMES)),
             )
         )
     return found
