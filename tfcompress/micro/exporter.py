@@ -38,11 +38,13 @@ from tfcompress.micro.operators import (
 from tfcompress.micro.proof import prove
 from tfcompress.micro.rewrite import encoded_file
 from tfcompress.micro.runtime import (
+    EndedError,
     MicroError,
     MicroRunner,
     MicroRuntime,
     check_installed,
     relative_time,
+    sufficient_arena,
 )
 from tfcompress.micro.source import SUFFIXES, header_path, sources
 from tfcompress.micro.tables import check_tables, drop_negative_tokens, write_tables
@@ -245,15 +247,43 @@ def _check_runs(runtime: MicroRuntime, plain: bytes, layers: Sequence[str]) -> N
         runtime("milliseconds", ("int8",), 1)
     except MicroError as error:
         place = error.operator()
+        if isinstance(error, EndedError):
+            place = _ending(plain)
         if place is None:
             raise
         raise ValueError(
             "Layers that TensorFlow Lite Micro computes in int8 are expected. "
             f"Received: '{layers[place]}', which it refuses. Replace it by another "
             "layer, or let the model end before it, and compute it on the device "
-            "yourself. The "
-            f"runtime says: {error.messages.strip()}"
+            "yourself. Ranges of activations that differ much may be the cause too: "
+            "train longer, or give other `representative_data`. The runtime says: "
+            f"{error.messages.strip() or 'nothing'}"
         ) from error
+
+
+def _ending(content: bytes) -> int:
+    """Returns the position of the operator that ends the runtime's process."""
+    count = len(flatbuffer.read(content).subgraphs[0].operators)
+    low, high = 0, count
+    with MicroRuntime() as runtime:
+        while high - low > 1:
+            middle = (low + high) // 2
+            start = _start(content, middle)
+            if runtime("fits", start, sufficient_arena(content)):
+                low = middle
+            else:
+                high = middle
+    return high - 1
+
+
+def _start(content, count):
+    """The file with its first operators only."""
+    model = flatbuffer.read(content)
+    (graph,) = model.subgraphs
+    graph.operators = graph.operators[:count]
+    graph.outputs = graph.operators[-1].outputs
+    flatbuffer.drop_unused_tensors(model)
+    return flatbuffer.write(model)
 
 
 def is_source(path: str | os.PathLike) -> bool:

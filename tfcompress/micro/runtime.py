@@ -78,6 +78,10 @@ class MicroError(ValueError):
         return int(found[1]) if found else None
 
 
+class EndedError(MicroError):
+    """Error of the runtime that ended its process."""
+
+
 class MicroRuntime:
     """Process that runs files in TensorFlow Lite Micro.
 
@@ -115,8 +119,9 @@ class MicroRuntime:
         """Runs a task of `worker.py`, and returns its result.
 
         Raises:
-            MicroError: if the task fails, ends the process, or has done no step of its
-                work for `PATIENCE` seconds.
+            EndedError: if the task ends the process.
+            MicroError: if it fails, or has done no step of its work for `PATIENCE`
+                seconds.
         """
         seen = self._log.seek(0, 2)
         try:
@@ -133,7 +138,7 @@ class MicroRuntime:
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             self._end()
             code = self._process.returncode
-            raise MicroError(
+            raise EndedError(
                 f"ended its process with code {code}", self._messages(seen)
             ) from error
         if not succeeded:
