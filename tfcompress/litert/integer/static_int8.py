@@ -42,7 +42,7 @@ def quantized_tflite(
 
     Raises:
         ImportError: if litert-quantizer is not installed.
-        ValueError: if it cannot quantize an operator of the file.
+        ValueError: if it cannot quantize an operator of the file, such as a loop.
     """
     try:
         from litert_quantizer import quantizer, recipe
@@ -51,6 +51,7 @@ def quantized_tflite(
             "activations='int8' needs the package litert-quantizer. Install "
             "`tfcompress[int8]`."
         ) from error
+    _check_no_loops(content)
     content = _starting_with(content, next(iter(samples)))
     outputs, content = _returning_unread(content)
     batches = list(_batches(samples, Runner(content).batch_size or BATCH_SIZE))
@@ -65,6 +66,18 @@ def quantized_tflite(
         quantized = bytes(engine.quantize(ranges).quantized_model)
     quantized = _with_exact_integers(_returning_first(quantized, outputs))
     return _with_float_ends(quantized) if float_ends else quantized
+
+
+def _check_no_loops(content: bytes) -> None:
+    model = flatbuffer.read(content)
+    operators = [x for graph in model.subgraphs for x in graph.operators]
+    if any(flatbuffer.operator_name(model, x) == "WHILE" for x in operators):
+        raise ValueError(
+            "A file is expected in which litert-quantizer can quantize every operator. "
+            "Received one with loops over steps. Export it with target='litert' and "
+            "activations='float', or build recurrent layers with unroll=True for "
+            "activations='int8' and target='micro'."
+        )
 
 
 def _starting_with(content: bytes, batch: Sequence[np.ndarray]) -> bytes:
@@ -221,10 +234,8 @@ def _explained() -> Iterator[None]:
         message = next(iter(str(error).splitlines()), "nothing")
         raise ValueError(
             "A file is expected in which litert-quantizer can quantize every operator. "
-            "Received one with others, such as loops over steps. Export it with "
-            "target='litert' and activations='float', or build recurrent layers with "
-            "unroll=True for activations='int8' and target='micro'. "
-            f"litert-quantizer says: {message[:300]}"
+            "Received one with others. Export it with target='litert' and "
+            f"activations='float'. litert-quantizer says: {message[:300]}"
         ) from error
 
 
