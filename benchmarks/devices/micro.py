@@ -3,7 +3,8 @@
 Exports networks for microcontrollers after a few steps of training on random data.
 Zeros and levels are those of the scheme; accuracy is not measured. Each file is
 compared with the stock int8 file of the float model, by litert-quantizer, in the same
-runtime. Prints a Markdown table. With --output the results are written as JSON.
+runtime. Prints a Markdown table. With --output the results are written as JSON, where
+they replace those of the same networks and schemes.
 
 The last column is the time relative to the stock file. The runtime of the package has
 the reference kernels of x86-64: on a device with faster ones decoding weighs more.
@@ -36,11 +37,24 @@ flags.DEFINE_string(
     "resnet8", None, "A file of MLPerf Tiny's ResNet-8; random weights without it."
 )
 flags.DEFINE_list("only", [], "Networks to measure; all by default.")
+flags.DEFINE_list("schemes", [], "Schemes to measure; all by default.")
 flags.DEFINE_string("arena", None, "Arena of all files, such as '64 kB'.")
 flags.DEFINE_string("output", None, "A .json file for the results.")
 
 FOUR_BITS = tfc.QuantizeConfig(tfc.quantizers.Uniform(bits=4))
-SCHEMES = ("ternary", "ternary, 80 % zeros", "4 bits")
+SCHEMES = (
+    "ternary",
+    "ternary 80 % zeros",
+    "4 bits",
+    "4 bits for time",
+    "4 bits in 1.6 times the time",
+    "30 % of the flash",
+)
+# Options of `export`.
+TIMES = {
+    "4 bits for time": {"optimize": "latency"},
+    "4 bits in 1.6 times the time": {"optimize": "latency", "allowance": 1.6},
+}
 # Its first and last layers hold 60 % of the weights, and are ternary too.
 TERNARY_ENDS = ("autoencoder",)
 
@@ -59,6 +73,13 @@ def mobilenet():
     """MobileNetV1 of a quarter of the channels, MLPerf Tiny's visual wake words."""
     return keras.applications.MobileNet(
         (96, 96, 3), alpha=0.25, weights=None, classes=2
+    )
+
+
+def mobilenet_v2():
+    """MobileNetV2 of 0.35 times the channels, for small images."""
+    return keras.applications.MobileNetV2(
+        (96, 96, 3), alpha=0.35, weights=None, classes=2
     )
 
 
@@ -85,7 +106,8 @@ def autoencoder():
 
 
 NETWORKS = {
-    make.__name__: make for make in (lenet5, resnet8, mobilenet, ds_cnn, autoencoder)
+    make.__name__: make
+    for make in (lenet5, resnet8, mobilenet, mobilenet_v2, ds_cnn, autoencoder)
 }
 
 
@@ -98,13 +120,15 @@ def stock_int8(model, samples):
     return flatbuffer.write(flatbuffer.read(content))
 
 
-def scheme_for(model, name, scheme):
+def scheme_for(model, name, scheme, stock_bytes):
     """Scheme of a network. First and last layers have 8 bits beside ternary ones."""
     ends = "ternary" if name in TERNARY_ENDS else "8bit"
-    if scheme == "4 bits":
+    if scheme == "30 % of the flash":
+        return tfc.SizeConstrained(size=int(0.3 * stock_bytes), target="micro")
+    if scheme.startswith("4 bits"):
         rows = tfc.plan(model, tfc.PrunedTernary()).treated()
         return tfc.PrunedTernary(overrides={row.name: FOUR_BITS for row in rows})
-    sparsity = 0.8 if scheme == "ternary, 80 % zeros" else None
+    sparsity = 0.8 if scheme == "ternary 80 % zeros" else None
     return tfc.PrunedTernary(sparsity, first_last=ends)
 
 
@@ -116,17 +140,17 @@ def measure(name, scheme):
     samples = np.random.default_rng(0).normal(size=shape).astype("float32")
     if name == "resnet8":  # it takes pixels
         samples = np.clip(128 + 64 * samples, 0, 255)
-    student = tfc.compress(model, scheme_for(model, name, scheme))
+    stock = stock_int8(model, samples)
+    student = tfc.compress(model, scheme_for(model, name, scheme, len(stock)))
     student.compile(keras.optimizers.SGD(1e-4), "mse")
-    student.fit(samples, model.predict(samples), batch_size=4, epochs=3)
+    student.fit(samples, model.predict(samples), batch_size=4, epochs=4)
     tiny = tfc.finalize(student)
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / "micro.tflite"
     report = tfc.export(
         tiny, path, samples, representative_data=samples, target="micro",
-        arena=FLAGS.arena,
+        arena=FLAGS.arena, **TIMES.get(scheme, {}),
     )  # fmt: skip
-    stock = stock_int8(model, samples)
     with MicroRuntime() as runtime:
         for key, content in (("stock", stock), ("ours", path.read_bytes())):
             MicroRunner(runtime, content, key)
@@ -164,13 +188,20 @@ def main(argv):
     )
     results = []
     for name in FLAGS.only or NETWORKS:
-        for scheme in SCHEMES:
+        for scheme in FLAGS.schemes or SCHEMES:
             results.append(measure(name, scheme))
             print(row_of(results[-1]), flush=True)
     if FLAGS.output:
-        version = importlib.metadata.version("tflite-micro")
-        report = {"runtime": f"tflite-micro {version}", "results": results}
-        pathlib.Path(FLAGS.output).write_text(json.dumps(report, indent=1) + "\n")
+        write(pathlib.Path(FLAGS.output), results)
+
+
+def write(path, results):
+    """Writes results, and keeps those of other networks and schemes in the file."""
+    version = importlib.metadata.version("tflite-micro")
+    found = json.loads(path.read_text())["results"] if path.exists() else []
+    new = {(x["network"], x["scheme"]): x for x in [*found, *results]}
+    report = {"runtime": f"tflite-micro {version}", "results": [*new.values()]}
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

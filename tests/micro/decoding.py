@@ -34,16 +34,14 @@ def add_code(model: schema.ModelT, builtin: int, custom: str | None = None) -> i
     return len(model.operatorCodes) - 1
 
 
-def decoded_by_runtime(
-    runtime: MicroRuntime,
+def decoding_file(
     encoded: Sequence[Encoded],
     shapes: Sequence[tuple[int, ...]],
     axes: Sequence[int | None],
-) -> list[np.ndarray]:
-    """Decodes tensors in the runtime.
+) -> bytes:
+    """Returns a file that decodes tensors, and returns them.
 
     Args:
-        runtime: a `MicroRuntime`.
         encoded: tensors to decode.
         shapes: their shapes.
         axes: the axis of their scales, or None for one scale.
@@ -82,6 +80,22 @@ def decoded_by_runtime(
             )
         )
     graph.outputs = np.array(targets, np.int32)
-    content = flatbuffer.write(model)
+    return flatbuffer.write(model)
+
+
+def decoded_by_runtime(
+    runtime: MicroRuntime,
+    encoded: Sequence[Encoded],
+    shapes: Sequence[tuple[int, ...]],
+    axes: Sequence[int | None],
+) -> list[np.ndarray]:
+    """Decodes tensors in the runtime.
+
+    Args:
+        runtime: a `MicroRuntime`.
+        encoded, shapes, axes: as `decoding_file` takes them.
+    """
+    content = decoding_file(encoded, shapes, axes)
+    targets = flatbuffer.read(content).subgraphs[0].outputs.tolist()
     received = runtime("tensors", content, sufficient_arena(content), targets)
     return [x.reshape(shape) for x, shape in zip(received, shapes, strict=True)]

@@ -14,9 +14,10 @@ import tfcompress as tfc
 from tests.litert.models import MODELS
 from tests.litert.packed_models import make_packed
 from tfcompress.litert import flatbuffer
+from tfcompress.litert.kernels import packed_kernels
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.micro import runtime as micro_runtime
-from tfcompress.micro.exporter import flash_size
+from tfcompress.micro.exporter import _check_runs, flash_size, int8_file
 from tfcompress.micro.operators import operator_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow Lite Micro and Keras have")
@@ -142,9 +143,10 @@ def refused(message, model, tmp_path, **kwargs):
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    ({"optimize": "latency"}, "optimize='size' or None.*Received: optimize='latency'"),
-    ({"activations": "float"}, "activations='int8' or None.*activations='float'"),
-    ({"io": "float"}, "io='int8' or None.*Received: io='float'"),
+    ({"optimize": "balanced"}, "'size' or 'latency', or None.*optimize='balanced'"),
+    ({"allowance": 2}, "`allowance` is expected with.*'latency'.*optimize='size'"),
+    ({"activations": "float"}, "activations='int8', or None.*activations='float'"),
+    ({"io": "float"}, "io='int8', or None.*Received: io='float'"),
     ({"representative_data": None}, "target='micro' is expected with `representative_"),
     ({"arena": "64"}, "`arena` is a number of bytes.*Received: arena='64'"),
     ({"arena": 0}, "`arena` is a number of bytes"),
@@ -177,6 +179,24 @@ def test_operators_that_the_runtime_lacks_are_refused_by_layer(name, tmp_path):
     data = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     message = f"Received: GELU of '{name}'. Replace these layers"
     refused(message, model, tmp_path, target="micro", representative_data=data)
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_layer_that_ends_the_process_of_the_runtime_is_named(runtime, depth):
+    stack = [kl.Conv2D(4, 3, padding="same") for _ in range(depth)]
+    x = inputs = keras.Input((8, 8, 4))
+    for layer in stack:
+        x = layer(x)
+    x = kl.Add(name="sum")([x, kl.Conv2D(4, 3, padding="same", name="last")(x)])
+    model = make_packed(keras.Model(inputs, kl.Conv2D(4, 3)(x)), (8,))
+    samples = Samples(model, np.random.default_rng(0).normal(size=(4, 8, 8, 4)))
+    plain, _, _, layers = int8_file(model, packed_kernels(model), samples)
+    file = flatbuffer.read(plain)
+    (graph,) = file.subgraphs
+    sums = [x for x in graph.operators if operator_name(file, x) == "ADD"]
+    graph.tensors[sums[0].outputs[0]].quantization.scale = np.float32([1e-9])
+    with pytest.raises(ValueError, match="computes in int8.*Received: 'sum', which"):
+        _check_runs(runtime, flatbuffer.write(file), layers)
 
 
 def test_arena_smaller_than_the_activations_is_refused_with_the_smallest(

@@ -92,12 +92,26 @@ def test_no_kernel_makes_the_file_larger():
     stack = [kl.Conv2D(n, 3, padding="same") for n in (3, 4, 6, 8, 12)]
     _, _, plain = made((8, 8, 4), stack, (2, 4, 8))
     whole, rows = encoded_file(plain, {})
-    positions = [kernel.operator for kernel in stored_kernels(flatbuffer.read(plain))]
+    kernels = stored_kernels(flatbuffer.read(plain))
+    positions = [kernel.operators[0] for kernel in kernels]
     assert {row["encoding"] for row in rows} > {"INT8"}
     for position, row in zip(positions, rows, strict=True):
         other, _ = encoded_file(plain, {position: 0})
         if row["encoding"] != "INT8":
             assert len(whole) <= len(other)
+
+
+@pytest.mark.parametrize("calls, decodes", [(1, 1), (3, 3), (9, 0)])
+def test_kernel_of_several_readers_is_encoded_if_it_pays_for_each(
+    runtime, calls, decodes
+):
+    stack = [kl.Dense(30, activation="relu")] * calls
+    _, _, plain = made((30,), [*stack, kl.Dense(200)])
+    content, (row, _) = encoded_file(plain, {})
+    # It saves 600 bytes, and each DECODE takes 96. That of the last layer is one more.
+    assert names_of(content).count("TFLM_DECODE") == decodes + 1
+    assert row["encoding"] == ("Huffman" if decodes else "INT8")
+    check_kernels(runtime, plain, content)
 
 
 def test_channels_of_zeros_and_equal_kernels_are_encoded(runtime):

@@ -28,9 +28,14 @@ from tfcompress.progress_bar import announced
 TARGETS = ("litert", "micro")
 OPTIMIZE = ("size", "balanced", "latency")
 DTYPES = ("float", "int8")
-# Options where none are given. The files of microcontrollers know one way only.
+# Options where none are given, and those that the files of microcontrollers have.
 _OF_LITERT = {"optimize": "size", "activations": "float", "io": "float"}
 _OF_MICRO = {"optimize": "size", "activations": "int8", "io": "int8"}
+_VALUES_OF_MICRO = {
+    "optimize": ("size", "latency"),
+    "activations": ("int8",),
+    "io": ("int8",),
+}
 # Suffixes of source code, and those that are written.
 _SOURCES = (".c", ".cc", ".cpp", ".h", ".hpp")
 _WRITTEN = (("micro", ".cc"), ("micro", ".cpp"))
@@ -62,7 +67,8 @@ def export(
 
     With target="micro" the file computes with int8 throughout, and takes and returns
     int8. Each kernel gets the encoding with the fewest bytes that TensorFlow Lite Micro
-    decodes: look-up tables, Huffman codes, a pruning mask, or none. That runtime must
+    decodes: look-up tables, Huffman codes, a pruning mask, or none. For
+    optimize="latency" it gets a look-up table or none. That runtime must
     decode each kernel to its codes, have the outputs of the same file without encodings
     to the bit, and predict nearly like Keras.
 
@@ -79,7 +85,8 @@ def export(
         optimize: "size", for the smallest file, which computes in float and decodes all
             kernels to float in memory; "latency", for the fewest bytes in about the
             time of a file with INT8 kernels; or "balanced", for the fewest bytes in the
-            time of the float file. None is "size".
+            time of the float file. None is "size". target="micro" has "size" and
+            "latency".
         activations: "float", or "int8" unless optimize="size", for a file that
             computes with integers throughout. Learned ranges of activations are kept;
             others come from `representative_data`. Layers kept in float are quantized
@@ -114,8 +121,9 @@ def export(
         file, "int8_flash_bytes" and "int8_arena_bytes" of the same file without
         encodings, "latency_ratio" of the two in the runtime on this machine, and
         "operators", the methods of a MicroMutableOpResolver. "tensors" is then a list
-        of {"tensor", "shape", "encoding", "bits", "bytes", "int8_bytes", "parts"}:
-        "bits" are those of an index, or of the longest code.
+        of {"tensor", "shape", "encoding", "bits", "bytes", "int8_bytes", "parts",
+        "reason"}: "bits" are those of an index, or of the longest code, and "reason"
+        says why the kernel got its encoding.
 
     Raises:
         ImportError: if activations="int8" and litert-quantizer is not installed; or if
@@ -139,7 +147,9 @@ def export(
         # Not at the top: it is rarely needed.
         from tfcompress.micro.exporter import export_micro
 
-        return export_micro(model, path, verify, representative_data, arena)
+        return export_micro(
+            model, path, verify, representative_data, arena, optimize, allowance
+        )
     kernels = packed_kernels(model)
     model = functional(model)
     samples = Samples(model, verify)
@@ -248,10 +258,12 @@ def _of_target(target: str, **options: str | None) -> list[str]:
     if target not in TARGETS:
         raise ValueError(f"`target` is one of {TARGETS}. Received: target={target!r}.")
     for name, value in options.items():
-        if target == "micro" and value not in (None, _OF_MICRO[name]):
+        known = _VALUES_OF_MICRO[name]
+        if target == "micro" and value not in (None, *known):
             raise ValueError(
-                f"{name}={_OF_MICRO[name]!r} or None is expected with target='micro', "
-                f"whose files are int8 throughout. Received: {name}={value!r}."
+                f"{name}={' or '.join(map(repr, known))}, or None, is expected with "
+                "target='micro', whose files are int8 throughout. Received: "
+                f"{name}={value!r}."
             )
     defaults = _OF_MICRO if target == "micro" else _OF_LITERT
     return [defaults[name] if x is None else x for name, x in options.items()]

@@ -29,7 +29,10 @@ def least_arena(runtime: MicroRuntime, content: bytes) -> int:
 
 
 def fitting_file(
-    runtime: MicroRuntime, plain: bytes, budget: float | None
+    runtime: MicroRuntime,
+    plain: bytes,
+    budget: float | None,
+    encodings: Mapping[int, tuple[int, ...]] | None = None,
 ) -> tuple[bytes, list[dict[str, Any]], int, int]:
     """Encodes an int8 file so that it runs in an arena.
 
@@ -41,6 +44,7 @@ def fitting_file(
         runtime: a `MicroRuntime`.
         plain: the int8 file.
         budget: bytes of the arena, or None for any.
+        encodings: those that kernels may have, as `encoded_file` takes them.
 
     Returns:
         `(content, rows, arena, plain arena)`: the file and the rows of `encoded_file`,
@@ -51,7 +55,7 @@ def fitting_file(
     """
     plain_arena = least_arena(runtime, plain)
     if budget is None:
-        return *_encoded(runtime, plain, {}), plain_arena
+        return *_encoded(runtime, plain, {}, encodings), plain_arena
     if plain_arena > budget:
         raise ValueError(
             f"`arena` is at least {plain_arena:,} bytes for this model, without any "
@@ -60,15 +64,15 @@ def fitting_file(
         )
 
     def fits(parts):
-        return runtime("fits", encoded_file(plain, parts)[0], budget)
+        return runtime("fits", encoded_file(plain, parts, encodings)[0], budget)
 
-    options = _Planner(plain, plain_arena).options(budget, fits)
-    best = min(options, key=lambda parts: len(encoded_file(plain, parts)[0]))
-    return *_encoded(runtime, plain, best), plain_arena
+    options = _Planner(plain, plain_arena, encodings).options(budget, fits)
+    best = min(options, key=lambda parts: len(encoded_file(plain, parts, encodings)[0]))
+    return *_encoded(runtime, plain, best, encodings), plain_arena
 
 
-def _encoded(runtime, plain, parts):
-    content, rows = encoded_file(plain, parts)
+def _encoded(runtime, plain, parts, encodings):
+    content, rows = encoded_file(plain, parts, encodings)
     return content, rows, least_arena(runtime, content)
 
 
@@ -78,12 +82,18 @@ class _Planner:
     Args:
         content: the int8 file.
         arena: int. Smallest arena in which it runs.
+        encodings: those that kernels may have.
     """
 
-    def __init__(self, content: bytes, arena: int) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        arena: int,
+        encodings: Mapping[int, tuple[int, ...]] | None,
+    ) -> None:
         self._model = flatbuffer.read(content)
         self._graph = self._model.subgraphs[0]
-        self._kernels = stored_kernels(self._model)
+        self._kernels = stored_kernels(self._model, encodings)
         self._live = self._live_bytes()
         # Memory of the runtime itself.
         self._kept = arena - max(self._live, default=0)
@@ -99,13 +109,17 @@ class _Planner:
         """
         limit = float(max((kernel.codes.size for kernel in self._kernels), default=0))
         while limit >= LEAST_PART:
-            parts = {x.operator: self._within(x, budget, limit) for x in self._kernels}
+            parts = {
+                x.operators[0]: self._within(x, budget, limit) for x in self._kernels
+            }
             if fits(parts):
                 yield parts
                 break
             limit *= 0.8
         is_whole = limit >= LEAST_PART and all(
-            parts[kernel.operator] for kernel in self._kernels if _saving(kernel) > 0
+            parts[kernel.operators[0]]
+            for kernel in self._kernels
+            if _saving(kernel) > 0
         )
         if not is_whole:
             yield self._one_by_one(budget, fits)
@@ -124,10 +138,10 @@ class _Planner:
 
         Those that save most come first, each in as few parts as fit.
         """
-        chosen = {kernel.operator: 0 for kernel in self._kernels}
+        chosen = {kernel.operators[0]: 0 for kernel in self._kernels}
         for kernel in sorted(self._kernels, key=lambda x: -_saving(x)):
             for count in self._counts(kernel, budget):
-                tried = {**chosen, kernel.operator: count}
+                tried = {**chosen, kernel.operators[0]: count}
                 if fits(tried):
                     chosen = tried
                     break
@@ -139,26 +153,36 @@ class _Planner:
         The runtime keeps some memory for each part, so that smaller parts are not
         always better.
         """
-        free = budget - self._kept - self._live[kernel.operator]
+        live = max(self._live[place] for place in kernel.operators)
+        free = budget - self._kept - live
+        readers = len(kernel.operators)
         saving, count = _saving(kernel), 1
         channels = len(kernel.codes)
         most = channels if self._can_split(kernel, budget) else 1
-        while count <= most and saving > (count - 1) * (DECODE_BYTES + PART_BYTES):
+        while count <= most and saving > (count - 1) * readers * (
+            DECODE_BYTES + PART_BYTES
+        ):
             part = -(-channels // count) * (kernel.codes.size // channels)
-            if part + (count - 1) * _KEPT_PER_PART <= free:
+            if part + (count - 1) * readers * _KEPT_PER_PART <= free:
                 yield count
             count += max(1, count // 4)
 
     def _can_split(self, kernel: StoredKernel, budget: float) -> bool:
-        operator = self._graph.operators[kernel.operator]
+        return kernel.reader in SPLITTABLE and all(
+            self._can_split_reader(kernel, place, budget) for place in kernel.operators
+        )
+
+    def _can_split_reader(
+        self, kernel: StoredKernel, place: int, budget: float
+    ) -> bool:
+        operator = self._graph.operators[place]
         source, target = operator.inputs[0], operator.outputs[0]
         is_grouped = (
             kernel.reader == "CONV_2D"
             and kernel.codes.shape[-1] != self._graph.tensors[source].shape[-1]
         )
         # The parts of the output and the whole of it are there at the same time.
-        needed = self._live[kernel.operator] + self._bytes(target)
-        return kernel.reader in SPLITTABLE and not is_grouped and needed <= budget
+        return not is_grouped and self._live[place] + self._bytes(target) <= budget
 
     def _live_bytes(self) -> list[int]:
         """Returns the bytes of the computed tensors that each operator needs kept."""
@@ -189,7 +213,9 @@ class _Planner:
 def _saving(kernel: StoredKernel) -> int:
     """Returns about how many bytes the file gets smaller by an encoded kernel."""
     found = encoded_chunk(kernel, kernel.codes)
-    return kernel.codes.size - found.bytes - DECODE_BYTES if found else 0
+    if found is None:
+        return 0
+    return kernel.codes.size - found.bytes - len(kernel.operators) * DECODE_BYTES
 
 
 def _computed(

@@ -16,11 +16,19 @@ from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.integer_tflite import integer_graph
-from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, packed_kernels
+from tfcompress.litert.kernels import (
+    DATA_AND_BIAS,
+    GATHER,
+    Kernel,
+    Match,
+    packed_kernels,
+)
+from tfcompress.litert.lowering.lowering import ALLOWANCES
 from tfcompress.litert.proof.output import replaced_when_done
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.stored import check_written, kernel_tensors
 from tfcompress.micro.arena import fitting_file
+from tfcompress.micro.costs import looked_up_in_time
 from tfcompress.micro.operators import (
     check_supported,
     layer_names,
@@ -30,18 +38,23 @@ from tfcompress.micro.operators import (
 from tfcompress.micro.proof import prove
 from tfcompress.micro.rewrite import encoded_file
 from tfcompress.micro.runtime import (
+    EndedError,
     MicroError,
     MicroRunner,
     MicroRuntime,
     check_installed,
     relative_time,
+    sufficient_arena,
 )
 from tfcompress.micro.source import SUFFIXES, header_path, sources
+from tfcompress.micro.tables import check_tables, drop_negative_tokens, write_tables
 from tfcompress.progress_bar import announced
 from tfcompress.quantizers.packing import unpack
 
 # Timed runs of each file.
 RUNS = 20
+# Places of kernels and tables among the inputs of operators.
+_KERNEL = {GATHER: 0, **dict.fromkeys(DATA_AND_BIAS, 1)}
 # Bytes of a zero point, with its length and alignment.
 _RANGE_BYTES = 12
 
@@ -52,13 +65,15 @@ def export_micro(
     verify: Any,
     representative_data: Any,
     arena: float | str | None,
+    optimize: str,
+    allowance: float | None,
 ) -> dict[str, Any]:
     """Writes the file of a finalized model for TensorFlow Lite Micro, and proves it.
 
     See `tfcompress.litert.export` with target="micro".
 
     Args:
-        model, path, verify, representative_data, arena: as there.
+        model, path, verify, representative_data, arena, optimize, allowance: as there.
 
     Returns:
         The dict described there.
@@ -83,7 +98,12 @@ def export_micro(
         plain, matches, ranges, layers = int8_file(model, kernels, representative)
         check_written(_planned(plain, matches), matches)
         _check_runs(runtime, plain, layers)
-        content, rows, least, plain_least = fitting_file(runtime, plain, budget)
+        encodings = None
+        if optimize == "latency":
+            encodings = looked_up_in_time(plain, allowance or ALLOWANCES[optimize])
+        content, rows, least, plain_least = fitting_file(
+            runtime, plain, budget, encodings
+        )
         comparison = prove(runtime, plain, content, model, samples)
         operators = resolver_methods(content)
         latency_ratio = relative_time(runtime, ("int8", "encoded"), RUNS)
@@ -130,27 +150,22 @@ def int8_file(
     file, places, tables, ranges = integer_graph(
         model, kernels, representative, names, False, batch_size
     )
-    if tables:
-        found = next(iter(tables.values()))
-        raise ValueError(
-            "Layers whose kernels TensorFlow Lite Micro decodes are expected with "
-            f"target='micro'. Received: the embedding '{found.kernel.layer}', whose "
-            "rows it cannot look up in few bits. Export with target='litert', or let "
-            "the model begin after the embedding, and look rows up outside."
-        )
+    written = write_tables(file, tables)
+    drop_negative_tokens(file)
     file = flatbuffer.read(flatbuffer.write(file))  # new names become bytes
     layers = layer_names(file, model)
     check_supported(file, layers)
     matches = [found for *_, found in places]
-    graph, planned = file.subgraphs[0], {found.kernel.layer for found in matches}
+    graph = file.subgraphs[0]
+    planned = {*written, *(found.kernel.layer for found in matches)}
     for operator, layer in zip(graph.operators, layers, strict=True):
-        reads_kernel = operator_name(file, operator) in DATA_AND_BIAS
+        of_kernel = _KERNEL.get(operator_name(file, operator))
         for place, index in enumerate(operator.inputs):
             if index >= 0:
                 tensor = graph.tensors[index]
                 name = flatbuffer.tensor_name(tensor)
                 name = name if name in planned else layer
-                _simplify(file, tensor, name if reads_kernel and place == 1 else None)
+                _simplify(file, tensor, name if place == of_kernel else None)
     for index in graph.outputs:
         graph.tensors[index].shapeSignature = None
     file.signatureDefs = None
@@ -159,7 +174,9 @@ def int8_file(
         dataclasses.replace(x, kernel=dataclasses.replace(x.kernel, bits=8))
         for x in matches
     ]
-    return flatbuffer.write(file), in_int8, ranges, layers
+    content = flatbuffer.write(file)
+    check_tables(content, written)
+    return content, in_int8, ranges, layers
 
 
 def flash_size(model: keras.Model) -> int:
@@ -230,15 +247,43 @@ def _check_runs(runtime: MicroRuntime, plain: bytes, layers: Sequence[str]) -> N
         runtime("milliseconds", ("int8",), 1)
     except MicroError as error:
         place = error.operator()
+        if isinstance(error, EndedError):
+            place = _ending(plain)
         if place is None:
             raise
         raise ValueError(
             "Layers that TensorFlow Lite Micro computes in int8 are expected. "
             f"Received: '{layers[place]}', which it refuses. Replace it by another "
             "layer, or let the model end before it, and compute it on the device "
-            "yourself. The "
-            f"runtime says: {error.messages.strip()}"
+            "yourself. Ranges of activations that differ much may be the cause too: "
+            "train longer, or give other `representative_data`. The runtime says: "
+            f"{error.messages.strip() or 'nothing'}"
         ) from error
+
+
+def _ending(content: bytes) -> int:
+    """Returns the position of the operator that ends the runtime's process."""
+    count = len(flatbuffer.read(content).subgraphs[0].operators)
+    low, high = 0, count
+    with MicroRuntime() as runtime:
+        while high - low > 1:
+            middle = (low + high) // 2
+            start = _start(content, middle)
+            if runtime("fits", start, sufficient_arena(content)):
+                low = middle
+            else:
+                high = middle
+    return high - 1
+
+
+def _start(content, count):
+    """The file with its first operators only."""
+    model = flatbuffer.read(content)
+    (graph,) = model.subgraphs
+    graph.operators = graph.operators[:count]
+    graph.outputs = graph.operators[-1].outputs
+    flatbuffer.drop_unused_tensors(model)
+    return flatbuffer.write(model)
 
 
 def is_source(path: str | os.PathLike) -> bool:

@@ -73,7 +73,9 @@ def check_kernels(runtime: MicroRuntime, plain: bytes, content: bytes) -> None:
     ]
     received = runtime("tensors", content, sufficient_arena(content), indices)
     parts = list(_parts(model, dict(zip(indices, received, strict=True))))
-    for kernel in stored_kernels(flatbuffer.read(plain)):
+    kernels = stored_kernels(flatbuffer.read(plain))
+    readers = {place: kernel for kernel in kernels for place in kernel.operators}
+    for _, kernel in sorted(readers.items()):
         joined: list[np.ndarray] = []
         while sum(part.size for part in joined) < kernel.codes.size:
             joined.append(parts.pop(0))

@@ -9,65 +9,70 @@ import numpy as np
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
 from tfcompress.micro.encodings.choice import encode
-from tfcompress.micro.encodings.encoded import NAMES, Encoded
+from tfcompress.micro.encodings.encoded import LOOKUP, NAMES, Encoded
 from tfcompress.micro.kernels import StoredKernel, stored_kernels
 from tfcompress.micro.operators import DECODE
+from tfcompress.micro.tables import table_rows
 
 # Operators that can be split by output channels, the first axis of their kernels.
 SPLITTABLE = ("CONV_2D", "FULLY_CONNECTED")
 # Inputs that the runtime's CONCATENATION takes.
 MOST_CONCATENATED = 10
+# Encodings of a file that would be larger with any: none of the known ones.
+_NONE = (-1,)
 # Bytes of the file for one more part of a split operator, without its kernel.
 PART_BYTES = 320
 
 
 def encoded_file(
-    content: bytes, parts: Mapping[int, int]
+    content: bytes,
+    parts: Mapping[int, int],
+    encodings: Mapping[int, tuple[int, ...]] | None = None,
 ) -> tuple[bytes, list[dict[str, Any]]]:
     """Encodes the kernels of an int8 file where that takes fewer bytes.
 
     Args:
         content: the file.
-        parts: number of parts of operators by their positions: 1 by default, 0 to
-            leave the kernel in INT8. Operators of several parts compute slices of their
-            output channels, which a CONCATENATION joins.
+        parts: number of parts of kernels by the positions of their first readers: 1 by
+            default, 0 to leave a kernel in INT8. Operators of several parts compute
+            slices of their output channels, which a CONCATENATION joins.
+        encodings: those that kernels may have, as `stored_kernels` takes them.
 
     Returns:
         `(content, rows)`: the new file, and {"tensor", "encoding", "bits", "bytes",
-        "int8_bytes", "parts"} of each kernel.
+        "int8_bytes", "parts", "reason"} of each kernel.
     """
     model = flatbuffer.read(content)
-    kernels = {kernel.operator: kernel for kernel in stored_kernels(model)}
+    kernels, rows = stored_kernels(model, encodings), table_rows(model)
     rewriter = _Rewriter(model)
-    rows = []
-    for position, operator in enumerate(rewriter.old):
-        kernel = kernels.get(position)
-        count = parts.get(position, 1)
-        if kernel is None:
-            rewriter.add(operator)
-            continue
-        chunks = chunks_of(kernel, count)
+    chosen: dict[int, tuple] = {}
+    for kernel in kernels:
+        count = parts.get(kernel.operators[0], 1)
+        chunks = np.array_split(kernel.codes, max(1, count))
         encoded = [encoded_chunk(kernel, chunk) if count else None for chunk in chunks]
-        rewriter.add_parts(operator, kernel, chunks, encoded)
+        chosen |= dict.fromkeys(kernel.operators, (kernel, chunks, encoded))
         rows.append(_row(kernel, chunks, encoded))
+    for position, operator in enumerate(rewriter.old):
+        if position in chosen:
+            rewriter.add_parts(operator, *chosen[position])
+        else:
+            rewriter.add(operator)
     flatbuffer.strip(model)
     for tensor, name in rewriter.names:
         tensor.name = name
     encoded_content = flatbuffer.write(model)
-    if len(encoded_content) >= len(content) and any(parts.get(x, 1) for x in kernels):
-        return encoded_file(content, dict.fromkeys(kernels, 0))
+    if len(encoded_content) >= len(content) and any(
+        row["encoding"] != "INT8" for row in rows
+    ):
+        none = {kernel.operators[0]: _NONE for kernel in kernels}
+        return encoded_file(content, {}, none)
     return encoded_content, rows
-
-
-def chunks_of(kernel: StoredKernel, parts: int) -> list[np.ndarray]:
-    """Returns the codes of a kernel in parts of nearly equal numbers of channels."""
-    return np.array_split(kernel.codes, max(1, parts))
 
 
 def encoded_chunk(kernel: StoredKernel, chunk: np.ndarray) -> Encoded | None:
     """Returns the encoding of a part of a kernel, or None for INT8."""
     channels = 1 if kernel.channels == 1 else chunk.shape[kernel.axis]
-    return encode(chunk, kernel.axis, channels)
+    return encode(chunk, kernel.axis, channels, len(kernel.operators), kernel.encodings)
 
 
 def _row(kernel, chunks, encoded):
@@ -84,7 +89,21 @@ def _row(kernel, chunks, encoded):
         "bytes": sum(sizes),
         "int8_bytes": kernel.codes.size,
         "parts": len(chunks),
+        "reason": _reason(kernel, chunks, encoded),
     }
+
+
+def _reason(kernel, chunks, encoded):
+    """Text that says why a kernel got its encoding."""
+    if any(encoded):
+        tables = kernel.encodings == (LOOKUP,)
+        fewest = "fewest bytes" + (" that are decoded in little time" if tables else "")
+        return fewest + (", in parts that fit in the arena" * (len(chunks) > 1))
+    if not kernel.encodings:
+        return "decoding it would take longer than allowed"
+    if kernel.encodings != _NONE and encoded_chunk(kernel, kernel.codes):
+        return "decoded, it does not fit in the arena, or parts save no bytes"
+    return "no encoding saves bytes"
 
 
 class _Rewriter:

@@ -1,13 +1,18 @@
 """TensorFlow Lite Micro, in a process of its own."""
 
+import contextlib
 import importlib.util
+import os
 import pickle
 import platform
+import queue
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,8 @@ from tfcompress.litert import flatbuffer
 from tfcompress.litert.runtime import coded, decoded
 
 WORKER = Path(__file__).with_name("worker.py")
+# Seconds for one run of a file, or one step of a task, until the process is ended.
+PATIENCE = 600.0
 # Characters of the runtime's messages in an error.
 _MESSAGES = 1000
 _DTYPES = {
@@ -71,6 +78,10 @@ class MicroError(ValueError):
         return int(found[1]) if found else None
 
 
+class EndedError(MicroError):
+    """Error of the runtime that ended its process."""
+
+
 class MicroRuntime:
     """Process that runs files in TensorFlow Lite Micro.
 
@@ -85,37 +96,78 @@ class MicroRuntime:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            start_new_session=True,  # it has copies of itself, which end with it
         )
         self._requests: Any = self._process.stdin
         self._results: Any = self._process.stdout
+        # All that the process says. An exception is its end.
+        self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> "MicroRuntime":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._end()
+        with contextlib.suppress(BrokenPipeError):  # of a request that was not read
+            self._requests.close()
+        self._results.close()
         self._log.close()
 
     def __call__(self, task: str, *arguments: Any) -> Any:
         """Runs a task of `worker.py`, and returns its result.
 
         Raises:
-            MicroError: if the task fails, or ends the process.
+            EndedError: if the task ends the process.
+            MicroError: if it fails, or has done no step of its work for `PATIENCE`
+                seconds.
         """
         seen = self._log.seek(0, 2)
         try:
             pickle.dump((task, arguments), self._requests)
             self._requests.flush()
-            succeeded, result = pickle.load(self._results)
-        except (EOFError, BrokenPipeError) as error:
-            code = self._process.wait()
+            succeeded, result = self._result()
+        except queue.Empty:
+            self._end()
             raise MicroError(
+                f"has not ended a run within {PATIENCE:g} seconds. Export it where no "
+                "other work runs; if that does not help, report this model as a bug",
+                self._messages(seen),
+            ) from None
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            self._end()
+            code = self._process.returncode
+            raise EndedError(
                 f"ended its process with code {code}", self._messages(seen)
             ) from error
         if not succeeded:
             raise MicroError(f"fails: {result}", self._messages(seen))
         return result
+
+    def _result(self):
+        """The next result. Before it comes None for each step of the work."""
+        said = None
+        while said is None:
+            said = self._said.get(timeout=PATIENCE)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def _listen(self):
+        while True:
+            try:
+                self._said.put(pickle.load(self._results))
+            except Exception as error:
+                self._said.put(error)
+                return
+
+    def _end(self):
+        """Ends the process and its copies, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._listener.join()
 
     def _messages(self, start):
         self._log.seek(start)

@@ -2,7 +2,9 @@
 
 The runtime trusts its files, and an arena that is too small can end its process. So it
 runs in this program, which imports nothing but the runtime and NumPy. Requests come by
-stdin and results go by stdout, pickled. Messages of the runtime go to stderr.
+stdin and results go by stdout, pickled. Before a result, None comes after each step of
+the work, so that long work can be told from a run that never ends. Messages of the
+runtime go to stderr.
 """
 
 import multiprocessing
@@ -21,12 +23,47 @@ STEP = 16
 # A copy of this process takes milliseconds.
 _FORK = multiprocessing.get_context("fork")
 
-_loaded: dict[str, Any] = {}
+_loaded: dict[str, "_File"] = {}
+_results = os.fdopen(os.dup(1), "wb")
+
+
+class _File:
+    """File in an interpreter.
+
+    Args:
+        content: the file.
+        arena: int. Bytes of its arena.
+        keep: bool. Whether tensors are kept after a run.
+    """
+
+    def __init__(self, content: bytes, arena: int, keep: bool = False) -> None:
+        config = runtime.InterpreterConfig
+        self.interpreter = runtime.Interpreter.from_bytes(
+            content,
+            arena_size=arena,
+            intrepreter_config=(
+                config.kPreserveAllTensors if keep else config.kAllocationRecording
+            ),
+        )
+        (graph,) = runtime.convert_bytearray_to_object(content).subgraphs
+        details = map(self.interpreter.get_input_details, range(len(graph.inputs)))
+        self._zeros = [np.zeros(x["shape"], x["dtype"]) for x in details]
+
+    def set_zeros(self) -> None:
+        """Sets all inputs to zeros: a run writes over them, and tokens are indices."""
+        for place, zeros in enumerate(self._zeros):
+            self.interpreter.set_input(zeros, place)
+
+
+def _send(message: tuple[bool, Any] | None = None) -> None:
+    """Sends a result, or that a step is done."""
+    pickle.dump(message, _results)
+    _results.flush()
 
 
 def load(name: str, content: bytes, arena: int) -> None:
     """Loads a file under a name, with an arena of so many bytes."""
-    _loaded[name] = runtime.Interpreter.from_bytes(content, arena_size=arena)
+    _loaded[name] = _File(content, arena)
 
 
 def run(name: str, batch: Sequence[np.ndarray], outputs: int) -> list[np.ndarray]:
@@ -40,7 +77,7 @@ def run(name: str, batch: Sequence[np.ndarray], outputs: int) -> list[np.ndarray
     Returns:
         One array per output.
     """
-    interpreter = _loaded[name]
+    interpreter = _loaded[name].interpreter
     size = interpreter.get_input_details(0)["shape"][0]
     results: list[list[np.ndarray]] = [[] for _ in range(outputs)]
     for start in range(0, len(batch[0]), size):
@@ -49,17 +86,16 @@ def run(name: str, batch: Sequence[np.ndarray], outputs: int) -> list[np.ndarray
         interpreter.invoke()
         for place, arrays in enumerate(results):
             arrays.append(interpreter.get_output(place))
+        _send()
     return [np.concatenate(arrays) for arrays in results]
 
 
 def tensors(content: bytes, arena: int, indices: Sequence[int]) -> list[np.ndarray]:
     """Returns tensors by their indices after a run on zeros."""
-    keep = runtime.InterpreterConfig.kPreserveAllTensors
-    interpreter = runtime.Interpreter.from_bytes(
-        content, arena_size=arena, intrepreter_config=keep
-    )
-    interpreter.invoke()
-    return [interpreter.GetTensor(index, 0)["tensor_data"] for index in indices]
+    file = _File(content, arena, keep=True)
+    file.set_zeros()
+    file.interpreter.invoke()
+    return [file.interpreter.GetTensor(index, 0)["tensor_data"] for index in indices]
 
 
 def least_arena(content: bytes, most: int) -> int:
@@ -84,22 +120,27 @@ def fits(content: bytes, arena: float) -> bool:
     child = _FORK.Process(target=_try_out, args=(content, int(arena)))
     child.start()
     child.join()
+    _send()
     return child.exitcode == 0
 
 
 def _try_out(content, arena):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # errors are expected
-    runtime.Interpreter.from_bytes(content, arena_size=arena).invoke()
+    file = _File(content, arena)
+    file.set_zeros()
+    file.interpreter.invoke()
 
 
 def milliseconds(names: Sequence[str], runs: int) -> list[list[float]]:
-    """Returns the times of loaded files, which take turns."""
+    """Returns the times of loaded files on zeros. The files take turns."""
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(runs):
         for name, spent in times.items():
+            _loaded[name].set_zeros()
             start = time.perf_counter()
-            _loaded[name].invoke()
+            _loaded[name].interpreter.invoke()
             spent.append((time.perf_counter() - start) * 1000)
+            _send()
     return list(times.values())
 
 
@@ -109,7 +150,6 @@ _TASKS = (load, run, tensors, fits, least_arena, milliseconds)
 def main() -> None:
     """Answers requests `(name of the task, arguments)` until there are no more."""
     tasks: dict[str, Callable] = {task.__name__: task for task in _TASKS}
-    results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
         try:
@@ -117,11 +157,9 @@ def main() -> None:
         except EOFError:
             return
         try:
-            result = True, tasks[name](*arguments)
+            _send((True, tasks[name](*arguments)))
         except Exception as error:
-            result = False, str(error)
-        pickle.dump(result, results)
-        results.flush()
+            _send((False, str(error)))
 
 
 if __name__ == "__main__":

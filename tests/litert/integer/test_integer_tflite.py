@@ -212,3 +212,18 @@ def test_integer_export_names_the_package_to_install(
             representative_data=images,
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("io", ["float", "int8"])
+def test_integer_file_reads_the_rows_of_tokens_in_float32(io, tmp_path):
+    inputs = keras.Input((6,))  # float32
+    x = kl.Flatten()(kl.Embedding(1000, 4)(inputs))
+    model = make_packed(keras.Model(inputs, kl.Dense(40, use_bias=False)(x)))
+    tokens = np.random.default_rng(0).integers(0, 1000, (64, 6)).astype("float32")
+    path = tmp_path / "model.tflite"
+    report = tfc.export(
+        model, path, tokens, optimize="latency", activations="int8",
+        representative_data=tokens, io=io,
+    )  # fmt: skip
+    spread = np.std(model.predict(tokens, verbose=0), axis=0).max()
+    assert report["agreement"]["max_abs_diff"] < 0.2 * spread

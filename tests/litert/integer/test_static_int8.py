@@ -22,6 +22,18 @@ def test_quantized_tflite_has_float_ends_and_keeps_large_kernels():
     assert np.std(outputs - expected) < 0.03 * np.std(expected)
 
 
+@pytest.mark.parametrize("read", [[1], [0, 2], [2, 1, 0]], ids=str)
+def test_quantized_tflite_takes_operators_whose_results_are_partly_unread(read):
+    inputs = keras.Input((4, 12))
+    parts = keras.ops.split(kl.Dense(12)(inputs), 3, axis=-1)
+    x = keras.ops.tanh(keras.ops.concatenate([parts[i] for i in read], axis=-1))
+    model = keras.Model(inputs, kl.Dense(5)(x))
+    samples = np.random.default_rng(0).normal(size=(50, 4, 12)).astype("float32")
+    content = quantized_tflite(float_tflite(model), Samples(model, samples))
+    outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
+    assert np.std(outputs - expected) < 0.03 * np.std(expected)
+
+
 def test_quantized_tflite_represents_the_largest_value_of_all_samples():
     inputs = keras.Input((8,))
     model = keras.Model(inputs, kl.Dense(4)(inputs))

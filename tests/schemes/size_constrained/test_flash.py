@@ -3,6 +3,7 @@
 import re
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -59,6 +60,31 @@ def test_flash_that_cannot_be_met_is_refused_with_the_least(trained_wide):
     least = int(re.search(r"at least ([\d,]+)", str(error.value))[1].replace(",", ""))
     assert 1_000 < least < 10_000
     tfc.compress(trained_wide, tfc.SizeConstrained(size=least, target="micro"))
+
+
+@pytest.mark.filterwarnings("ignore:.*of the weights are left alone")
+def test_embedding_is_left_alone_and_its_rows_count_a_byte_a_weight(tmp_path):
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed")
+    words = keras.Input((8,), dtype="int32")
+    x = layers.Flatten()(layers.Embedding(300, 16, name="table")(words))
+    outputs = layers.Dense(4)(layers.Dense(100, activation="relu")(x))
+    model = keras.Model(words, outputs)
+    scheme = tfc.SizeConstrained(size="12 kB", target="micro")
+    rows = {row.name: row for row in tfc.plan(model, scheme).rows}
+    assert rows["table"].config is None and "INT8 in flash" in rows["table"].reason
+    student = tfc.compress(model, scheme)
+    student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 300, (64, 8)), rng.integers(0, 4, 64)
+    student.fit(x, y, batch_size=16, epochs=4, verbose=0)
+    tiny = tfc.finalize(student)
+    report = tfc.export(
+        tiny, tmp_path / "tiny.tflite", x, representative_data=x, target="micro"
+    )
+    flash = report["micro"]["flash_bytes"]
+    assert 10_000 < flash <= 12_000 < report["micro"]["int8_flash_bytes"]
+    assert report["tensors"][0]["bytes"] == 300 * 16
+    assert 0.7 < estimated_size(tiny, "flash_bytes") / flash < 1.4
 
 
 def test_target_is_kept_in_the_configuration():

@@ -42,7 +42,7 @@ def quantized_tflite(
 
     Raises:
         ImportError: if litert-quantizer is not installed.
-        ValueError: if it cannot quantize an operator of the file.
+        ValueError: if it cannot quantize an operator of the file, such as a loop.
     """
     try:
         from litert_quantizer import quantizer, recipe
@@ -51,7 +51,9 @@ def quantized_tflite(
             "activations='int8' needs the package litert-quantizer. Install "
             "`tfcompress[int8]`."
         ) from error
+    _check_no_loops(content)
     content = _starting_with(content, next(iter(samples)))
+    outputs, content = _returning_unread(content)
     batches = list(_batches(samples, Runner(content).batch_size or BATCH_SIZE))
     engine = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
     with _quiet(), _explained():
@@ -62,7 +64,20 @@ def quantized_tflite(
         for name, limits in ranges.items():
             _adjust(name, limits, choose)
         quantized = bytes(engine.quantize(ranges).quantized_model)
+    quantized = _with_exact_integers(_returning_first(quantized, outputs))
     return _with_float_ends(quantized) if float_ends else quantized
+
+
+def _check_no_loops(content: bytes) -> None:
+    model = flatbuffer.read(content)
+    operators = [x for graph in model.subgraphs for x in graph.operators]
+    if any(flatbuffer.operator_name(model, x) == "WHILE" for x in operators):
+        raise ValueError(
+            "A file is expected in which litert-quantizer can quantize every operator. "
+            "Received one with loops over steps. Export it with target='litert' and "
+            "activations='float', or build recurrent layers with unroll=True for "
+            "activations='int8' and target='micro'."
+        )
 
 
 def _starting_with(content: bytes, batch: Sequence[np.ndarray]) -> bytes:
@@ -77,6 +92,63 @@ def _starting_with(content: bytes, batch: Sequence[np.ndarray]) -> bytes:
         tensor = model.subgraphs[0].tensors[entry.tensorIndex]
         tensor.shape = np.array([*tensor.shape[:1], *array.shape[1:]], np.int32)
     return flatbuffer.write(model)
+
+
+def _returning_unread(content: bytes) -> tuple[int, bytes]:
+    """Adds results that no operator reads to the outputs of the main graph.
+
+    LiteRT keeps no values of them otherwise, and litert-quantizer wants those of all
+    tensors. Such a result is the gate of an unrolled LSTM's first step that would be
+    multiplied by a state of zeros.
+
+    Returns:
+        `(number of outputs before, content)`.
+    """
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[model.signatureDefs[0].subgraphIndex]
+    read = {int(i) for x in graph.operators for i in x.inputs} | {*graph.outputs}
+    made = [int(i) for x in graph.operators for i in x.outputs]
+    unread = [index for index in made if index not in read]
+    outputs = len(graph.outputs)
+    graph.outputs = np.array([*graph.outputs, *unread], np.int32)
+    return outputs, flatbuffer.write(model)
+
+
+def _returning_first(content: bytes, outputs: int) -> bytes:
+    """Keeps the first outputs of the main graph only."""
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[model.signatureDefs[0].subgraphIndex]
+    graph.outputs = graph.outputs[:outputs]
+    return flatbuffer.write(model)
+
+
+def _with_exact_integers(content: bytes) -> bytes:
+    """Lets inputs stay float32 that are read as integers, such as tokens.
+
+    Keras's inputs are float32 unless said otherwise. In 8 bits others would be read.
+    """
+    model = flatbuffer.read(content)
+    for graph in model.subgraphs:
+        for index in graph.inputs:
+            readers = _readers(graph, index)
+            floats = [int(reader.outputs[0]) for reader in readers]
+            casts = [x for i in floats for x in _readers(graph, i)]
+            if _are(model, readers, "DEQUANTIZE") and _are(model, casts, "CAST"):
+                graph.tensors[index].type = schema.TensorType.FLOAT32
+                graph.tensors[index].quantization = None
+                graph.operators = [x for x in graph.operators if x not in readers]
+                for cast in casts:
+                    cast.inputs = np.array([index], np.int32)
+    return flatbuffer.write(model)
+
+
+def _readers(graph, index):
+    return [x for x in graph.operators if index in x.inputs]
+
+
+def _are(model, operators, name):
+    names = [flatbuffer.operator_name(model, x) for x in operators]
+    return bool(names) and all(found == name for found in names)
 
 
 def _batches(
@@ -162,10 +234,8 @@ def _explained() -> Iterator[None]:
         message = next(iter(str(error).splitlines()), "nothing")
         raise ValueError(
             "A file is expected in which litert-quantizer can quantize every operator. "
-            "Received one with others, such as loops over steps. Export it with "
-            "target='litert' and activations='float', or build recurrent layers with "
-            "unroll=True for activations='int8'. "
-            f"litert-quantizer says: {message[:300]}"
+            "Received one with others. Export it with target='litert' and "
+            f"activations='float'. litert-quantizer says: {message[:300]}"
         ) from error
 
 

@@ -18,31 +18,45 @@ from tfcompress.micro.encodings.encoded import (
 DECODE_BYTES = 96
 
 
-def encode(codes: np.ndarray, axis: int, channels: int) -> Encoded | None:
+def encode(
+    codes: np.ndarray,
+    axis: int,
+    channels: int,
+    readers: int = 1,
+    kinds: tuple[int, ...] = tuple(NAMES),
+) -> Encoded | None:
     """Encodes a kernel in the way that takes the fewest bytes of the file.
 
     Args:
         codes: int8 array.
         axis: int. Axis of channels.
         channels: int. Number of scales.
+        readers: int. Number of operators that read it, each of which has a DECODE.
+        kinds: tuple of ints. Encodings to choose from.
 
     Returns:
         `Encoded`, or None if INT8 takes as few.
     """
-    return _encode(codes.tobytes(), codes.shape, axis, channels)
+    return _encode(codes.tobytes(), codes.shape, axis, channels, readers, kinds)
 
 
 # An arena is fitted in several attempts, with many equal parts.
 @functools.lru_cache(maxsize=256)
-def _encode(data, shape, axis, channels):
+def _encode(data, shape, axis, channels, readers, kinds):
     codes = np.frombuffer(data, np.int8).reshape(shape)
-    options = [huffman.encode(codes), pruning.encode(codes)]
+    options = [
+        huffman.encode(codes) if HUFFMAN in kinds else None,
+        pruning.encode(codes) if PRUNING in kinds else None,
+        _looked_up(codes, axis, channels) if LOOKUP in kinds else None,
+    ]
+    found = [x for x in options if x and x.bytes + readers * DECODE_BYTES < codes.size]
+    return min(found, key=lambda x: x.bytes, default=None)
+
+
+def _looked_up(codes, axis, channels):
     if channels == 1:
-        options.append(lookup.encode(codes.reshape(1, -1), 0))
-    elif axis in (0, codes.ndim - 1):
-        options.append(lookup.encode(codes, axis))
-    best = min(filter(None, options), key=lambda found: found.bytes)
-    return best if best.bytes + DECODE_BYTES < codes.size else None
+        return lookup.encode(codes.reshape(1, -1), 0)
+    return lookup.encode(codes, axis) if axis in (0, codes.ndim - 1) else None
 
 
 def decode(

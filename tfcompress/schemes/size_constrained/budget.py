@@ -1,5 +1,6 @@
 """Size of weights: value bits as the paper counts them, or bytes of a file."""
 
+import math
 from collections.abc import Collection, Mapping
 
 import keras
@@ -262,6 +263,8 @@ def estimated_size(model: keras.Model, unit: str) -> int:
     float_bytes = xz_bytes(floats) if compressed else len(floats)
     if unit == "flash_bytes":
         coded = sum(encoded_bytes(array) for array, _ in codes.values())
+        tables = [x for x in layers.values() if type(x) is keras.layers.Embedding]
+        float_bytes -= 3 * sum(math.prod(x.embeddings.shape) for x in tables)  # INT8
     else:
         coded = coded_bytes(codes, compressed)
     return coded + float_bytes + graph

@@ -12,7 +12,7 @@ import numpy as np
 from tfcompress.arguments import check_number
 from tfcompress.core.budget import parse_budget
 from tfcompress.core.compress import compress
-from tfcompress.core.config import QuantizeConfig, learned_range_inputs
+from tfcompress.core.config import KeepFloat, QuantizeConfig, learned_range_inputs
 from tfcompress.core.finalize import inference_model
 from tfcompress.core.scheme import Place, SearchingScheme
 from tfcompress.core.student import Student
@@ -74,7 +74,8 @@ class SizeConstrained(SearchingScheme):
             save nothing. None is "xz", or "none" with target="micro".
         target: str. "litert", or "micro": `size` is the flash of the file that
             `tfcompress.export` writes with target="micro" and any arena. Zeros save
-            bytes there, down to one bit a weight.
+            bytes there, down to one bit a weight. Embeddings are left alone: their rows
+            are INT8 in that file.
         rho: float from 0 to 1e6, or None. Penalty parameter of ADMM (in the paper 0.05
             for LeNet-5 and 1e-3 for AlexNet, with SGD). A step draws kernels by
             learning rate * rho. None takes 2 over the sum of the learning rates to come
@@ -128,7 +129,11 @@ class SizeConstrained(SearchingScheme):
             for signed in (False, True)
         ]
 
-    def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
+    def config_for(
+        self, layer: keras.layers.Layer, place: Place
+    ) -> QuantizeConfig | KeepFloat:
+        if self.target == "micro" and type(layer) is keras.layers.Embedding:
+            return KeepFloat("its rows are INT8 in flash, whatever their bits")
         return self.configs[place.signed_input]
 
     def learns_all_ranges(self) -> bool:
