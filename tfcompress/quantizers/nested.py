@@ -155,7 +155,7 @@ def shared_bits(
     sample: Callable[[Tensor], Tensor] | None = None,
     values: Tensor | None = None,
 ) -> tuple[Tensor, F.Gradient]:
-    """Returns the value of `share_bits`, and its gradient to `x`, `clip` and `gates`."""
+    """Returns the value of `share_bits`, and its gradient to the first three."""
     high = clip if factor is None else clip * factor
     steps = open_levels(gates, bits)
     step = step_size(high, steps, signed)
