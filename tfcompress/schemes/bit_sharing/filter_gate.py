@@ -82,7 +82,6 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         self.max_closed = max_closed
         self.group_count = -(-filters // group_size)
         self.most_closed = int(max_closed * self.group_count)
-        self.threshold = Threshold(1, name="threshold")
         self.is_searching = True
         self._kernel: Callable[[], Tensor] | None = None
 
@@ -96,6 +95,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         # Gates are decided in float32 under every dtype policy.
         state: dict[str, Any] = {"trainable": False, "autocast": False}
         state["aggregation"] = "only_first_replica"
+        self.threshold = Threshold(1, name="threshold")
         self.threshold.build()
         self.sensitivities = self.add_weight(
             name="sensitivities",
