@@ -38,16 +38,10 @@ class GatedBits(Quantizer):
         bits: ints. Candidates, a subset of (2, 4, 8), or any one from 2 to 8.
     """
 
-    gates: BitGates
-
     def __init__(self, bits: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._candidates = check_candidates(bits)
-
-    def add_gates(self) -> None:
-        """Makes the gates. Quantizers of plans and configurations need none."""
         self.gates = BitGates(self._candidates, name="gates")
-        self.gates.build()
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -145,7 +139,7 @@ class BitSharing(GatedBits):
         size = math.prod(kernel_shape)
         self.clip_gradient = 1.0 / math.sqrt(size)
         self._stride = min(-(-size // GATE_WEIGHTS), kernel_shape[-1])
-        self.add_gates()
+        self.gates.build()
 
     def _factor(self, kernel: Tensor) -> Tensor:
         """Root mean square of each filter, broadcastable to the kernel."""
@@ -242,7 +236,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
             trainable=False,
             aggregation="only_first_replica",
         )
-        self.add_gates()
+        self.gates.build()
 
     def step(self) -> Tensor:
         clip = learned_clip(self.clip)
