@@ -335,3 +335,22 @@ def test_bit_sharing_refuses_candidates_that_do_not_nest(bits):
 def test_bit_sharing_refuses_an_unknown_grid():
     with pytest.raises(ValueError, match="'symmetric', 'paper'.*grid='round'"):
         BitSharing(grid="round")
+
+
+# Parameters: operations of a step in a search, and of one after it.
+@pytest.mark.parametrize("searching, most", [(True, 135), (False, 52)])
+def test_training_step_of_a_quantizer_takes_few_operations(searching, most):
+    """A step has two of them per layer, and its compilation takes as many in turn."""
+    quantizer = built((1, 1, 32, 64))
+    quantizer.gates.is_searching = searching
+
+    @tf.function
+    def step(kernel):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            loss = tf.reduce_sum(quantizer(kernel, training=True))
+        return tape.gradient(loss, [kernel, *quantizer.trainable_variables])
+
+    graph = step.get_concrete_function(tf.zeros((1, 1, 32, 64))).graph
+    kinds = [op.type for op in graph.get_operations()]
+    assert sum(kind not in ("Const", "Placeholder") for kind in kinds) <= most

@@ -6,8 +6,12 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 import keras
 
 from tfcompress.arguments import is_number
-from tfcompress.cost.input_shape import InputShape, example_input_shape
-from tfcompress.cost.layer_costs import layer_costs
+from tfcompress.cost.input_shape import (
+    InputShape,
+    example_input_shape,
+    sized_graph,
+)
+from tfcompress.cost.layer_macs import layer_macs
 
 # Share of a budget that a compressed model may leave unused.
 SLACK = 0.02
@@ -80,7 +84,7 @@ def check_sizes_known(
     """Checks that the multiply-accumulates of all layers can be counted.
 
     Args:
-        model: the user's model.
+        model: the plan's model.
         input_shape: argument of the scheme, see `tfcompress.cost.layer_costs`.
         needs: str. Subject of the error, which needs the sizes: "A budget in MACs".
 
@@ -88,7 +92,8 @@ def check_sizes_known(
         ValueError: if the size of a layer's output is open, or the model takes no
             inputs of `input_shape`.
     """
-    is_open = [cost.name for cost in layer_costs(model, input_shape) if cost.open_size]
+    rows = layer_macs(sized_graph(model, input_shape))
+    is_open = [row.name for row in rows if row.open_size]
     if not is_open:
         return
     names = ", ".join(f"'{name}'" for name in is_open[:_NAMED])

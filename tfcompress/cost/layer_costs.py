@@ -14,9 +14,9 @@ from tfcompress.cost.formulas import (
     has_formula,
     kernel_names,
     leaves_products_out,
-    output_positions,
 )
 from tfcompress.cost.input_shape import InputShape, sized_graph
+from tfcompress.cost.layer_macs import NO_FORMULA, macs_of, samples_of
 from tfcompress.graph.graph import Call
 from tfcompress.graph.levels.stored_tensors import levels_of_tensors
 from tfcompress.graph.opening.opening import open_layers
@@ -32,12 +32,9 @@ from tfcompress.layers import (
 )
 from tfcompress.layers.kernel import channel_axis, other_weights
 from tfcompress.layers.registry import forms_of
-from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 from tfcompress.quantizers import ActivationQuantizer
 from tfcompress.quantizers.packing import container_bits, packed_bytes
 
-# Reason why MACs are not counted.
-NO_FORMULA = "no formula for its operations"
 _SCALE_BYTES = 4
 # Layers that a file has no tensors for. Their steps are those of stored tensors.
 _ROUNDING = (IntegerAdd, QuantizeActivation, QuantizedTensor, RoundMeans)
@@ -142,7 +139,7 @@ def layer_costs(
     """
     calls_of: dict[int, list[Call]] = {}
     graph = sized_graph(_opened(with_graph(model)), input_shape)
-    samples = _samples_of(graph)
+    samples = samples_of(graph)
     for call in graph.calls:
         calls_of.setdefault(id(call.operation), []).append(call)
     quantized_by = levels_of_tensors(graph)
@@ -184,21 +181,6 @@ def _opened(model):
         return model  # without a graph, or with a layer that cannot be copied
 
 
-def _samples_of(graph):
-    """`{id(tensor): samples per example}`; steps may be samples of their own."""
-    samples = {id(tensor): 1 for tensor in graph.inputs}
-    for call in graph.calls:
-        numbers = [samples[id(tensor)] for tensor in call.inputs]
-        number = None if None in numbers else max(numbers, default=1)
-        if isinstance(call.operation, MergeSteps):
-            steps = call.inputs[0].shape[1]
-            number = None if None in (number, steps) else number * steps
-        elif isinstance(call.operation, SplitSteps):
-            number = samples[id(call.inputs[1])]
-        samples.update({id(tensor): number for tensor in call.outputs})
-    return samples
-
-
 def _layer_cost(calls, quantized_by, samples):
     operation = calls[0].operation
     if isinstance(operation, _ROUNDING):
@@ -235,7 +217,7 @@ def _layer_cost(calls, quantized_by, samples):
 def _counted(calls, names, quantized_by, samples):
     layer = calls[0].operation
     stored = _stored_kernel(layer, names)
-    macs, why = _macs(calls, stored.shapes, samples)
+    macs, why = macs_of(calls, stored.shapes, samples)
     # A student's layer quantizes its input itself.
     quantizer = getattr(layer, "input_quantizer", None)
     if quantizer is None:
@@ -274,27 +256,6 @@ def _others(layer, names):
         bias = getattr(owner, "bias", None)
         return [] if bias is None else [bias]
     return other_weights(layer)
-
-
-def _macs(calls, kernel_shapes, samples):
-    """Returns `(macs, "")` over all calls, or `(None, reason)`."""
-    if not has_formula(calls[0].operation):
-        return None, NO_FORMULA
-    total = 0
-    for call in calls:
-        positions = (
-            samples[id(call.inputs[0])],
-            *output_positions(
-                call.operation, call.inputs[0].shape, call.outputs[0].shape
-            ),
-        )
-        if None in positions:
-            sizes = positions[1:] if positions[0] == 1 else positions
-            return None, f"the model leaves its output size {sizes} open"
-        total += sum(
-            arithmetic.kernel_macs(shape, positions) for shape in kernel_shapes
-        )
-    return total, ""
 
 
 @dataclass(frozen=True)

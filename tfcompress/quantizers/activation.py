@@ -200,7 +200,7 @@ class FixedActivation(ActivationQuantizer):
         return {**super().get_config(), "fixed_step": self.fixed_step}
 
 
-def gradient_scale(x: Tensor, high: int) -> Tensor:
+def gradient_scale(x: Tensor, high: int) -> float | Tensor:
     """Returns LSQ's factor on the gradient of a step, 1 / sqrt(features * high).
 
     Features are the values of one sample, because the loss is a mean over the batch.
@@ -212,7 +212,10 @@ def gradient_scale(x: Tensor, high: int) -> Tensor:
         high: int. The largest level.
 
     Returns:
-        float32 scalar tensor.
+        Float; a float32 scalar tensor where the sizes are not known.
     """
+    sizes = tuple(x.shape[1:])
+    if None not in sizes:
+        return 1.0 / math.sqrt(max(1, math.prod(sizes)) * high)
     features = math.prod(ops.shape(x)[1:])
     return ops.rsqrt(ops.cast(features, "float32") * high)

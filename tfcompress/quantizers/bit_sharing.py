@@ -59,6 +59,48 @@ class GatedBits(Quantizer):
             f"{self.bits}. Train with `fit` to the end of the search."
         )
 
+    def _share(
+        self, x, rule, scale, signed, factor=None, sample=None, values=None, int8=False
+    ):
+        """`share_bits` in the present range and bits, with gradients to both.
+
+        Args:
+            rule: the `rule` of the gates.
+            scale: factor on the gradient of the range, see `learned_clip`.
+            x, signed, factor, sample, values, int8: see `nested.share_bits`.
+        """
+        bits = self.candidates
+
+        def quantize(x, raw_clip, *rest):
+            thresholds, rest = rest[: len(rule.values)], rest[len(rule.values) :]
+            scale, factor, values, *state = rest
+            clip, to_raw = _clip(raw_clip, scale)
+            gates, to_thresholds = rule.function(*thresholds, *state)
+            value, to_parts = nested.shared_bits(
+                x, clip, gates, bits, signed, factor, sample, values, int8
+            )
+
+            def gradient(upstream):
+                to_x, to_clip, to_gates = to_parts(upstream)
+                return (to_x, to_raw(to_clip), *to_thresholds(to_gates))
+
+            return value, gradient
+
+        constants = [scale, factor, values, *rule.constants]
+        arguments = [x, *F.read(self.clip), *rule.values]
+        return F.custom_gradient(quantize, *arguments, constants=constants)
+
+    def _observe(self, part, signed):
+        """Updates the errors of the gates; returns the `grid_values` of `part`."""
+        clip = learned_clip(self.clip)
+        values = nested.grid_values(part, clip, self.candidates, signed)
+        errors = nested.errors_of(values, part, clip, self.candidates, signed)
+        # A replica may have no sample of the last batch.
+        is_known = None not in tuple(part.shape)
+        share = 1.0 if is_known else ops.cast(ops.size(part) > 0, "float32")
+        self.gates.observe(errors, share)
+        return values
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bits": self.candidates}
 
@@ -104,8 +146,9 @@ class BitSharing(GatedBits):
     def _factor(self, kernel: Tensor) -> Tensor:
         """Root mean square of each filter, broadcastable to the kernel."""
         axes = F.filter_axes(kernel, self.channel_axes)
-        square = ops.mean(ops.square(kernel), axis=axes, keepdims=True)
-        return ops.stop_gradient(ops.sqrt(ops.maximum(square, F.TINY)))
+        square = ops.square(ops.stop_gradient(kernel))
+        mean = ops.mean(square, axis=axes, keepdims=True)
+        return ops.sqrt(ops.maximum(mean, F.TINY))
 
     def _some_filters(self, x: Tensor) -> Tensor:
         """Part of a kernel, or of values per output channel, that gates learn from."""
@@ -124,21 +167,21 @@ class BitSharing(GatedBits):
         return ops.stop_gradient(codes), ops.stop_gradient(scale)
 
     def call(self, kernel: Tensor, training: bool | None = None) -> Tensor:
-        clip = learned_clip(self.clip, self.clip_gradient)
         if self.grid == "paper":
-            return self._on_paper_grid(kernel, clip, training)
-        gates, factor = self.gates.gates(training), self._factor(kernel)
+            return self._on_paper_grid(kernel, training)
+        # The gates of this step are those of the errors before it.
+        rule, factor = self.gates.rule(training), self._factor(kernel)
         share = functools.partial(
-            nested.share_bits, kernel, clip, gates, self.candidates, True, factor
+            self._share, kernel, rule, self.clip_gradient, True, factor
         )
         if not self.gates.learn(training):
             return share()
-        part = self._some_filters(kernel) / self._some_filters(factor)
-        values = nested.grid_values(part, clip, self.candidates, True)
-        self.gates.observe(nested.errors_of(values, part, clip, self.candidates, True))
+        part = self._some_filters(ops.stop_gradient(kernel))
+        values = self._observe(part / self._some_filters(factor), True)
         return share(self._some_filters, values)
 
-    def _on_paper_grid(self, kernel, clip, training):
+    def _on_paper_grid(self, kernel, training):
+        clip = learned_clip(self.clip, self.clip_gradient)
         unit = _standardized(kernel)
         if self.gates.learn(training):
             self.gates.observe(nested.mean_errors(unit, clip, self.candidates, True))
@@ -206,24 +249,13 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         if self._recorded is not None:
             self._recorded.append(_sample(ops.convert_to_numpy(inputs)))
             return inputs
-        clip = learned_clip(self.clip, gradient_scale(inputs, 1))
+        rule, scale = self.gates.rule(training), gradient_scale(inputs, 1)
         share = functools.partial(
-            nested.share_bits,
-            inputs,
-            clip,
-            self.gates.gates(training),
-            self.candidates,
-            self.signed,
-            int8=True,
+            self._share, inputs, rule, scale, self.signed, int8=True
         )
         if not self.gates.learn(training):
             return share()
-        part = _some_samples(inputs)
-        values = nested.grid_values(part, clip, self.candidates, self.signed)
-        errors = nested.errors_of(values, part, clip, self.candidates, self.signed)
-        # A replica may have no sample of the last batch.
-        before = ops.convert_to_tensor(self.gates.errors)
-        self.gates.observe(ops.where(ops.size(part) > 0, errors, before))
+        values = self._observe(_some_samples(ops.stop_gradient(inputs)), self.signed)
         return share(sample=_some_samples, values=values)
 
     def record(self) -> None:
@@ -253,9 +285,15 @@ def learned_clip(variable: Tensor, scale: float | Tensor | None = None) -> Tenso
         return ops.stop_gradient(_positive(value))
 
     def forward(value, scale):
-        return _positive(value), lambda x: (x * scale * ops.sign(value),)
+        clip, gradient = _clip(value, scale)
+        return clip, lambda upstream: (gradient(upstream),)
 
-    return F.custom_gradient(forward, value, constants=F.read(scale))
+    return F.custom_gradient(forward, value, constants=[scale])
+
+
+def _clip(raw, scale):
+    """The value of `learned_clip`, and its gradient to the variable."""
+    return _positive(raw), lambda upstream: upstream * scale * ops.sign(raw)
 
 
 def _positive(value):

@@ -8,7 +8,7 @@ depthwise kernel, one for all others.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -19,6 +19,30 @@ from tfcompress.types import Tensor
 # Lower bound of a squared norm, below any in float32 training: no 0 / 0 for a filter
 # of zeros.
 TINY = 1e-24
+
+# Function from the gradient of a value to those of the arguments that it came from.
+Gradient: TypeAlias = Callable[[Tensor], tuple[Tensor | None, ...]]
+
+
+class Rule(NamedTuple):
+    """Function with a gradient of its own, and the tensors that it reads.
+
+    Rules are composed by calls of their functions. One `custom_gradient` around several
+    of them takes a fraction of the operations of one around each.
+
+    Attributes:
+        function: function of `values` and `constants`. It returns its value and the
+            gradient, see `custom_gradient`.
+        values: tensors that have a gradient.
+        constants: tensors without a gradient.
+    """
+
+    function: Callable[..., tuple[Tensor, Gradient]]
+    values: Sequence[Tensor]
+    constants: Sequence[Tensor]
+
+    def __call__(self) -> Tensor:
+        return custom_gradient(self.function, *self.values, constants=self.constants)
 
 
 def read(*values: Any) -> list[Tensor]:
@@ -31,7 +55,7 @@ def read(*values: Any) -> list[Tensor]:
 
 
 def custom_gradient(
-    function: Callable[..., tuple[Tensor, Callable[[Tensor], tuple]]],
+    function: Callable[..., tuple[Tensor, Gradient]],
     *values: Tensor,
     constants: Sequence[Tensor | None] = (),
 ) -> Tensor:

@@ -1,6 +1,6 @@
 """Learned gates: hard in the forward pass, a sigmoid in the backward pass."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -47,23 +47,46 @@ def hard_gates(
     """
 
     def choose(importances, thresholds, frozen, fixed, bound):
-        bounded = thresholds if bound is None else ops.minimum(thresholds, bound)
-        margins = importances - bounded
-        is_frozen = frozen > 0
-        hard = ops.cast(margins > 0, margins.dtype)
+        gates, gradient = chosen_gates(importances, thresholds, frozen, fixed, bound)
 
-        def gradient(upstream):
-            soft = ops.sigmoid(margins / TEMPERATURE)
-            slope = upstream * soft * (1.0 - soft) / TEMPERATURE
-            slope = ops.where(is_frozen, 0.0, slope)
+        def both(upstream):
+            slope = gradient(upstream)
             if tuple(thresholds.shape) == tuple(importances.shape):
                 return slope, -slope
             return slope, ops.reshape(-ops.sum(slope), thresholds.shape)
 
-        return ops.where(is_frozen, fixed, hard), gradient
+        return gates, both
 
     constants = [*F.read(frozen, fixed), bound]
     return F.custom_gradient(choose, importances, thresholds, constants=constants)
+
+
+def chosen_gates(
+    importances: Tensor,
+    thresholds: Tensor,
+    frozen: Tensor,
+    fixed: Tensor,
+    bound: Tensor | None = None,
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Returns the value of `hard_gates`, and its gradient to the importances.
+
+    That to thresholds, of the same shape, is its negative.
+    """
+    bounded = thresholds if bound is None else ops.minimum(thresholds, bound)
+    margins = importances - bounded
+    is_frozen = frozen > 0
+
+    def gradient(upstream):
+        return ops.where(is_frozen, 0.0, sigmoid_slope(upstream, margins))
+
+    hard = ops.cast(margins > 0, margins.dtype)
+    return ops.where(is_frozen, fixed, hard), gradient
+
+
+def sigmoid_slope(upstream: Tensor, margins: Tensor) -> Tensor:
+    """Returns the gradient of gates to their margins, that of a sigmoid."""
+    soft = ops.sigmoid(margins / TEMPERATURE)
+    return upstream * (soft * (1.0 - soft) / TEMPERATURE)
 
 
 def importance_of(cost: Tensor) -> Tensor:
@@ -115,9 +138,7 @@ def _bits_of(gates, candidates):
         _stacked([x.pace for x in thresholds])[:, None],
         _stacked([x.learns for x in thresholds])[:, None],
     )
-    importances = _stacked([x.errors for x in gates]) * _stacked(
-        [x.sensitivities for x in gates]
-    )
+    importances = ops.stack([x.importances() for x in gates])
     present = _present_gates(frozen[:, None], candidates, importances, value)
     expected = nested.expected_bits(present, candidates)
     return ops.unstack(ops.where(frozen > 0, frozen, expected))
@@ -284,14 +305,28 @@ class BitGates(keras.layers.Layer):
         Args:
             training: bool or None. Whether the call is one in training.
         """
+        return self.rule(training)()
+
+    def rule(self, training: bool | None = None) -> F.Rule:
+        """Returns the rule of `gates(training)`: a function of the thresholds."""
+        fixed = _frozen_gates(self.frozen_bits, self.candidates)
         if self.threshold is None or (training and not self.is_searching):
-            return _frozen_gates(self.frozen_bits, self.candidates)
-        return _present_gates(
-            self.frozen_bits,
-            self.candidates,
-            self.importances(),
-            self.threshold.value(),
-        )
+            return F.Rule(lambda fixed: (fixed, lambda upstream: ()), (), [fixed])
+
+        def choose(raw, importances, pace, searching, learning, fixed):
+            margins = importances - raw * pace
+            hard = ops.cast(margins > 0, margins.dtype)
+
+            def gradient(upstream):
+                return (-learning * sigmoid_slope(upstream, margins),)
+
+            return fixed + searching * hard, gradient  # one of them is 0
+
+        searching = ops.cast(ops.equal(self.frozen_bits, 0.0), "float32")
+        learning = searching * ops.convert_to_tensor(self.threshold.learns)
+        raw, pace = F.read(self.threshold.raw, self.threshold.pace)
+        state = [self.importances(), pace, searching, learning, fixed]
+        return F.Rule(choose, [raw], state)
 
     def importances(self) -> Tensor:
         """Returns the importances of the gates, float32 (len(bits) - 1,)."""
@@ -314,15 +349,16 @@ class BitGates(keras.layers.Layer):
         searching = ops.cast(ops.equal(self.frozen_bits, 0.0), "float32")
         return searching * ops.convert_to_tensor(self.threshold.learns)
 
-    def observe(self, errors: Tensor) -> None:
+    def observe(self, errors: Tensor, share: float | Tensor = 1.0) -> None:
         """Updates the running averages with the errors of one step.
 
         Args:
             errors: float tensor (len(bits) - 1,), see `nested.mean_errors`.
+            share: float or scalar float tensor. 0 where there are no errors, else 1.
         """
+        rate = (1.0 - MOMENTUM) * share * self.learning()
         old = ops.convert_to_tensor(self.errors)
-        new = MOMENTUM * old + (1.0 - MOMENTUM) * errors
-        self.errors.assign(ops.where(self.learning() > 0, new, old))
+        self.errors.assign(old + rate * (errors - old))
 
     def expected_bits(self) -> Tensor:
         """Returns the bits, a float32 scalar, differentiable in the thresholds."""

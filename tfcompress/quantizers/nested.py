@@ -71,8 +71,8 @@ def grid_values(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> T
         signed: bool. Whether the range is centred on zero.
     """
     steps = np.array([[levels(b)] for b in bits], np.float32)
-    codes = nested_codes(ops.reshape(x, (1, -1)), clip, steps, signed)
-    return ops.stop_gradient(codes * step_size(clip, steps, signed))
+    step = step_size(clip, steps, signed)
+    return _codes(_as_row(x), step, steps, signed) * step
 
 
 def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> Tensor:
@@ -89,6 +89,7 @@ def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> T
     Returns:
         Float tensor (len(bits) - 1,), without a gradient; zeros if `x` is empty.
     """
+    x, clip = ops.stop_gradient(x), ops.stop_gradient(clip)
     return errors_of(grid_values(x, clip, bits, signed), x, clip, bits, signed)
 
 
@@ -96,11 +97,15 @@ def errors_of(
     values: Tensor, x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool
 ) -> Tensor:
     """Returns the `mean_errors` of `values`, the `grid_values` of `x`."""
-    clipped = ops.clip(ops.reshape(x, (1, -1)), -clip if signed else 0.0, clip)
+    clipped = ops.clip(_as_row(x), -clip if signed else 0.0, clip)
     total = ops.sum(ops.abs(clipped - values[:-1]), axis=1)
-    steps = np.array([levels(b) for b in bits[:-1]], np.float32)
-    unit = step_size(clip, steps, signed) / 4.0
-    return ops.stop_gradient(total / (unit * _size(x)))
+    # The inverse of step / 4, apart from the clip.
+    units = np.array([4.0 / step_size(1.0, levels(b), signed) for b in bits[:-1]])
+    return total * np.float32(units) / (clip * size_of(x))
+
+
+def _as_row(x):
+    return x if x.shape[0] == 1 and len(x.shape) == 2 else ops.reshape(x, (1, -1))
 
 
 def share_bits(
@@ -140,42 +145,52 @@ def share_bits(
     """
 
     def quantize(x, clip, gates, factor, values):
-        high = clip if factor is None else clip * factor
-        steps = open_levels(gates, bits)
-        step = step_size(high, steps, signed)
-        value = _codes(x, step, steps, signed, int8) * step
-
-        def gradient(upstream):
-            inside = ops.abs(x) < high if signed else ops.logical_and(x > 0.0, x < high)
-            to_x = ops.where(inside, upstream, 0.0)
-            # The sum of upstream * (value - x inside, value outside).
-            to_clip = (_inner(upstream, value) - _inner(to_x, x)) / clip
-            if sample is None:
-                return to_x, to_clip, ops.zeros_like(gates)
-            part = sample(upstream)
-            if factor is not None:
-                part = part * sample(factor)
-            projections = ops.matmul(values, ops.reshape(part, (-1, 1)))
-            to_gates = _gate_gradients(ops.reshape(projections, (-1,)), gates)
-            return to_x, to_clip, to_gates * (_size(x) / _size(part))
-
-        return value, gradient
+        return shared_bits(x, clip, gates, bits, signed, factor, sample, values, int8)
 
     constants = [factor, values]
     return F.custom_gradient(quantize, x, clip, gates, constants=constants)
 
 
-def _size(x):
-    """Number of values, at least 1: a number if the shape is known, else a tensor."""
-    sizes = ops.shape(x)
-    if all(isinstance(size, int) for size in sizes):
+def shared_bits(
+    x: Tensor,
+    clip: Tensor,
+    gates: Tensor,
+    bits: Sequence[int],
+    signed: bool,
+    factor: Tensor | None = None,
+    sample: Callable[[Tensor], Tensor] | None = None,
+    values: Tensor | None = None,
+    int8: bool = False,
+) -> tuple[Tensor, F.Gradient]:
+    """Returns the value of `share_bits`, and its gradient to the first three."""
+    high = clip if factor is None else clip * factor
+    steps = open_levels(gates, bits)
+    step = step_size(high, steps, signed)
+    value = _codes(x, step, steps, signed, int8) * step
+
+    def gradient(upstream):
+        inside = ops.abs(x) < high if signed else ops.logical_and(x > 0.0, x < high)
+        to_x = ops.where(inside, upstream, 0.0)
+        slope = value - ops.where(inside, x, 0.0)
+        to_clip = ops.sum(upstream * slope) / clip
+        if sample is None:
+            return to_x, to_clip, ops.zeros_like(gates)
+        part = sample(upstream)
+        if factor is not None:
+            part = part * sample(factor)
+        projections = ops.matmul(values, ops.reshape(part, (-1, 1)))
+        to_gates = _gate_gradients(ops.reshape(projections, (-1,)), gates)
+        return to_x, to_clip, to_gates * (size_of(x) / size_of(part))
+
+    return value, gradient
+
+
+def size_of(x: Tensor) -> float | Tensor:
+    """Returns the number of values, at least 1: a tensor if the shape is not known."""
+    sizes = tuple(x.shape)
+    if None not in sizes:
         return max(1.0, float(math.prod(sizes)))
     return ops.maximum(ops.cast(ops.size(x), "float32"), 1.0)
-
-
-def _inner(a, b):
-    # Faster to compile than `dot`, which handles any ranks and sizes.
-    return ops.reshape(ops.matmul(ops.reshape(a, (1, -1)), ops.reshape(b, (-1, 1))), ())
 
 
 def open_levels(gates: Tensor, bits: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cost import layer_costs, total_cost
+from tfcompress.graph.opening import opening
 from tfcompress.graph.opening.opening import open_layers
 
 ARGUMENTS = [
@@ -140,3 +141,12 @@ def test_decomposition_shrinks_the_pointwise_part():
     np.testing.assert_allclose(
         small.predict(x, verbose=0), student.predict(x, verbose=0), atol=1e-4
     )
+
+
+def test_layers_of_keras_are_not_copied_to_find_what_may_open(monkeypatch):
+    def fail(layer):
+        raise AssertionError(f"{layer.name} was copied")
+
+    monkeypatch.setattr(opening, "clone_layer", fail)
+    model = random_net(layers.Conv2D(3, 3), (12, 12, 4))
+    assert open_layers(model).model is model

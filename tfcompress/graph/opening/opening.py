@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import keras
 
 from tfcompress.compat import keras_private
-from tfcompress.graph.graph import Graph, check_has_graph
+from tfcompress.graph.graph import Graph, check_has_graph, own_classes
 from tfcompress.graph.opening import (
     einsum,
     entering,
@@ -105,11 +105,17 @@ def open_layers(model: keras.Model) -> Opened:
 
 
 def _may_open(layer):
-    return _may_split(layer) or entering.may_enter(layer) or _copy(layer) is None
+    return _may_split(layer) or entering.may_enter(layer) or _may_not_copy(layer)
 
 
 def _may_split(layer):
     return type(layer) in _SPLITS or subclass.base_of(layer, _KNOWN) is not None
+
+
+def _may_not_copy(layer):
+    """Whether a layer cannot be copied. Those of Keras can, which takes no attempt."""
+    parts = keras_private.flatten_layers(layer)
+    return any(own_classes(type(part)) for part in parts) and _copy(layer) is None
 
 
 def _copy(layer):

@@ -289,11 +289,10 @@ def _allocate_bits(
             shift = int(np.ceil(cost / unit - 1e-9))
             if shift > _BUCKETS:
                 continue
-            shifted = np.full_like(best, np.inf)
-            shifted[shift:] = best[: _BUCKETS + 1 - shift] + regret
-            better = shifted < new
-            new[better] = shifted[better]
-            choice[i, better] = index
+            shifted = best[: _BUCKETS + 1 - shift] + regret
+            better = shifted < new[shift:]
+            np.copyto(new[shift:], shifted, where=better)
+            np.copyto(choice[i, shift:], index, where=better)
         best = new
     reachable = np.flatnonzero(np.isfinite(best))
     if not reachable.size:

@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from tfcompress.cost.arithmetic import FLOAT_BITS, bops
-from tfcompress.cost.input_shape import InputShape
-from tfcompress.cost.layer_costs import layer_costs
+from tfcompress.cost.input_shape import InputShape, sized_graph
+from tfcompress.cost.layer_macs import layer_macs
 from tfcompress.graph.graph import Graph
 from tfcompress.schemes.bit_sharing.filters import Filters
 
@@ -40,23 +40,25 @@ class BopsModel:
 
     Attributes:
         terms: list of `BopsTerm`.
+        filters: `Filters` of the model.
         float_bops: int. BOPs with everything in float32.
 
     Args:
         graph: `tfcompress.graph.Graph` of the model.
-        model: Functional or Sequential model.
+        model: Functional or Sequential model, a plan's or a student's.
         input_shape: see `layer_costs`.
     """
 
     def __init__(
         self, graph: Graph, model: keras.Model, input_shape: InputShape | None = None
     ) -> None:
-        filters = Filters(graph)
+        self.filters = filters = Filters(graph)
         removable = {
             name for name, found in filters.by_layer.items() if not found.why_kept
         }
         self.terms: list[BopsTerm] = []
-        for cost in layer_costs(model, input_shape):
+        sized = graph if input_shape is None else sized_graph(model, input_shape)
+        for cost in layer_macs(sized):
             if cost.macs:
                 reads = filters.source.get(cost.name)
                 self.terms.append(

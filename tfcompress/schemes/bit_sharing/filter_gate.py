@@ -14,7 +14,7 @@ from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.gates import (
     Threshold,
-    hard_gates,
+    chosen_gates,
     importance_of,
     margins_of,
 )
@@ -82,7 +82,6 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         self.max_closed = max_closed
         self.group_count = -(-filters // group_size)
         self.most_closed = int(max_closed * self.group_count)
-        self.threshold = Threshold(1, name="threshold")
         self.is_searching = True
         self._kernel: Callable[[], Tensor] | None = None
 
@@ -96,6 +95,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         # Gates are decided in float32 under every dtype policy.
         state: dict[str, Any] = {"trainable": False, "autocast": False}
         state["aggregation"] = "only_first_replica"
+        self.threshold = Threshold(1, name="threshold")
         self.threshold.build()
         self.sensitivities = self.add_weight(
             name="sensitivities",
@@ -119,14 +119,31 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         Raises:
             ValueError: before `connect`.
         """
+        kernel = self._filters()
+
+        def importances(kernel, sensitivities):
+            relative, gradient = self._relative(kernel)
+            return (
+                relative * sensitivities,
+                lambda upstream: (gradient(upstream * sensitivities),),
+            )
+
+        return F.custom_gradient(
+            importances, kernel, constants=F.read(self.sensitivities)
+        )
+
+    def _filters(self):
+        """Kernel of the layer that makes the channels, with them in the last axis."""
         if self._kernel is None:
             raise ValueError(
                 f"Layer '{self.name}' judges the filters of '{self.source}' and is "
                 "expected to know it. Received: no call of `connect`. Students made "
                 "by `tfcompress.compress` or `keras.models.load_model` are connected."
             )
-        magnitudes = _relative_magnitudes(self._kernel(), self.group_sizes())
-        return magnitudes * ops.convert_to_tensor(self.sensitivities)
+        return self._kernel()
+
+    def _relative(self, kernel):
+        return _relative_magnitudes(kernel, self.group_sizes())
 
     def set_costs(self, costs: ArrayLike) -> None:
         """Sets the sensitivities from the present cost of closing each group.
@@ -143,20 +160,51 @@ class FilterGate(TrainingForm, keras.layers.Layer):
 
         Their gradient goes to the threshold and the filters.
         """
-        return self._gates(self.importances())
 
-    def _gates(self, importances):
-        # The bound is just below the least important group that has to stay open.
-        bound = 0.999 * ops.sort(ops.stop_gradient(importances))[self.most_closed]
-        groups = hard_gates(
-            # Without the addend a threshold of 0 would close filters of zeros.
-            importances + 1e-6,
-            self.threshold.value(),
+        def gates(kernel, raw, sensitivities, *state):
+            relative, to_kernel = self._relative(kernel)
+            groups, to_groups = self._groups(relative * sensitivities, raw, *state)
+
+            def gradient(upstream):
+                by_group = _sums(upstream, self.group_size, self.filters)
+                to_importances, to_raw = to_groups(by_group)
+                return to_kernel(to_importances * sensitivities), to_raw
+
+            return _of_filters(groups, self.group_size, self.filters), gradient
+
+        (raw,) = F.read(self.threshold.raw)
+        return F.custom_gradient(gates, self._filters(), raw, constants=self._state())
+
+    def _state(self):
+        """The variables that gates read, and have no gradient."""
+        threshold = self.threshold
+        return F.read(
+            self.sensitivities,
+            threshold.pace,
+            threshold.learns,
             self.frozen,
             self.mask if self.group_size == 1 else self.mask[:: self.group_size],
+        )
+
+    def _groups(self, importances, raw, pace, learns, frozen, mask):
+        """The open groups, and their gradient to the importances and to `raw`."""
+        # The bound is just below the least important group that has to stay open.
+        fewest = self.group_count - self.most_closed
+        bound = 0.999 * ops.min(ops.top_k(importances, fewest)[0])
+        groups, gradient = chosen_gates(
+            # Without the addend a threshold of 0 would close filters of zeros.
+            importances + 1e-6,
+            raw * pace,
+            frozen,
+            mask,
             bound,
         )
-        return _of_filters(groups, self.group_size, self.filters)
+
+        def both(upstream):
+            slope = gradient(upstream)
+            return slope, ops.reshape(-learns * ops.sum(slope), (1,))
+
+        return groups, both
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         is_frozen = training and not self.is_searching
@@ -171,7 +219,19 @@ class FilterGate(TrainingForm, keras.layers.Layer):
 
         Its gradient goes to the threshold alone, so a penalty on it shrinks no filters.
         """
-        return ops.mean(self._gates(ops.stop_gradient(self.importances())))
+        shares = np.float32(self.group_sizes() / self.filters)
+
+        def kept(raw, kernel, sensitivities, *state):
+            relative, _ = self._relative(kernel)
+            groups, to_groups = self._groups(relative * sensitivities, raw, *state)
+            return (
+                ops.sum(groups * shares),
+                lambda upstream: (to_groups(upstream * shares)[1],),
+            )
+
+        (raw,) = F.read(self.threshold.raw)
+        constants = [self._filters(), *self._state()]
+        return F.custom_gradient(kept, raw, constants=constants)
 
     def margins(self) -> np.ndarray:
         """Returns each group's margin, float32 (groups,); see `margins_of`."""
@@ -243,33 +303,27 @@ def _of_filters(groups, group_size, filters):
     return values if values.shape[0] == filters else values[:filters]
 
 
+def _sums(per_filter, group_size, filters):
+    """Sums over each group of values per filter, (groups,)."""
+    if group_size == 1:
+        return per_filter
+    missing = -filters % group_size
+    padded = ops.pad(per_filter, [[0, missing]]) if missing else per_filter
+    return ops.sum(ops.reshape(padded, (-1, group_size)), axis=1)
+
+
 def _relative_magnitudes(kernel, group_sizes):
-    """Mean |w| of each group of filters, relative to the mean over the groups."""
+    """Mean |w| of each group of filters relative to that of all, and its gradient."""
     filters, size = int(group_sizes.sum()), int(group_sizes[0])
-    weights_per_filter = math.prod(kernel.shape) // filters
+    weights = math.prod(kernel.shape) // filters * group_sizes
+    by_filter = ops.sum(ops.reshape(ops.abs(kernel), (-1, filters)), axis=0)
+    groups = _sums(by_filter, size, filters) * np.float32(1.0 / weights)
+    mean = ops.maximum(ops.mean(groups), 1e-12)
+    relative = groups / mean
 
-    def by_group(per_filter):
-        if size == 1:
-            return per_filter
-        missing = len(group_sizes) * size - filters
-        padded = ops.pad(per_filter, [[0, missing]]) if missing else per_filter
-        return ops.sum(ops.reshape(padded, (-1, size)), axis=1) / np.float32(
-            group_sizes
-        )
+    def gradient(upstream):
+        to_groups = (upstream - ops.mean(upstream * relative)) / mean
+        per_filter = _of_filters(to_groups * np.float32(1.0 / weights), size, filters)
+        return ops.sign(kernel) * per_filter
 
-    def magnitudes(kernel):
-        per_filter = ops.mean(ops.reshape(ops.abs(kernel), (-1, filters)), axis=0)
-        groups = by_group(per_filter)
-        mean = ops.maximum(ops.mean(groups), 1e-12)
-        relative = groups / mean
-
-        def gradient(upstream):
-            to_groups = (upstream - ops.mean(upstream * relative)) / mean
-            share = to_groups * np.float32(1.0 / (weights_per_filter * group_sizes))
-            per_filter = _of_filters(share, size, filters)
-            signs = ops.reshape(ops.sign(kernel), (-1, filters))
-            return (ops.reshape(signs * per_filter, kernel.shape),)
-
-        return relative, gradient
-
-    return F.custom_gradient(magnitudes, kernel)
+    return relative, gradient

@@ -127,7 +127,7 @@ class BitSharing(SearchingScheme):
             )
             for row in plan.treated()
         }
-        gates = self._filter_gates(model, plan)
+        gates = self._filter_gates(bops_model.filters, plan)
         kept = {
             name: 1 - gate.most_closed / gate.group_count
             for name, gate in gates.items()
@@ -151,9 +151,10 @@ class BitSharing(SearchingScheme):
     def notes(self, model: keras.Model, plan: Plan) -> dict[str, str]:
         if self.group_size is None:
             return {}
-        gates = self._filter_gates(model, plan)
+        all_filters = Filters(Graph(model))
+        gates = self._filter_gates(all_filters, plan)
         notes = {}
-        for name, filters in Filters(Graph(model)).by_layer.items():
+        for name, filters in all_filters.by_layer.items():
             if name in gates:
                 gate = gates[name]
                 notes[name] = (
@@ -170,10 +171,10 @@ class BitSharing(SearchingScheme):
         self, model: keras.Model, plan: Plan
     ) -> dict[str, list[keras.layers.Layer]]:
         graph = Graph(model)
-        by_layer = Filters(graph).by_layer
+        filters = Filters(graph)
         before: dict[str, list[keras.layers.Layer]] = {}
-        for producer, gate in self._filter_gates(model, plan).items():
-            for consumer in by_layer[producer].consumers:
+        for producer, gate in self._filter_gates(filters, plan).items():
+            for consumer in filters.by_layer[producer].consumers:
                 before.setdefault(consumer, []).append(gate)
         # The budget counts steps by its calls: a layer that is called once is best.
         rows = [row for row in plan.treated() if len(graph.calls_of(row.layer)) == 1]
@@ -181,7 +182,7 @@ class BitSharing(SearchingScheme):
         before.setdefault(first, []).insert(0, BopsBudget(name="bops_budget"))
         return before
 
-    def _filter_gates(self, model: keras.Model, plan: Plan) -> dict[str, FilterGate]:
+    def _filter_gates(self, all_filters: Filters, plan: Plan) -> dict[str, FilterGate]:
         """Returns `{producer's name: gate}` of the filters that may be removed."""
         if self.group_size is None:
             return {}
@@ -194,7 +195,7 @@ class BitSharing(SearchingScheme):
                 self.max_pruned,
                 name=f"{name.replace('/', '_')}_gate",
             )
-            for name, filters in Filters(Graph(model)).by_layer.items()
+            for name, filters in all_filters.by_layer.items()
             if name in treated and not filters.why_kept and filters.consumers
         }
 

@@ -12,7 +12,6 @@ from tfcompress.core.training.calibration import (
     calibrate_activations,
     calibrate_weights,
 )
-from tfcompress.core.training.compiled import compiled
 from tfcompress.core.training.learning_rate import inner_optimizer, training_model
 from tfcompress.core.training.penalty import DESCENT, PenaltyMultiplier
 from tfcompress.core.training.recalibration import Recalibration
@@ -61,10 +60,6 @@ class BitSearch(Search):
             self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
         self.penalty = penalty
         self._strength = space.budget.strength
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_begin(logs)
-        self._compiled_bops = compiled(self.model, lambda _: self.space.expected_bops())
 
     def on_progress(self, share: float) -> None:
         super().on_progress(share)
@@ -127,7 +122,8 @@ class BitSearch(Search):
         return margins
 
     def _bops(self):
-        return float(self._compiled_bops(()))
+        # About a hundred calls per training take less time than one compilation.
+        return float(ops.convert_to_numpy(self.space.expected_bops()))
 
     def freeze(self) -> None:
         self._strength.assign(0.0)
