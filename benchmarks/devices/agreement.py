@@ -2,7 +2,8 @@
 
 Trains ResNet-8 and MobileNetV2 with `activation_bits=8` under each scheme, shortly: the
 accuracy is not that of a finished training. It compares the finalized model with the
-int8 file in LiteRT, over all test images of CIFAR-10. Prints rows of a Markdown table.
+int8 file in LiteRT, and with the student that was trained, over all test images of
+CIFAR-10. Prints rows of a Markdown table.
 With --output the results are written as JSON, after each row.
 """
 
@@ -80,16 +81,21 @@ def measure(model, scheme, train_data, test_data):
         )
         found = np.asarray(tfc.litert.predict(path, images))
     expected = tiny.predict(images, BATCH_SIZE, verbose=0)
-    classes, expected_classes = found.argmax(axis=1), expected.argmax(axis=1)
+    trained = student.predict(images, BATCH_SIZE, verbose=0)
+    classes, expected_classes, trained_classes = (
+        x.argmax(axis=1) for x in (found, expected, trained)
+    )
     return {
         "images": FLAGS.images,
         "epochs": FLAGS.epochs,
         "test_images": len(images),
         "bytes": report["size"]["tflite_bytes"],
         "ranges": report["ranges"],
+        "top1_student": float((trained_classes == labels).mean()),
         "top1_keras": float((expected_classes == labels).mean()),
         "top1_file": float((classes == labels).mean()),
         "same_class": float((classes == expected_classes).mean()),
+        "same_class_student": float((trained_classes == expected_classes).mean()),
         "largest_difference": float(np.abs(found - expected).max()),
     }
 
@@ -125,7 +131,8 @@ def main(argv):
 
 def row_of(found):
     """A row of the table."""
-    shares = [100 * found[key] for key in ("top1_keras", "top1_file", "same_class")]
+    keys = "top1_student", "top1_keras", "top1_file", "same_class_student", "same_class"
+    shares = [100 * found[key] for key in keys]
     return (
         f"| {found['network']} | {found['scheme']} | {found['test_images']:,} | "
         f"{found['bytes']:,} | " + " | ".join(f"{x:.2f}" for x in shares) + " |"

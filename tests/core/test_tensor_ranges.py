@@ -1,13 +1,15 @@
 """Learned ranges of the tensors between layers, and the int8 files that have them."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.core.tensor_ranges import round_biases
 from tfcompress.graph.graph import Graph
+from tfcompress.graph.levels.biases import round_biases
 from tfcompress.layers import QuantizedTensor
 
 SHAPE = (8, 8, 3)
@@ -188,6 +190,20 @@ def test_int8_file_computes_what_was_trained(build, tmp_path):
     largest = {residual: 0.5 / 256, joined: 0.0, two_outputs: 0.5 / 256}
     if build in largest:
         assert report["agreement"]["max_abs_diff"] <= largest[build] + 1e-6
+
+
+@each_net
+def test_biases_end_in_units_of_int8_operators(build, monkeypatch):
+    student = fitted(compressed(build), 1)
+    finalization = importlib.import_module("tfcompress.core.finalize")
+    monkeypatch.setattr(finalization, "round_biases", lambda model: None)
+    tiny = tfc.finalize(student)
+    biases = [x for x in tiny.weights if x.name == "bias"]
+    before = [keras.ops.convert_to_numpy(x) for x in biases]
+    round_biases(tiny)
+    assert before
+    for bias, expected in zip(biases, before, strict=True):
+        np.testing.assert_allclose(bias, expected, atol=1e-5)
 
 
 @one_net_or_all

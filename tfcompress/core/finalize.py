@@ -7,11 +7,12 @@ import numpy as np
 
 from tfcompress.core.checks import check_finite, check_finite_outputs
 from tfcompress.core.config import QuantizeConfig
-from tfcompress.core.tensor_ranges import BITS, round_biases
+from tfcompress.core.tensor_ranges import BITS
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.dead_branches import remove_dead_branches
 from tfcompress.graph.graph import Graph
+from tfcompress.graph.levels.biases import round_biases
 from tfcompress.graph.levels.integer_forms import on_integers
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups

@@ -9,19 +9,15 @@ computes what the student computes.
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.levels.stored_tensors import (
     StoredTensor,
     StoredTensors,
     has_inner_tensor,
-    levels_of_tensors,
     maker_of,
 )
-from tfcompress.layers import PackedKernel, QuantizedTensor
-from tfcompress.layers.kernel import by_channel
+from tfcompress.layers import QuantizedTensor
 from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import BitSharingActivation, FixedActivation
 
@@ -137,36 +133,6 @@ class TensorRanges:
             self._renamed.add(id(operation))
             return operation.name
         return f"{tensor.call.name.replace('/', '_')}_levels_{number}"
-
-
-def round_biases(model: keras.Model) -> None:
-    """Rounds biases to the units in which int8 operators count them.
-
-    The unit is the distance of two levels of the input times the scale of the kernel's
-    channel. With ternary kernels it is up to a third of a level of the result.
-
-    Args:
-        model: finalized model. Layers with inputs on learned levels are changed.
-    """
-    graph = Graph(model)
-    levels = levels_of_tensors(graph)
-    for layer in graph.layers().values():
-        if not isinstance(layer, PackedKernel) or not getattr(layer, "use_bias", False):
-            continue
-        inputs = [levels.get(id(call.inputs[0])) for call in graph.calls_of(layer)]
-        if len({id(x) for x in inputs}) == 1 and inputs[0] is not None:
-            layer.kernel_scale.assign(_scales_with_zeros(layer))
-            scale = ops.convert_to_numpy(layer.kernel_scale).reshape(-1)
-            unit = float(ops.convert_to_numpy(inputs[0].scale)) * scale
-            bias = ops.convert_to_numpy(layer.bias).astype(np.float64)
-            layer.bias.assign((np.round(bias / unit) * unit).astype(np.float32))
-
-
-def _scales_with_zeros(layer):
-    """Scales of a kernel, with the largest one for channels of zeros, as in a file."""
-    scale = ops.convert_to_numpy(layer.kernel_scale)
-    used = by_channel(layer.codes, layer.channel_axes).any(axis=0).reshape(scale.shape)
-    return np.where(used, scale, scale[used].max(initial=0.0) or np.float32(1.0))
 
 
 def _groups(stored: StoredTensors) -> list[list[StoredTensor]]:

@@ -10,6 +10,7 @@ from keras import ops
 from tfcompress.compat import keras_private
 from tfcompress.core.training.averages import uses_averages
 from tfcompress.core.training.compiled import compiled
+from tfcompress.graph.levels.biases import move_means, round_trained_biases
 from tfcompress.progress_bar import progress_bar
 
 
@@ -48,6 +49,7 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
         # `fit` has just replaced the weights by their averages.
         self.recalibrate.stale |= uses_averages(self.model)
         self.recalibrate.refresh()
+        self.recalibrate.finish()
         self.training = False
 
 
@@ -61,9 +63,10 @@ class Recalibration:
     """Function that sets batch normalization statistics to their mean over batches.
 
     It reaches the BatchNormalizations within other layers and models at any depth, and
-    skips those that are not trainable. No other variable changes: neither the state of
-    quantizers nor that of random numbers. The first call compiles the forward pass, so
-    one object serves a whole `fit`.
+    skips those that are not trainable. With learned ranges of 8 bits, means then move
+    by less than a unit of int8 biases, see `move_means`. No other variable changes:
+    neither the state of quantizers nor that of random numbers. The first call compiles
+    the forward pass, so one object serves a whole `fit`.
 
     Args:
         model: Functional or Sequential model.
@@ -75,6 +78,7 @@ class Recalibration:
     """
 
     def __init__(self, model: keras.Model, batches: list[Any]) -> None:
+        self.model = model
         self.batches = batches
         self.stale = False
         self.norms = [
@@ -107,6 +111,12 @@ class Recalibration:
             return
         with self._own_pass():
             self._set_statistics()
+            move_means(self.model)
+
+    def finish(self) -> None:
+        """Rounds biases that no normalization sets, at the end of a training."""
+        with self._own_pass():
+            round_trained_biases(self.model)
 
     def _set_statistics(self):
         momenta = [norm.momentum for norm in self.norms]

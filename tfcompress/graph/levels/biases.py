@@ -1,0 +1,116 @@
+"""Biases in the units in which int8 operators count them."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.graph.batch_norm import foldable
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.levels.stored_tensors import levels_of_tensors
+from tfcompress.layers import PackedKernel, QuantizedKernel, QuantizedTensor
+from tfcompress.layers.batch_norm import affine, fold
+from tfcompress.layers.kernel import by_channel
+
+
+def round_biases(model: keras.Model) -> None:
+    """Rounds biases to the units in which int8 operators count them.
+
+    The unit is the distance of two levels of the input times the scale of the kernel's
+    channel. With ternary kernels it is up to a third of a level of the result.
+
+    Args:
+        model: finalized model. Layers with inputs on learned levels are changed.
+    """
+    graph = Graph(model)
+    levels = levels_of_tensors(graph)
+    for layer in graph.layers().values():
+        if not isinstance(layer, PackedKernel) or not getattr(layer, "use_bias", False):
+            continue
+        source = _one_source(graph, layer, levels)
+        if source is not None:
+            scale = ops.convert_to_numpy(layer.kernel_scale)
+            scale = _scales_with_zeros(layer.codes, scale, layer)
+            layer.kernel_scale.assign(scale)
+            step = float(ops.convert_to_numpy(source.scale))
+            bias = ops.convert_to_numpy(layer.bias)
+            layer.bias.assign(_rounded(bias, step * scale.reshape(-1)))
+
+
+def move_means(student: keras.Model) -> None:
+    """Moves means of batch normalizations to where folded biases are not rounded.
+
+    A student then predicts as its finalized model does. A mean moves by half a unit of
+    `round_biases` at most. Frozen normalizations are left alone.
+
+    Args:
+        student: Functional model with `Quant*` layers. Without a `QuantizedTensor`
+            nothing is changed.
+    """
+    for layer, norm, step in _on_learned_levels(student):
+        if norm is not None and norm.trainable:
+            _move_mean(layer, norm, step)
+
+
+def round_trained_biases(student: keras.Model) -> None:
+    """Rounds biases as `round_biases` does, where no normalization follows.
+
+    Args:
+        student: see `move_means`. Layers that are frozen are left alone.
+    """
+    for layer, norm, step in _on_learned_levels(student):
+        has_bias = getattr(layer, "use_bias", False)
+        if norm is None and has_bias and layer.trainable:
+            codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
+            unit = step * _scales_with_zeros(codes, scale, layer).reshape(-1)
+            layer.bias.assign(_rounded(ops.convert_to_numpy(layer.bias), unit))
+
+
+def _on_learned_levels(student):
+    """Yields `(layer, normalization after it or None, distance of two input levels)`.
+
+    Of all `Quant*` layers whose inputs are on levels of a student on tensor ranges.
+    """
+    graph = Graph(student)
+    layers = graph.layers().values()
+    if not any(isinstance(layer, QuantizedTensor) for layer in layers):
+        return
+    levels = levels_of_tensors(graph)
+    for layer in layers:
+        if isinstance(layer, QuantizedKernel):
+            source = _one_source(graph, layer, levels)
+            quantizer = layer.input_quantizer or getattr(source, "quantizer", None)
+            if quantizer is not None:
+                yield layer, foldable(graph, layer), quantizer.scale_value()
+
+
+def _move_mean(layer, norm, step):
+    codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
+    bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(())
+    codes, scale, bias = fold(codes, scale, bias, norm)
+    unit = step * _scales_with_zeros(codes, scale, layer).reshape(-1)
+    multiplier = affine(norm)[0]
+    excess = np.divide(
+        bias - _rounded(bias, unit),
+        multiplier,
+        out=np.zeros_like(multiplier),
+        where=multiplier != 0,
+    )
+    norm.moving_mean.assign(ops.convert_to_numpy(norm.moving_mean) + excess)
+
+
+def _one_source(graph: Graph, layer: keras.layers.Layer, levels: dict[int, Any]) -> Any:
+    """The layer that rounds the inputs of all calls, or None."""
+    sources = [levels.get(id(call.inputs[0])) for call in graph.calls_of(layer)]
+    return sources[0] if len({id(x) for x in sources}) == 1 else None
+
+
+def _rounded(bias, unit):
+    return (np.round(bias.astype(np.float64) / unit) * unit).astype(np.float32)
+
+
+def _scales_with_zeros(codes, scale, layer):
+    """Scales of a kernel, with the largest one for channels of zeros, as in a file."""
+    used = by_channel(codes, layer.channel_axes).any(axis=0).reshape(scale.shape)
+    return np.where(used, scale, scale[used].max(initial=0.0) or np.float32(1.0))
