@@ -9,6 +9,8 @@ from tfcompress.core.tied_weights import check_not_tied
 from tfcompress.graph.graph import Graph, check_has_graph, is_model, own_classes
 from tfcompress.layers.cloning import clone_layer
 
+# Last sentence of errors about a student.
+DIVERGED = "Its training diverged: lower the learning rate."
 # Weights of trainings that did not diverge are far below.
 _LARGE = 1e4
 

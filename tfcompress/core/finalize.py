@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from tfcompress.core.checks import check_finite, check_finite_outputs
+from tfcompress.core.checks import DIVERGED, check_finite, check_finite_outputs
 from tfcompress.core.config import QuantizeConfig
 from tfcompress.core.tensor_ranges import BITS
 from tfcompress.graph.batch_norm import foldable
@@ -25,8 +25,6 @@ from tfcompress.layers import (
 from tfcompress.layers.registry import forms_of
 from tfcompress.progress_bar import announced, progress_bar
 from tfcompress.quantizers import Uniform
-
-DIVERGED = "Its training diverged: lower the learning rate."
 
 
 def finalize(student: keras.Model) -> keras.Model:

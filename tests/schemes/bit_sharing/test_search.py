@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 import tfcompress as tfc
@@ -112,3 +113,26 @@ def test_batch_norm_statistics_belong_to_the_frozen_ranges(mnist):
     search.recalibrate()
     for norm, expected in zip(norms, frozen, strict=True):
         np.testing.assert_allclose(norm.moving_mean, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_search_that_diverged_says_so_before_its_end():
+    """Filters of NaN are not kept, so that the BOPs are zero."""
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(16, 3, activation="relu")(inputs)
+    x = layers.Conv2D(16, 3, activation="relu")(x)
+    x = layers.Conv2D(16, 3, activation="relu")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for layer in self.model.layers:
+                kernel = getattr(layer, "latent_kernel", None)
+                if kernel is not None:
+                    kernel.assign(np.full(kernel.shape, np.nan))
+
+    student = tfc.compress(model, tfc.BitSharing(bops="1/60"))
+    student.compile("sgd", "mse")
+    data = np.zeros((64, 8, 8, 1)), np.zeros((64, 2))
+    with pytest.raises(ValueError, match="Received NaN.*Its training diverged"):
+        student.fit(*data, batch_size=8, epochs=4, verbose=0, callbacks=[Poison()])

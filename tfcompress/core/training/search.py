@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tfcompress.core.checks import check_finite, is_finite
+from tfcompress.core.checks import DIVERGED, check_finite, is_finite
 from tfcompress.core.training.averages import restart_averages
 from tfcompress.core.training.learning_rate import (
     constant_rate,
@@ -182,7 +182,7 @@ class Search(ProgressCallback):
         return state
 
     def _freeze(self):
-        check_finite(self.model, "Its training diverged: lower the learning rate.")
+        check_finite(self.model, DIVERGED)
         with (
             announced("End of the search"),
             undone_on_failure(self.model.variables),

@@ -8,6 +8,7 @@ from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.core.budget import parse_budget
+from tfcompress.core.checks import DIVERGED, check_finite
 from tfcompress.core.training.calibration import (
     calibrate_activations,
     calibrate_weights,
@@ -123,7 +124,10 @@ class BitSearch(Search):
 
     def _bops(self):
         # About a hundred calls per training take less time than one compilation.
-        return float(ops.convert_to_numpy(self.space.expected_bops()))
+        bops = float(ops.convert_to_numpy(self.space.expected_bops()))
+        if not 0 < bops < np.inf:  # no filter of NaN is kept
+            check_finite(self.model, DIVERGED)
+        return bops
 
     def freeze(self) -> None:
         self._strength.assign(0.0)
