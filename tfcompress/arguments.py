@@ -1,12 +1,14 @@
-"""Checks of arguments that are numbers, and warnings of arguments."""
+"""Checks of arguments that are numbers, and texts of errors and warnings."""
 
 import inspect
 import numbers
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+# Texts of a list that a message has.
+_LISTED = 5
 _PACKAGE = str(pathlib.Path(__file__).parent / "_")[:-1]
 
 
@@ -31,6 +33,12 @@ def check_number(
     """
     if not is_number(value) or not is_valid(value):
         raise ValueError(f"`{name}` is {expected}. Received: {name}={value!r}.")
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Returns the first texts of a list for a message, and the number of the others."""
+    more = len(texts) - _LISTED
+    return ", ".join(texts[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def warn_caller(message: str) -> None:

@@ -81,3 +81,15 @@ def test_sparsity_that_small_filters_cannot_have_is_said(mnist, compile_for_digi
     data = [x[:64] for x in mnist[0]]
     with pytest.warns(UserWarning, match=r"'small' has a sparsity of 0\.8.*of 9 w"):
         student.fit(*data, epochs=3, verbose=0)
+
+
+@pytest.mark.parametrize("count, rest", [(4, r" and 3 more\."), (2, r"\.")])
+def test_error_of_nan_weights_names_the_first_few(count, rest):
+    names = [f"dense{i}" for i in range(count)]
+    model = keras.Sequential(
+        [keras.Input((3,)), *(layers.Dense(3, name=name) for name in names)]
+    )
+    model.set_weights([np.full(x.shape, np.nan) for x in model.weights])
+    paths = [x.path for x in model.weights]
+    with pytest.raises(ValueError, match=f"in: {', '.join(paths[:5])}{rest}"):
+        tfc.compress(model, tfc.PrunedTernary())

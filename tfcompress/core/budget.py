@@ -5,7 +5,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 import keras
 
-from tfcompress.arguments import is_number
+from tfcompress.arguments import is_number, listed
 from tfcompress.cost.input_shape import (
     InputShape,
     example_input_shape,
@@ -15,8 +15,6 @@ from tfcompress.cost.layer_macs import layer_macs
 
 # Share of a budget that a compressed model may leave unused.
 SLACK = 0.02
-# Layers that an error names.
-_NAMED = 5
 
 
 def excess(received: float, budget: float, unit: str) -> str | None:
@@ -96,8 +94,7 @@ def check_sizes_known(
     is_open = [row.name for row in rows if row.open_size]
     if not is_open:
         return
-    names = ", ".join(f"'{name}'" for name in is_open[:_NAMED])
-    others = f" and {len(is_open) - _NAMED} more" if len(is_open) > _NAMED else ""
+    names = listed([f"'{name}'" for name in is_open])
     hint = (
         f"Give the scheme the size to count at, such as input_shape="
         f"{example_input_shape(model)}. The model still takes inputs of any size."
@@ -107,5 +104,5 @@ def check_sizes_known(
     )
     raise ValueError(
         f"{needs} needs the output size of every layer. Received: input_shape="
-        f"{input_shape}, with which it is open for {names}{others}. {hint}"
+        f"{input_shape}, with which it is open for {names}. {hint}"
     )

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.arguments import listed
 from tfcompress.compat import keras_private
 from tfcompress.core.tied_weights import check_not_tied
 from tfcompress.graph.graph import Graph, check_has_graph, is_model, own_classes
@@ -29,7 +30,7 @@ def check_finite(model: keras.Model, hint: str) -> None:
     if bad:
         raise ValueError(
             f"All weights of '{model.name}' must be finite. Received NaN or "
-            f"infinity in: {', '.join(bad)}. {hint}"
+            f"infinity in: {listed(bad)}. {hint}"
         )
 
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.arguments import listed
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
@@ -109,7 +110,7 @@ def _checked_indices(
     if unknown:
         raise ValueError(
             "`keep` has names of layers that make channels, here of: "
-            f"{_listed(written)}. Received: {_listed(unknown)}. Take the names from "
+            f"{_quoted(written)}. Received: {_quoted(unknown)}. Take the names from "
             "`Channels.written`."
         )
     return {name: _indices(name, kept, written[name]) for name, kept in keep.items()}
@@ -152,7 +153,7 @@ def _check_not_in_training(model):
     if names:
         raise ValueError(
             "A model of plain or packed layers is expected. Received one whose "
-            f"layers quantize as they train: {_listed(names)}. Call "
+            f"layers quantize as they train: {_quoted(names)}. Call "
             "`tfcompress.finalize` first."
         )
 
@@ -203,5 +204,5 @@ def _get_item(operation, key, x, *_, **__):
     return operation(x, key)
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+def _quoted(names: Iterable[str]) -> str:
+    return listed([f"'{name}'" for name in names])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
+from tfcompress.arguments import listed
 from tfcompress.compat.litert_private import schema
 from tfcompress.graph.graph import Graph
 from tfcompress.litert import flatbuffer
@@ -79,7 +80,7 @@ def check_supported(model: schema.ModelT, layers: Sequence[str]) -> None:
         if operator_name(model, operator) not in SUPPORTED
     ]
     if missing:
-        found = ", ".join(f"{name} of '{layer}'" for name, layer in missing)
+        found = listed([f"{name} of '{layer}'" for name, layer in missing])
         raise ValueError(
             "Operators that TensorFlow Lite Micro has are expected. Received: "
             f"{found}. Replace these layers by others, or let the model end before "

@@ -11,6 +11,7 @@ import tf_keras
 from tensorflow_model_optimization.quantization.keras import QuantizeWrapper
 
 from tfcompress import layers
+from tfcompress.arguments import listed
 from tfcompress.compat.tfmot_private import (
     QuantizeLayer,
     kernels_and_quantizers,
@@ -114,7 +115,7 @@ def _warn_of_others(model):
     names = [x.name for x in model.layers if isinstance(x, kinds) and x not in ours]
     if names:
         warnings.warn(
-            f"Layers {', '.join(names)} are quantized by tensorflow-model-optimization "
+            f"Layers {listed(names)} are quantized by tensorflow-model-optimization "
             "itself; the finalized model computes them in float. Train without these "
             "quantizers: `quantize_apply(model, "
             "tfcompress.tfmot.AnnotatedOnlyScheme())`.",
