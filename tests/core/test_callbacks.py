@@ -114,7 +114,7 @@ def test_early_stopping_restores_no_weights_from_before_the_end_of_the_compressi
     assert run.stop.best_epoch == run.stop.seen[0][0]
 
 
-@each_scheme("bits", "ranks")
+@each_scheme("bits", "size", "ranks")
 def test_best_checkpoint_is_from_after_the_end_of_the_compression(name, watched):
     loaded = keras.models.load_model(watched(name).folder / "best.keras")
     assert_kept(loaded)
@@ -132,7 +132,7 @@ def test_early_stopping_counts_its_patience_from_the_end_of_the_compression(
     assert run.stop.stopped_epoch < 6
 
 
-@each_scheme("bits", "ranks")
+@each_scheme("bits", "size", "ranks")
 def test_learning_rate_is_reduced_on_plateaus_after_the_compression_only(name, stopped):
     run = stopped(name)
     rates, phases = (
@@ -194,7 +194,7 @@ def test_learning_rates_set_by_epoch_hold_and_last(name, new_student, fit):
 # Averages of the weights
 
 
-@each_scheme("bits", "ranks")
+@each_scheme("bits", "size", "ranks")
 @pytest.mark.parametrize(
     "swap",
     [
@@ -229,7 +229,7 @@ def test_averaged_weights_have_their_own_statistics_and_keep_the_budget(
 # Files
 
 
-@each_scheme("bits", "ranks")
+@each_scheme("bits", "size", "ranks")
 def test_file_written_in_fit_has_the_state_of_the_optimizer(name, watched):
     run = watched(name)
     with warnings.catch_warnings():
@@ -276,7 +276,7 @@ def test_training_that_a_file_of_the_admm_continues_ends_as_without_interruption
 # Callbacks that watch
 
 
-@each_scheme("bits", "ranks")
+@each_scheme("bits", "size", "ranks")
 def test_logs_of_each_epoch_tell_how_far_the_compression_is(name, watched):
     run = watched(name)
     measured = run.student.scheme.measure(run.student)

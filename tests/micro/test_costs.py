@@ -58,6 +58,7 @@ def test_latency_has_look_up_tables_within_the_allowance(
     assert head["reason"] == "no encoding saves bytes"
 
 
+@pytest.mark.slow
 def test_kernel_in_parts_and_one_that_does_not_fit_have_reasons(
     runtime, model, samples, tmp_path
 ):

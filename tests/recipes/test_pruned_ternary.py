@@ -142,6 +142,7 @@ def test_default_model_becomes_ternary_with_the_sparsity_asked_for(
     check(tmp_path / "out" / "model.tflite", tiny)
 
 
+@pytest.mark.slow
 def test_a_file_for_microcontrollers_is_written_and_reported(
     recipe, few_images, tmp_path, capsys
 ):

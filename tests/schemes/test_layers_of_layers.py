@@ -164,6 +164,7 @@ def test_students_of_user_classes_have_attention():
     tfc.finalize(student)
 
 
+@pytest.mark.slow
 def test_integer_files_have_the_codes_of_attention(tmp_path):
     _, student, x = trained("image", tfc.Uniform(4, 8))
     tiny = tfc.finalize(student)

@@ -80,11 +80,11 @@ def trained(net, scheme):
 
 
 def cases():
-    """Every net in every scheme; nets without a loop in one scheme, and two LSTMs."""
+    """Every net in every scheme; nets without a loop in one scheme, and an LSTM."""
     loops = ("lstm", "gru", "simple", "conv")
     for scheme in SCHEMES:
         for net in NETS:
-            is_short = net in ("lstm", "conv, two axes") or not net.startswith(loops)
+            is_short = net == "lstm" or not net.startswith(loops)
             is_quick = scheme == "ternary" and is_short
             yield pytest.param(scheme, net, marks=() if is_quick else pytest.mark.slow)
 

@@ -222,9 +222,10 @@ class KeepOptimizer(keras.callbacks.Callback):
             self.values = {variable.path: np.array(variable) for variable in variables}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["sparsity", *(pytest.param(x, marks=pytest.mark.slow) for x in ("macs", *SIZED))],
+    ["sparsity", "macs", *SIZED],
 )
 def test_whole_model_that_is_saved_in_a_search_goes_on_with_its_optimizer(
     name, tmp_path

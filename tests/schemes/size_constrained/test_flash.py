@@ -62,6 +62,7 @@ def test_flash_that_cannot_be_met_is_refused_with_the_least(trained_wide):
     tfc.compress(trained_wide, tfc.SizeConstrained(size=least, target="micro"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*of the weights are left alone")
 def test_embedding_is_left_alone_and_its_rows_count_a_byte_a_weight(tmp_path):
     pytest.importorskip("tflite_micro", reason="tflite-micro is not installed")

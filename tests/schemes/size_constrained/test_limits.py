@@ -163,6 +163,7 @@ def test_budget_above_the_most_bits_is_told(arguments, unit):
     assert named_largest(caught) == largest
 
 
+@pytest.mark.slow
 def test_file_takes_about_the_largest_size_that_a_warning_names():
     keras.utils.set_random_seed(0)
     model = two_dense()

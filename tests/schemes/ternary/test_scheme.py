@@ -35,7 +35,7 @@ def test_student_is_accurate_and_its_saved_and_final_forms_predict_alike(
 ):
     images, labels = mnist[0]
     student = tfc.compress(trained, tfc.PrunedTernary(first_last="ternary"))
-    compile_for_digits(student, keras.optimizers.Adam(3e-3))
+    compile_for_digits(student, keras.optimizers.Adam(1e-3))
     history = student.fit(
         images[:1000],
         labels[:1000],
