@@ -62,6 +62,24 @@ def check_finite_outputs(model: keras.Model, hint: str) -> None:
         )
 
 
+def check_finite_activations(layer: str, *values: np.ndarray) -> None:
+    """Checks that the values that a layer has computed or read are finite.
+
+    Args:
+        layer: str. Name of the layer.
+        values: float arrays.
+
+    Raises:
+        ValueError: if a value is NaN or infinite.
+    """
+    if not all(np.isfinite(x).all() for x in values):
+        raise ValueError(
+            f"Finite activations are expected in '{layer}'. Received NaN or infinity: "
+            "the training diverged, which a lower learning rate prevents, or the data "
+            "holds such values."
+        )
+
+
 def is_finite(model: keras.Model) -> bool:
     """Returns whether all weights of a built model are finite."""
     return not _not_finite(model)

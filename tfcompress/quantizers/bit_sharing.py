@@ -262,6 +262,10 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         """Records samples of unchanged inputs until `calibrate`; for eager calls."""
         self._recorded = []
 
+    def recorded(self) -> list[np.ndarray]:
+        """Returns the samples that `record` has found since."""
+        return self._recorded or []
+
     def discard(self) -> None:
         """Ends `record` and keeps the range."""
         self._recorded = None

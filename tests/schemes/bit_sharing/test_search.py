@@ -104,6 +104,19 @@ def test_frozen_ranges_do_not_depend_on_stale_batch_norm_statistics(mnist):
     assert ends[0] == ends[1]
 
 
+def test_frozen_ranges_do_not_depend_on_those_of_the_search(mnist):
+    """Ranges that round all to zero would leave statistics without a variance."""
+    ends = []
+    for factor in (1.0, 1e3):
+        search = started_search(mnist)
+        for layer in search.space.layers.values():
+            clip = layer.input_quantizer.clip
+            clip.assign(factor * clip)
+        search.freeze()
+        ends.append(ranges(search))
+    assert ends[0] == ends[1]
+
+
 def test_batch_norm_statistics_belong_to_the_frozen_ranges(mnist):
     search = started_search(mnist)
     set_thresholds(search.space.thresholds(), MAX_THRESHOLD)
@@ -136,3 +149,18 @@ def test_search_that_diverged_says_so_before_its_end():
     data = np.zeros((64, 8, 8, 1)), np.zeros((64, 2))
     with pytest.raises(ValueError, match="Received NaN.*Its training diverged"):
         student.fit(*data, batch_size=8, epochs=4, verbose=0, callbacks=[Poison()])
+
+
+@pytest.mark.parametrize(
+    "scheme", [tfc.BitSharing(bops="1/60"), tfc.PrunedTernary(activation_bits=8)]
+)
+def test_ranges_of_data_with_nan_are_refused(scheme):
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(8, 3, name="first", activation="relu")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(x))
+    student = tfc.compress(keras.Model(inputs, layers.Dense(2)(x)), scheme)
+    student.compile("sgd", "mse")
+    x = np.zeros((64, 8, 8, 1))
+    x[::8] = np.nan
+    with pytest.raises(ValueError, match="Finite activations.*'first'.*or the data"):
+        student.fit(x, np.zeros((64, 2)), verbose=0)

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.core.checks import check_finite_activations
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel, QuantizedTensor
 from tfcompress.progress_bar import progress_bar
@@ -30,7 +32,11 @@ def calibrate_weights(model: keras.Model) -> None:
                 layer.kernel_quantizer.calibrate(layer.latent_kernel)
 
 
-def calibrate_activations(model: keras.Model, batches: Iterable[Any]) -> None:
+def calibrate_activations(
+    model: keras.Model,
+    batches: Iterable[Any],
+    recalibrate: Recalibration | None = None,
+) -> None:
     """Sets the ranges of all `BitSharingActivation` quantizers from activations.
 
     The activations are not quantized during the calibration.
@@ -38,21 +44,36 @@ def calibrate_activations(model: keras.Model, batches: Iterable[Any]) -> None:
     Args:
         model: Functional model with `Quant*` layers.
         batches: iterable of model inputs.
+        recalibrate: `Recalibration` of a model whose batch normalization statistics are
+            not those of activations that are not quantized. They are set to these:
+            deep networks would amplify the difference to infinity.
+
+    Raises:
+        ValueError: if an activation is NaN or infinite. No range is changed then.
     """
     quantizers = _activation_quantizers(model)
-    for quantizer in quantizers:
-        quantizer.record()
+    _record(quantizers)
     try:
+        if recalibrate is not None:
+            recalibrate.eagerly()
+            _record(quantizers)
         batches = list(batches)
         with progress_bar("Ranges of activations", len(batches)) as bar:
             for inputs in bar.over(batches):
                 model(inputs, training=False)
+        for name, quantizer in quantizers.items():
+            check_finite_activations(name, *quantizer.recorded())
     except BaseException:  # interruptions from the keyboard count
-        for quantizer in quantizers:
+        for quantizer in quantizers.values():
             quantizer.discard()
         raise
-    for quantizer in quantizers:
+    for quantizer in quantizers.values():
         quantizer.calibrate()
+
+
+def _record(quantizers):
+    for quantizer in quantizers.values():
+        quantizer.record()
 
 
 class CalibrateActivations(keras.callbacks.Callback):
@@ -69,16 +90,20 @@ class CalibrateActivations(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         done = [
             ops.convert_to_numpy(quantizer.calibrated)
-            for quantizer in _activation_quantizers(self.model)
+            for quantizer in _activation_quantizers(self.model).values()
         ]
         if not all(done):
             calibrate_activations(self.model, self.batches)
 
 
-def _activation_quantizers(model: keras.Model) -> list[BitSharingActivation]:
-    quantizers = [
-        getattr(layer, "input_quantizer", None) or getattr(layer, "quantizer", None)
-        for layer in Graph(model).layers().values()
+def _activation_quantizers(model: keras.Model) -> dict[str, BitSharingActivation]:
+    """The quantizers by the names of their layers."""
+    quantizers = {
+        name: getattr(layer, "input_quantizer", None)
+        or getattr(layer, "quantizer", None)
+        for name, layer in Graph(model).layers().items()
         if isinstance(layer, (QuantizedKernel, QuantizedTensor))
-    ]
-    return [x for x in quantizers if isinstance(x, BitSharingActivation)]
+    }
+    return {
+        name: x for name, x in quantizers.items() if isinstance(x, BitSharingActivation)
+    }

@@ -97,7 +97,8 @@ class Recalibration:
         self._own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
         self._seeds = random_states(model)
-        self._forward = compiled(model, lambda inputs: self._statistics(model, *inputs))
+        self._eager = lambda inputs: self._statistics(model, *inputs)
+        self._forward = compiled(model, self._eager)
 
     def refresh(self) -> None:
         """Sets the statistics if they are stale."""
@@ -107,18 +108,26 @@ class Recalibration:
     def __call__(self) -> None:
         """Sets the moving means and variances of the model."""
         self.stale = False
-        if not self.norms or len(self.batches) == 0:
-            return
         with self._own_pass():
-            self._set_statistics()
+            self._set_statistics(self._forward)
             move_means(self.model)
+
+    def eagerly(self) -> None:
+        """Sets the moving means and variances without a compilation.
+
+        The state of a model that is no part of its variables then counts.
+        """
+        with self._own_pass():
+            self._set_statistics(self._eager)
 
     def finish(self) -> None:
         """Rounds biases that no normalization sets, at the end of a training."""
         with self._own_pass():
             round_trained_biases(self.model)
 
-    def _set_statistics(self):
+    def _set_statistics(self, forward):
+        if not self.norms or len(self.batches) == 0:
+            return
         momenta = [norm.momentum for norm in self.norms]
         seen = []
         try:
@@ -127,7 +136,7 @@ class Recalibration:
             title = "Batch normalization statistics"
             with progress_bar(title, len(self.batches)) as bar:
                 for index, inputs in enumerate(bar.over(self.batches)):
-                    seen.append(self._forward((np.array(index, "int32"), inputs)))
+                    seen.append(forward((np.array(index, "int32"), inputs)))
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.core.checks import check_finite_activations
 from tfcompress.core.training.compiled import compiled
 from tfcompress.layers import FactorizedKernel
 from tfcompress.progress_bar import progress_bar
@@ -93,12 +94,7 @@ def _statistics(name, batches):
     mean, square, hidden_mean, product = (
         np.mean(values, axis=0, dtype=np.float64) for values in zip(*calls, strict=True)
     )
-    if not (np.isfinite(square).all() and np.isfinite(product).all()):
-        raise ValueError(
-            f"Finite activations are expected in '{name}'. Received NaN or infinity: "
-            "the training diverged, which a lower learning rate prevents, or the data "
-            "holds such values."
-        )
+    check_finite_activations(name, square, product)
     covariance = product - np.outer(hidden_mean, hidden_mean)
     # Differences of float32 sums: a variance of zero may come out negative.
     np.fill_diagonal(covariance, np.maximum(np.diag(covariance), 0.0))
