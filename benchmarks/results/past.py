@@ -35,7 +35,8 @@ def _ternary(name, network, epochs, budget="best cosine", table="ternary", **mor
 def _ternary_runs():
     demo = ("lenet5", 10)
     yield _ternary("lenet5_mnist5k", *demo, past=EARLIER)
-    yield _ternary("lenet5_mnist5k_held_thresholds", *demo)
+    yield _ternary("lenet5_mnist5k_held_thresholds", *demo, past=EARLIER)
+    yield _ternary("lenet5_mnist5k_clipped_gradients", *demo)
     yield _ternary(
         "mobilenetv2_mnist5k",
         "mobilenetv2",
@@ -169,7 +170,7 @@ def _size_runs_of_lenet():
         flags = {"rho": 0.05, "seed": seed, "past": EARLIER}
         yield run(f"shifted_free_bits_seed{seed}", 80, 30, **flags)
     for seed in range(3):
-        yield run(f"shifted_seed{seed}", 70, 40, "size", seed=seed)
+        yield run(f"shifted_seed{seed}", 70, 40, "size", seed=seed, past=EARLIER)
 
 
 def _size_runs_of_resnets():

@@ -72,7 +72,8 @@ def train(name):
     expected, received = (
         model.predict(images, verbose=0) for model in (student, tfc.finalize(student))
     )
-    np.testing.assert_allclose(received, expected, atol=1e-4)
+    is_near = np.isclose(received, expected, atol=1e-4).all(axis=1)
+    assert is_near.mean() > 0.99  # ties of roundings may fall to either side
     return history.history["loss"]
 
 
