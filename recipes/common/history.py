@@ -127,7 +127,7 @@ class SizeHistory(History):
             "sparsity": {
                 name: float(np.mean(x == 0)) for name, (x, _) in codes.items()
             },
-            "size": float(budget.size_of(codes)),
+            "size": float(budget.estimate_of(codes)),
             "budget": float(budget.total),
             "residual": space.admm.residual if searching else None,
         }

@@ -109,7 +109,10 @@ class Factorize:
 
 
 def renamed(config: dict[str, Any]) -> dict[str, Any]:
-    """Configuration of a saved model, whose "behind" is "after" today."""
+    """Returns a saved configuration with today's names of values.
+
+    Version 0.1.0 saved `batch_norm="after"` under another name.
+    """
     if config.get("batch_norm") == "behind":
         return {**config, "batch_norm": "after"}
     return config
