@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tfcompress.quantizers import functional as F
 from tfcompress.quantizers import nested
 from tfcompress.quantizers.activation import activation_range
 
@@ -61,13 +62,23 @@ def test_share_bits_computes_the_bits_of_the_open_gates(gates, bits, signed):
     x = np.random.default_rng(2).normal(0, 1, (50, 20)).astype("float32")
     clip = ops.convert_to_tensor(1.5, "float32")
     gates = ops.convert_to_tensor(gates, "float32")
-    value = nested.share_bits(x, clip, gates, nested.BITS, signed)
+    value = share_bits(x, clip, gates, nested.BITS, signed)
     steps = nested.levels(bits)
     codes = nested.nested_codes(x, clip, steps, signed)
     expected = codes * nested.step_size(clip, steps, signed)
     np.testing.assert_array_equal(value, expected)
     assert float(nested.expected_bits(gates, nested.BITS)) == bits
     assert float(nested.open_levels(gates, nested.BITS)) == 2**bits - 1
+
+
+def share_bits(x, clip, gates, bits, signed, sample=None, values=None):
+    """Values of `nested.share_bits`, with its gradients."""
+
+    def quantize(x, clip, gates, values):
+        options = {"sample": sample, "values": values}
+        return nested.share_bits(x, clip, gates, bits, signed, **options)
+
+    return F.custom_gradient(quantize, x, clip, gates, constants=[values])
 
 
 def learned(x, clip, gates, signed, stride=1):
@@ -77,9 +88,7 @@ def learned(x, clip, gates, signed, stride=1):
         return rows[::stride]
 
     values = nested.grid_values(sample(x), clip, nested.BITS, signed)
-    return nested.share_bits(
-        x, clip, gates, nested.BITS, signed, sample=sample, values=values
-    )
+    return share_bits(x, clip, gates, nested.BITS, signed, sample=sample, values=values)
 
 
 def gradients(function, *arrays):
@@ -133,7 +142,7 @@ def test_share_bits_has_no_gate_gradient_without_a_sample():
     x = np.random.default_rng(3).normal(0, 1, (40, 30)).astype("float32")
 
     def loss(gates):
-        return ops.sum(nested.share_bits(x, ops.ones(()), gates, nested.BITS, True) * x)
+        return ops.sum(share_bits(x, ops.ones(()), gates, nested.BITS, True) * x)
 
     (to_gates,) = gradients(loss, (1.0, 1.0))
     np.testing.assert_array_equal(to_gates, [0, 0])

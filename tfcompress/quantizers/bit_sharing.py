@@ -62,7 +62,7 @@ class GatedBits(Quantizer):
     def _share(
         self, x, rule, scale, signed, factor=None, sample=None, values=None, int8=False
     ):
-        """`share_bits` in the present range and bits, with gradients to both.
+        """`nested.share_bits` in the present range and bits, with gradients to both.
 
         Args:
             rule: the `rule` of the gates.
@@ -76,7 +76,7 @@ class GatedBits(Quantizer):
             scale, factor, values, *state = rest
             clip, to_raw = _clip(raw_clip, scale)
             gates, to_thresholds = rule.function(*thresholds, *state)
-            value, to_parts = nested.shared_bits(
+            value, to_parts = nested.share_bits(
                 x, clip, gates, bits, signed, factor, sample, values, int8
             )
 

@@ -118,7 +118,7 @@ def share_bits(
     sample: Callable[[Tensor], Tensor] | None = None,
     values: Tensor | None = None,
     int8: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, F.Gradient]:
     """Quantizes to the bits that the gates choose, in one pass.
 
     The value is z_1 + g_1 (eps_1 + g_2 (eps_2 + ...)): the coarsest grid and the
@@ -139,30 +139,11 @@ def share_bits(
             activations do, and not at -127 like kernels.
 
     Returns:
-        Tensor of `x`'s shape. The gradient to `x` is straight-through inside the range.
-        To `clip` it is the slope of the value: (value - x) / clip inside the range,
-        value / clip outside. To each gate it is the exact derivative of the sum above.
+        `(value, gradient)`. Tensor of `x`'s shape, and its gradient to `x`, `clip` and
+        `gates`. To `x` it is straight-through inside the range. To `clip` it is the
+        slope of the value: (value - x) / clip inside the range, value / clip outside.
+        To each gate it is the exact derivative of the sum above.
     """
-
-    def quantize(x, clip, gates, factor, values):
-        return shared_bits(x, clip, gates, bits, signed, factor, sample, values, int8)
-
-    constants = [factor, values]
-    return F.custom_gradient(quantize, x, clip, gates, constants=constants)
-
-
-def shared_bits(
-    x: Tensor,
-    clip: Tensor,
-    gates: Tensor,
-    bits: Sequence[int],
-    signed: bool,
-    factor: Tensor | None = None,
-    sample: Callable[[Tensor], Tensor] | None = None,
-    values: Tensor | None = None,
-    int8: bool = False,
-) -> tuple[Tensor, F.Gradient]:
-    """Returns the value of `share_bits`, and its gradient to the first three."""
     high = clip if factor is None else clip * factor
     steps = open_levels(gates, bits)
     step = step_size(high, steps, signed)
