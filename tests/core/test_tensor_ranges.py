@@ -276,3 +276,16 @@ def test_decomposition_refuses_other_activation_bits(bits):
 def test_dequantize_refuses_a_student_on_tensor_ranges():
     with pytest.raises(ValueError, match="float activations"):
         tfc.dequantize(compressed(residual))
+
+
+def test_diverged_training_on_tensor_ranges_ends_with_one_warning(recwarn):
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            kernel = next(x for x in self.model.weights if "kernel" in x.path)
+            kernel.assign(np.full(kernel.shape, np.nan))
+
+    student = tfc.compress(model_of(residual), tfc.Uniform(4, activation_bits=8))
+    student.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.warns(UserWarning, match="its weights are NaN"):
+        student.fit(*images(64), epochs=1, verbose=0, callbacks=[Poison()])
+    assert not [x for x in recwarn if x.category is RuntimeWarning]

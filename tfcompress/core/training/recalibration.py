@@ -110,7 +110,8 @@ class Recalibration:
         self.stale = False
         with self._own_pass():
             self._set_statistics(self._forward)
-            move_means(self.model)
+            with np.errstate(invalid="ignore"):  # of a training that diverged
+                move_means(self.model)
 
     def eagerly(self) -> None:
         """Sets the moving means and variances without a compilation.
@@ -122,7 +123,7 @@ class Recalibration:
 
     def finish(self) -> None:
         """Rounds biases that no normalization sets, at the end of a training."""
-        with self._own_pass():
+        with self._own_pass(), np.errstate(invalid="ignore"):
             round_trained_biases(self.model)
 
     def _set_statistics(self, forward):
