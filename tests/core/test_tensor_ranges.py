@@ -289,3 +289,12 @@ def test_diverged_training_on_tensor_ranges_ends_with_one_warning(recwarn):
     with pytest.warns(UserWarning, match="its weights are NaN"):
         student.fit(*images(64), epochs=1, verbose=0, callbacks=[Poison()])
     assert not [x for x in recwarn if x.category is RuntimeWarning]
+
+
+def test_two_replicas_train_tensor_ranges(two_replicas):
+    with two_replicas.scope():
+        student = compressed(residual)
+        student = fitted(student, 1)
+    x, _ = images(64)
+    tiny = tfc.finalize(student)
+    np.testing.assert_allclose(tiny(x), student(x), atol=0.01)

@@ -8,6 +8,12 @@ import tensorflow as tf
 from recipes.common import models, train
 
 
+@pytest.mark.parametrize("weight_decay, norm", [(1e-3, 1.0), (None, None)])
+def test_gradients_of_float_trainings_are_clipped(weight_decay, norm):
+    optimizer = train.make_optimizer(0.1, steps=10, weight_decay=weight_decay)
+    assert optimizer.global_clipnorm == norm
+
+
 def test_learning_rate_warms_up_and_decays_to_zero():
     optimizer = train.make_optimizer(0.1, steps=200)
     schedule = keras.optimizers.schedules.deserialize(
