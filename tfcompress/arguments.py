@@ -1,10 +1,11 @@
 """Checks of arguments that are numbers, and texts of errors and warnings."""
 
+import difflib
 import inspect
 import numbers
 import pathlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 # Texts of a list that a message has.
@@ -39,6 +40,12 @@ def listed(texts: Sequence[str]) -> str:
     """Returns the first texts of a list for a message, and the number of the others."""
     more = len(texts) - _LISTED
     return ", ".join(texts[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def most_similar(name: str, names: Iterable[str]) -> str:
+    """Returns the names that are most similar to one that was not found."""
+    found = difflib.get_close_matches(name, list(names), n=_LISTED, cutoff=0.0)
+    return ", ".join(found)
 
 
 def warn_caller(message: str) -> None:

@@ -154,8 +154,8 @@ def test_printed_plan_has_a_row_per_layer(trained):
 
 
 def test_wrong_overrides_are_refused(trained):
-    with pytest.raises(ValueError, match="Received: 'stem'; the layers are.*conv0"):
-        tfc.plan(trained, tfc.PrunedTernary(overrides={"stem": tfc.KeepFloat()}))
+    with pytest.raises(ValueError, match="Received: 'con0'; of .* similar are conv0"):
+        tfc.plan(trained, tfc.PrunedTernary(overrides={"con0": tfc.KeepFloat()}))
     with pytest.raises(ValueError, match="'bn0' asks for.*'bn0': batch norm"):
         overrides = {"bn0": tfc.QuantizeConfig(Ternary())}
         tfc.plan(trained, tfc.PrunedTernary(overrides=overrides))

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from rich.table import Table
 
+from tfcompress.arguments import most_similar
 from tfcompress.core.checks import check_compressible
 from tfcompress.core.config import KeepFloat, as_taken
 from tfcompress.core.scheme import Place, Scheme
@@ -318,7 +319,8 @@ def _check_overrides(
         if not found:
             raise ValueError(
                 "Each override must match the whole name of at least one layer. "
-                f"Received: {pattern!r}; the layers are {', '.join(reasons)}."
+                f"Received: {pattern!r}; of {len(reasons)} layers the most similar are "
+                f"{most_similar(pattern, reasons)}."
             )
         if isinstance(config, scheme.treatment) and None not in found.values():
             name, reason = next(iter(found.items()))
