@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tests.cases import few_quick
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.levels.biases import round_biases
 from tfcompress.layers import QuantizedTensor
@@ -77,7 +78,10 @@ pytestmark = pytest.mark.filterwarnings(
 NETS = (residual, joined, gated, shared, nested, two_outputs)
 each_net = pytest.mark.parametrize("build", NETS)
 one_net_or_all = pytest.mark.parametrize(
-    "build", [residual, *(pytest.param(x, marks=pytest.mark.slow) for x in NETS[1:])]
+    "build", few_quick(NETS, lambda build: build is residual)
+)
+two_nets_or_all = pytest.mark.parametrize(
+    "build", few_quick(NETS, lambda build: build in (joined, two_outputs))
 )
 
 
@@ -149,7 +153,7 @@ def test_probabilities_between_layers_have_the_step_of_int8_operators():
     assert steps == {1 / 256, 1 / 128}
 
 
-@each_net
+@two_nets_or_all
 def test_student_keeps_the_names_of_outputs(build):
     model = model_of(build)
     student = compressed(build)
@@ -192,7 +196,7 @@ def test_int8_file_computes_what_was_trained(build, tmp_path):
         assert report["agreement"]["max_abs_diff"] <= largest[build] + 1e-6
 
 
-@each_net
+@two_nets_or_all
 def test_biases_end_in_units_of_int8_operators(build, monkeypatch):
     student = fitted(compressed(build), 1)
     finalization = importlib.import_module("tfcompress.core.finalize")

@@ -1,10 +1,13 @@
 """Layers and models of a user's own in every scheme, to a proven file."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 
 import tfcompress as tfc
+from tests.cases import few_quick
 from tests.own_layers import NETWORKS, images
 
 SCHEMES = {
@@ -20,15 +23,13 @@ SCHEMES = {
 LEAST_AGREEMENT = {"size": 1, "latency": 0.7}
 
 
-def cases():
-    """Every network in every scheme; most of those in one scheme are quick."""
-    for scheme in SCHEMES:
-        for name in NETWORKS:
-            is_quick = scheme == "ternary" and name != "subclassed model"
-            yield pytest.param(scheme, name, marks=() if is_quick else pytest.mark.slow)
+def is_quick(scheme, name):
+    return scheme == "ternary" and name != "subclassed model"
 
 
-@pytest.mark.parametrize("scheme, name", cases())
+@pytest.mark.parametrize(
+    "scheme, name", few_quick(itertools.product(SCHEMES, NETWORKS), is_quick)
+)
 def test_each_scheme_ends_in_a_proven_file(name, scheme, tmp_path):
     keras.utils.set_random_seed(0)
     model, x = NETWORKS[name](), images()

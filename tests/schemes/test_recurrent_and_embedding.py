@@ -1,6 +1,7 @@
 """Embeddings and recurrent layers in every scheme, to a proven file."""
 
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tests.cases import few_quick
 from tfcompress.layers import PackedKernel
 
 WORDS, STEPS = 40, 6
@@ -79,19 +81,16 @@ def trained(net, scheme):
     return student, x
 
 
-def cases():
-    """Every net in every scheme; nets without a loop in one scheme, and an LSTM."""
-    loops = ("lstm", "gru", "simple", "conv")
-    for scheme in SCHEMES:
-        for net in NETS:
-            is_short = net == "lstm" or not net.startswith(loops)
-            is_quick = scheme == "ternary" and is_short
-            yield pytest.param(scheme, net, marks=() if is_quick else pytest.mark.slow)
+def is_quick(scheme, net):
+    has_loop = net.startswith(("lstm", "gru", "simple", "conv"))
+    return scheme == "ternary" and (net == "lstm" or not has_loop)
 
 
 @pytest.mark.filterwarnings("ignore:.*of the weights are left alone")
 @pytest.mark.filterwarnings("ignore:The file takes 1 sample at a time")
-@pytest.mark.parametrize("scheme, net", list(cases()))
+@pytest.mark.parametrize(
+    "scheme, net", few_quick(itertools.product(SCHEMES, NETS), is_quick)
+)
 def test_each_scheme_ends_in_a_proven_file(scheme, net, tmp_path):
     student, x = trained(net, scheme)
     student.save(tmp_path / "student.keras")
@@ -203,14 +202,17 @@ def test_integer_files_have_the_codes_of_tables(net, tmp_path):
 
 UNROLLED = pytest.mark.parametrize(
     "kind, shape",
-    [
-        (layers.LSTM, (4, 5)),
-        (layers.GRU, (4, 5)),
-        (functools.partial(layers.GRU, reset_after=False), (4, 5)),
-        (layers.SimpleRNN, (4, 5)),
-        (functools.partial(layers.ConvLSTM1D, kernel_size=3), (4, 5, 2)),
-        (functools.partial(layers.ConvLSTM2D, kernel_size=3), (4, 5, 4, 2)),
-    ],
+    few_quick(
+        [
+            (layers.LSTM, (4, 5)),
+            (layers.GRU, (4, 5)),
+            (functools.partial(layers.GRU, reset_after=False), (4, 5)),
+            (layers.SimpleRNN, (4, 5)),
+            (functools.partial(layers.ConvLSTM1D, kernel_size=3), (4, 5, 2)),
+            (functools.partial(layers.ConvLSTM2D, kernel_size=3), (4, 5, 4, 2)),
+        ],
+        lambda kind, shape: kind in (layers.LSTM, layers.GRU),
+    ),
 )
 
 

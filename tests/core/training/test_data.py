@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
+from tests.cases import few_quick
 from tfcompress.core.training import data as data_module
 from tfcompress.core.training.data import fixed_batch_size, take_inputs
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
@@ -279,10 +280,11 @@ FITS = {
     "generator": lambda: {"x": sample_batches()},
     "infinite PyDataset": lambda: {"x": InfiniteSamples(), "steps_per_epoch": 3},
 }
+QUICK_FITS = ("sample weights", "validation split", "unknown length", "generator")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", FITS)
+@pytest.mark.parametrize("kind", few_quick(FITS, lambda kind: kind in QUICK_FITS))
 def test_fit_reaches_the_sparsity_with_every_kind_of_data(kind):
     student = make_student("ternary")
     student.fit(**FITS[kind](), verbose=0)
