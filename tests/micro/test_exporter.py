@@ -274,6 +274,27 @@ def methods_of(header):
     return re.findall(r"resolver\.(\w+)\(\)", header)
 
 
+@pytest.mark.filterwarnings("ignore:The zeros were frozen")
+def test_ternary_convolution_hardly_differs_from_keras(tmp_path):
+    inputs = keras.Input((16, 16, 8))
+    student = tfc.compress(
+        keras.Model(inputs, kl.Conv2D(16, 3, name="conv")(inputs)),
+        tfc.PrunedTernary(first_last="ternary", activation_bits=8),
+    )
+    student.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(32, 16, 16, 8)).astype("float32")
+    student.fit(x, np.zeros((32, 14, 14, 16)), verbose=0)
+    tiny = tfc.finalize(student)
+    exported(tiny, tmp_path / "conv.tflite", x)
+    content = (tmp_path / "conv.tflite").read_bytes()
+    with micro_runtime.MicroRuntime() as runtime:
+        runner = micro_runtime.MicroRunner(runtime, content, "conv")
+        found = np.concatenate([runner([sample[None]])[0] for sample in x])
+    expected = tiny.predict(x, verbose=0)
+    is_other = np.abs(found - expected) > 1e-3 * np.abs(expected).max()
+    assert is_other.mean() < 0.01  # codes of -1 to 1 would be wrong ten times as often
+
+
 def test_each_decode_stands_before_its_reader(model, samples, tmp_path):
     path = tmp_path / "model.tflite"
     exported(model, path, samples)

@@ -49,7 +49,6 @@ from tfcompress.micro.runtime import (
 from tfcompress.micro.source import SUFFIXES, header_path, sources
 from tfcompress.micro.tables import check_tables, drop_negative_tokens, write_tables
 from tfcompress.progress_bar import announced
-from tfcompress.quantizers.packing import unpack
 
 # Timed runs of each file.
 RUNS = 20
@@ -145,6 +144,7 @@ def int8_file(
     Raises:
         ValueError: if the file needs an operator that the runtime lacks.
     """
+    kernels = [_spread(kernel) for kernel in kernels]
     names = input_names(model), output_names(model)
     batch_size = model.inputs[0].shape[0] or 1
     file, places, tables, ranges = integer_graph(
@@ -170,13 +170,25 @@ def int8_file(
         graph.tensors[index].shapeSignature = None
     file.signatureDefs = None
     flatbuffer.strip(file)
-    in_int8 = [
-        dataclasses.replace(x, kernel=dataclasses.replace(x.kernel, bits=8))
-        for x in matches
-    ]
     content = flatbuffer.write(file)
     check_tables(content, written)
-    return content, in_int8, ranges, layers
+    return content, matches, ranges, layers
+
+
+def _spread(kernel: Kernel) -> Kernel:
+    """Returns a kernel of the same values with codes as large as 8 bits can hold.
+
+    The runtime multiplies integer sums by the scales and rounds twice. Large codes have
+    small scales, and then the first rounding hardly counts.
+    """
+    largest = max(1, int(np.abs(kernel.codes.astype(int)).max(initial=0)))
+    factor = 2 ** int(np.log2(max(1, 127 // largest)))  # scales stay exact
+    return dataclasses.replace(
+        kernel,
+        codes=(kernel.codes * factor).astype(np.int8),
+        scale=kernel.scale / np.float32(factor),
+        bits=8,
+    )
 
 
 def flash_size(model: keras.Model) -> int:
@@ -202,7 +214,7 @@ def flash_size(model: keras.Model) -> int:
 
 
 def _simplify(file: schema.ModelT, tensor: schema.TensorT, name: str | None) -> None:
-    """Turns a tensor's codes of few bits into INT8, and drops what the runtime ignores.
+    """Drops what the runtime ignores.
 
     Args:
         file: the parsed file.
@@ -210,15 +222,9 @@ def _simplify(file: schema.ModelT, tensor: schema.TensorT, name: str | None) -> 
         name: str, the new name of a kernel; or None.
     """
     tensor.shapeSignature = None
-    data = flatbuffer.constant(file, tensor)
-    bits = flatbuffer.TENSOR_BITS.get(tensor.type)
-    if data is None:
-        return
-    if bits in (2, 4):
-        codes = unpack(data, bits, int(np.prod(tensor.shape)))
-        tensor.buffer = flatbuffer.append_buffer(file, codes.view(np.uint8).ravel())
-        tensor.type = schema.TensorType.INT8
-    tensor.name = None if bits is None or name is None else name.encode()
+    if flatbuffer.constant(file, tensor) is not None:
+        is_integer = tensor.type in flatbuffer.TENSOR_BITS
+        tensor.name = name.encode() if is_integer and name is not None else None
 
 
 def _planned(content, matches):
