@@ -33,3 +33,19 @@ def test_code_of_the_readme_runs(tmp_path, monkeypatch):
     if importlib.util.find_spec("tflite_micro") is not None:
         path = ROOT / "docs" / "microcontrollers.md"
         run_blocks(path, path.read_text(), namespace)
+
+
+def test_results_of_the_readme_are_those_of_the_page_on_results():
+    rows = {}
+    for line in (ROOT / "docs" / "results.md").read_text().splitlines():
+        if line.startswith("| "):
+            *cells, run = [x.strip() for x in line.strip("| ").split("|")]
+            rows[run] = cells
+    text = (ROOT / "README.md").read_text()
+    text = text[text.index("| top-1 float |") : text.index("## First steps")]
+    shown = [line.strip("| ").split("|") for line in text.splitlines()[2:] if line]
+    assert len(shown) == 3
+    for network, _, *numbers, run in shown:
+        cells = rows[run.strip()]
+        assert cells[0].startswith(network.strip())
+        assert {x.strip() for x in numbers} <= set(cells), run
