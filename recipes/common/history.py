@@ -58,7 +58,7 @@ class History(keras.callbacks.Callback):
         try:
             return json.loads(self.path.read_bytes())
         except ValueError:
-            print(f"The history of the search is damaged and left out: {self.path}")
+            print(f"The history of the search is damaged and skipped: {self.path}")
             return []
 
     def _print(self):

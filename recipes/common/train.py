@@ -160,7 +160,7 @@ class UnfinishedRun:
         recorded = folder / "settings.json"
         text = json.dumps(settings, indent=2)
         if recorded.exists() and recorded.read_bytes() == text.encode():
-            print(f"Going on with the interrupted run in {folder}.")
+            print(f"Continuing the interrupted run in {folder}.")
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

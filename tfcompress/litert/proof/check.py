@@ -214,17 +214,17 @@ class _Comparison:
                     f"{self._runtime} should predict nearly like Keras: '{name}' "
                     f"within {ROUNDED_TOLERANCE:.0%} of its root mean square. "
                     f"Received: {found:.1%}. Operators that read integer kernels round "
-                    "their inputs to 8 bits. Either this model does not stand that, or "
-                    f"the file is not this model's. {_REMEDIES[self._runtime]}"
+                    "their inputs to 8 bits. The model does not tolerate that, or the "
+                    f"file is not this model's. {_REMEDIES[self._runtime]}"
                 )
 
 
 def _warn_of_other_classes(top1, samples, runtime):
     if samples.given and top1 is not None and top1 < LEAST_AGREEMENT:
         warnings.warn(
-            f"{runtime} and Keras have the same class for {top1:.2%} of the samples, "
-            f"less than {LEAST_AGREEMENT:.1%}: operators round their inputs to 8 bits. "
-            f"Look at the accuracy of the file. {_REMEDIES[runtime]}",
+            f"{runtime} and Keras predict the same class for {top1:.2%} of the "
+            f"samples, less than {LEAST_AGREEMENT:.1%}: operators round their inputs "
+            f"to 8 bits. Measure the accuracy of the file. {_REMEDIES[runtime]}",
             stacklevel=4,
         )
 

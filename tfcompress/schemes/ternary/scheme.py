@@ -1,4 +1,4 @@
-"""Pruned ternary quantization as a scheme."""
+"""Scheme of pruned ternary quantization."""
 
 import math
 from collections.abc import Mapping
