@@ -27,7 +27,7 @@ flags.DEFINE_enum(
     "input_scaling",
     None,
     list(SCALINGS),
-    "Scaling of the images: pixels 0..255, unit 0..1, signed -1..1, or standardised by "
+    "Scaling of the images: pixels 0..255, unit 0..1, signed -1..1, or standardized by "
     "the statistics of ImageNet or of the training images. Required for a model file; "
     f"built-in networks take '{FOR_BUILT_IN_MODELS}' by default.",
 )

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 # Batches that are made at the same time, while another is trained on.
 PARALLEL_BATCHES = 4
-# Data sets of characters in colour: a mirrored character is another one.
+# Data sets of characters in color: a mirrored character is another one.
 NEVER_FLIPPED = ("cmaterdb", "omniglot", "svhn_cropped")
 
 

@@ -119,9 +119,9 @@ def test_nearest_has_the_least_of_all_distances():
     np.testing.assert_array_equal(
         nearest(half_way, np.float32([-1, 0, 1, 2])), [0, 1, 2]
     )
-    # The middle of neighbouring floats rounds to one of them.
-    neighbours = np.float32([1, 1 + 2**-23, 1 + 2**-22])
-    np.testing.assert_array_equal(nearest(neighbours, neighbours), neighbours)
+    # The middle of neighboring floats rounds to one of them.
+    neighbors = np.float32([1, 1 + 2**-23, 1 + 2**-22])
+    np.testing.assert_array_equal(nearest(neighbors, neighbors), neighbors)
 
 
 @EVERY_DRAW

@@ -22,7 +22,7 @@ from tfcompress.litert.proof.output import (
 )
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner
-from tfcompress.litert.stored import check_written, kernel_tensors, recognise
+from tfcompress.litert.stored import check_written, kernel_tensors, recognize
 from tfcompress.progress_bar import announced
 
 TARGETS = ("litert", "micro")
@@ -190,7 +190,7 @@ def export(
             **_narrow_batch(content, model),
             **comparison,
             **({} if ranges is None else {"ranges": ranges}),
-            "tensors": recognise(tensors, kernels),
+            "tensors": recognize(tensors, kernels),
         }
 
 

@@ -188,7 +188,7 @@ def check_written(tensors: Iterable[KernelTensor], matches: Iterable[Match]) -> 
         )
 
 
-def recognise(
+def recognize(
     tensors: Sequence[KernelTensor], kernels: Sequence[Kernel]
 ) -> list[dict[str, Any]]:
     """Finds the kernels of a model among the tensors of a file.

@@ -297,7 +297,7 @@ def ternarize(
 
         dL/dw = cos * ((I - u u^T) g + u (u_hat . g)),   g = dL/d(kernel)
 
-    The first term is the Jacobian of the normalisation times the filter's length
+    The first term is the Jacobian of the normalization times the filter's length
     ||w||. The second term trains that length: the learned scale of a layer without
     batch normalization. With batch normalization u_hat . g is zero, and only the
     direction is trained.

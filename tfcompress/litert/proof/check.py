@@ -14,7 +14,7 @@ from tfcompress.litert.kernels import packed_kernels
 from tfcompress.litert.proof.levels import SameLevels, has_quantized_activations
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner, read_file, try_out
-from tfcompress.litert.stored import kernel_tensors, recognise
+from tfcompress.litert.stored import kernel_tensors, recognize
 from tfcompress.progress_bar import announced, progress_bar
 
 # Largest difference allowed: relative to the output's largest magnitude, and
@@ -67,7 +67,7 @@ def check(
         content = read_file(path)
         stored = kernel_tensors(content)
         try_out(path, samples.smallest_shapes())
-        tensors = recognise(stored, kernels)
+        tensors = recognize(stored, kernels)
         exact = not any(tensor.native for tensor in stored)
         return {**compare(content, model, samples, exact), "tensors": tensors}
 

@@ -68,10 +68,10 @@ class SizeConstrained(SearchingScheme):
             model's weights (4 bytes each) as text, such as "1/50".
         value_bits: the paper's count in place of a size: bits times non-zero weights,
             without positions and biases. A number, or a share of 32 bits per weight.
-        codebook: str. "uniform": a zero-centred grid with one step per layer. "kmeans":
-            the paper's codebook, whose levels are fitted to the weights, rounded to
-            8-bit integers times one step. A file stores them with 8 bits a weight, so
-            that it is small only after compression.
+        codebook: str. "uniform": a zero-centered grid with one step per layer.
+            "kmeans": the paper's codebook, whose levels are fitted to the weights and
+            rounded to 8-bit integers times one step. A file stores them with 8 bits per
+            weight, so that it is small only after compression.
         compression: str. "xz": `size` is measured after xz, as downloads, app bundles
             and firmware images are packed. "none": of the file as it is, where zeros
             save nothing. None is "xz", or "none" with target="micro".
