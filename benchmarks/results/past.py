@@ -70,7 +70,7 @@ def _ternary_runs():
 
 
 def _bits(name, network, budget, search, finetune, uniform=None, past="", **more):
-    """A run of bit sharing, and the one of its uniform baseline beside it."""
+    """A run of bit sharing, and that of its uniform baseline."""
     flags = {
         "bops": budget,
         "search_epochs": search,

@@ -1,4 +1,4 @@
-"""The code of the README and of the page on microcontrollers, run likewise."""
+"""The code of the README and of the page on microcontrollers, run as the guide is."""
 
 import importlib.util
 import re

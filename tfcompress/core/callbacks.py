@@ -272,7 +272,7 @@ class SchemeCallbacks(keras.callbacks.Callback):
         self.student.training_run.trainer = None
         self._is_running = False
         if self.model is not self.student:
-            self.model.train_function = None  # a next `fit` calls the student anew
+            self.model.train_function = None  # a next `fit` traces the student again
         with self._verbosity():
             warn_if_unmet(self.student)
 

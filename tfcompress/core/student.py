@@ -190,7 +190,7 @@ class Student(DistilledModel):
             store[name] = value
 
     def _training_state(self):
-        """State of the training that goes on, which files of Keras leave out."""
+        """State of the present training, which files of Keras leave out."""
         run = getattr(self, "training_run", None)
         if run is None or run.trainer is None:
             return {}

@@ -33,7 +33,7 @@ class Ternary(Quantizer):
 
     Attributes:
         holds_threshold: bool. Whether the variable `threshold` decides, and `refresh`
-            sets it. By default each call finds the threshold anew, which takes a sort.
+            sets it. By default each call recomputes the threshold by a sort.
 
     Variables (not trainable):
         current_sparsity: float32 scalar. A schedule may ramp it up to `sparsity`.

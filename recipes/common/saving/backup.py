@@ -1,4 +1,4 @@
-"""State of a training after each epoch, from which a killed run goes on."""
+"""State of a training after each epoch, from which a killed run continues."""
 
 import hashlib
 import re
