@@ -1,4 +1,4 @@
-"""The code of the README and of the page on microcontrollers, run as the guide is."""
+"""The code of the README and of the pages on files, run as that of the guide."""
 
 import importlib.util
 import re
@@ -12,7 +12,7 @@ from tests.docs.test_guide import ROOT, run_blocks
 # Values that the code of the README has from its reader.
 READER = """
 images = np.random.default_rng(0).normal(size=(64, 28, 28, 1)).astype("float32")
-labels, test_images = np.arange(64) % 10, images
+labels, test_images, train_images = np.arange(64) % 10, images, images
 layers = [keras.layers.Conv2D(8, 3, strides=2, activation="relu") for _ in range(2)]
 layers += [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
 keras.Sequential([keras.Input((28, 28, 1)), *layers]).save("trained.keras")
@@ -30,6 +30,8 @@ def test_code_of_the_readme_runs(tmp_path, monkeypatch):
     namespace = {"np": np, "keras": keras}
     exec(READER, namespace)
     run_blocks(ROOT / "README.md", text, namespace)
+    path = ROOT / "docs" / "files.md"
+    run_blocks(path, path.read_text(), namespace)
     if importlib.util.find_spec("tflite_micro") is not None:
         path = ROOT / "docs" / "microcontrollers.md"
         run_blocks(path, path.read_text(), namespace)
