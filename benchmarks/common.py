@@ -106,7 +106,7 @@ def cpu_seconds(function, *args):
     """Returns `(function(*args), seconds)`.
 
     Seconds are those that all threads of this process computed. Other work on the
-    machine hardly changes them, while wall-clock time doubles with every neighbour.
+    machine hardly changes them, while wall-clock time doubles with every neighbor.
     """
     start = time.process_time()
     result = function(*args)

@@ -2,7 +2,7 @@
 
 Times short trainings of a model on one device and on all, with the same whole batch, in
 turns, in one process: first of the plain model, then of the student. Prints the median
-of the ratios of neighbouring trainings. Flags are those of `benchmarks.step_time`.
+of the ratios of neighboring trainings. Flags are those of `benchmarks.step_time`.
 
 With TensorFlow the devices are all GPUs, by `MirroredStrategy`. Without a GPU they are
 two logical CPUs, which share the cores and show the overhead of distribution alone.

@@ -1,4 +1,4 @@
-"""Costs of a short training beside its steps: `python -m benchmarks.startup [--flags]`.
+"""Costs of a short training: `python -m benchmarks.startup [--flags]`.
 
 Follows a model from `tfc.compress` to the `.tflite`, once for each scheme. Each part is
 compared with the same part for the plain model, in turns in one process:

@@ -1,7 +1,7 @@
 """Time and memory of a training step: `python -m benchmarks.step_time [--flags]`.
 
 Times steps of a student and of the plain model in turns, in one process, and prints the
-median of the ratios of neighbouring steps: a machine that slows down or speeds up
+median of the ratios of neighboring steps: a machine that slows down or speeds up
 meanwhile does so for both. A student of bit sharing is timed in its search, with all
 gates learning in every step (in a real search, in half of the steps). A student under
 a size is timed with codebooks, as after ADMM.

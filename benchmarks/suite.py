@@ -8,7 +8,7 @@ on when it is started again.
     python -m benchmarks.suite --only=resnet8 --priority=1
     python -m benchmarks.suite --only='^twn_resnet8.*seed0$' --dry_run
 
-With `--backend=jax` recipes train on JAX, with TensorFlow beside it for the data, and
+With `--backend=jax` recipes train on JAX, with TensorFlow for the data, and
 TensorFlow exports afterwards. `--noexport` leaves that to another machine: copy
 `--work_dir` there, and start the same command without `--backend`.
 `python -m benchmarks.make_results` writes the tables and pictures.

@@ -1,1 +1,1 @@
-"""Command-line programs, one per scheme: `python -m recipes.NAME --help`."""
+"""Command-line programs, one per scheme: `python -m recipes.NAME --helpfull`."""

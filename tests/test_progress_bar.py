@@ -59,7 +59,7 @@ def test_bar_is_silent_without_interactive_logging(output, quiet):
 
 
 def waiting_timers():
-    """The timers that are not cancelled; the threads of others may still end."""
+    """The timers that are not canceled; the threads of others may still end."""
     timers = (x for x in threading.enumerate() if isinstance(x, threading.Timer))
     return [timer for timer in timers if not timer.finished.is_set()]
 

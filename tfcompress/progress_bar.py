@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 _verbosity: contextvars.ContextVar[str | int] = contextvars.ContextVar(
     "tfcompress_verbosity", default="auto"
 )
-# Titles of the work that goes on, from the outside in.
+# Titles of the present work, from the outside in.
 _titles: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
     "tfcompress_titles", default=()
 )

@@ -1,6 +1,6 @@
 """Bytes, memory and latency of the forms of an embedding's table in LiteRT.
 
-`python -m benchmarks.devices.embeddings` prints the table of `docs/devices.md`. The
+`python -m benchmarks.devices.embeddings` prints the table of `docs/files.md`. The
 embedding has 20000 rows of 64 columns, of which a run reads 32. The forms are the float
 table, its codes decoded as a whole by DEQUANTIZE, and codes of which rows are looked up
 (`tfcompress.litert.look_up`). "First run" includes loading the file. The rows that a

@@ -121,7 +121,7 @@ def stock_int8(model, samples):
 
 
 def scheme_for(model, name, scheme, stock_bytes):
-    """Scheme of a network. First and last layers have 8 bits beside ternary ones."""
+    """Scheme of a network. Ternary networks have first and last layers of 8 bits."""
     ends = "ternary" if name in TERNARY_ENDS else "8bit"
     if scheme == "30 % of the flash":
         return tfc.SizeConstrained(size=int(0.3 * stock_bytes), target="micro")

@@ -1,4 +1,4 @@
-"""Bytes, arena and latency of the files for phones, beside stock ones.
+"""Bytes, arena and latency of the files for phones, and of stock files.
 
 `python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50` takes names of
 built-in networks, of networks of `keras.applications`, or `.keras` and `.h5` files. It

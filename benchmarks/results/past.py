@@ -12,9 +12,9 @@ OF_BENCHMARKS = {
     "micro_64kB": "python -m benchmarks.devices.micro",
     "agreement": "python -m benchmarks.devices.agreement",
     "phones": "python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50",
-    "pruned_ternary_resnet8_cifar10_activations": "docs/devices.md has the command",
+    "pruned_ternary_resnet8_cifar10_activations": "docs/files.md has the command",
     "segmentation": "python -m benchmarks.tasks segmentation",
-    "size_constrained_resnet8_cifar10_activations": "docs/devices.md has the command",
+    "size_constrained_resnet8_cifar10_activations": "docs/files.md has the command",
     "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
     "text": "python -m benchmarks.tasks text --epochs=8",
     "startup_mobilenet": "python -m benchmarks.startup",
@@ -70,7 +70,7 @@ def _ternary_runs():
 
 
 def _bits(name, network, budget, search, finetune, uniform=None, past="", **more):
-    """A run of bit sharing, and the one of its uniform baseline beside it."""
+    """A run of bit sharing, and that of its uniform baseline."""
     flags = {
         "bops": budget,
         "search_epochs": search,

@@ -13,7 +13,7 @@ from benchmarks.results.run import NETWORKS, Places
 
 # Networks that have a panel.
 _PANELS = ("resnet8", "resnet20")
-# Colour (of Okabe and Ito) and marker of each method, in order of the legend.
+# Color (of Okabe and Ito) and marker of each method, in order of the legend.
 _STYLES = {
     "size-constrained": ("#0072B2", "o-"),
     "pruned ternary": ("#D55E00", "s-"),
@@ -129,11 +129,11 @@ def _draw(points, float_accuracies, axis, path, source):
     for axes, network in zip(figure.subplots(1, 2), _PANELS, strict=True):
         methods, whole = points[network], float_accuracies.get(network, 100)
         axes.axhline(whole, color="0.5", linestyle="--", label="float")
-        for name, (colour, style) in _STYLES.items():
+        for name, (color, style) in _STYLES.items():
             if name in methods:
                 drawn = [x for x in methods[name] if x[1] > whole - _LARGEST_LOSS]
                 x, y, spread = zip(*sorted(drawn), strict=True) if drawn else ([],) * 3
-                axes.errorbar(x, y, spread, fmt=style, color=colour, label=name)
+                axes.errorbar(x, y, spread, fmt=style, color=color, label=name)
         axes.set_xscale(scale)
         axes.set_xlabel(label)
         axes.set_ylabel("top-1 in LiteRT (%)")

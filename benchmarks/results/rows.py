@@ -10,7 +10,7 @@ from benchmarks.results.all_runs import all_runs
 from benchmarks.results.run import NETWORKS, Places, Run
 from benchmarks.results.runner import chosen_rate, load_report
 
-# Method and budget of the baselines that recipes train beside a scheme.
+# Method and budget of the baselines that recipes train along with a scheme.
 _BESIDE = {
     "Uniform": ("uniform bits", "4 bits"),
     "L1 pruning": ("L1 pruning", ""),

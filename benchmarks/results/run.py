@@ -83,7 +83,7 @@ class Run:
         network: str. Key of `NETWORKS`.
         method: str. Name in tables.
         budget: str. Budget in tables.
-        flags: dict. Flags beside those of the network. "{models}" and "{work}" are the
+        flags: dict. Flags besides those of the network. "{models}" and "{work}" are the
             folders of pretrained networks and of the runs.
         epochs, seed: int.
         table: str. Table that shows it: "ternary", "bits", "size", "macs" or "files".

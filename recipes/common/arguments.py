@@ -1,4 +1,4 @@
-"""Command-line arguments beside the flags, and texts that stand for numbers."""
+"""Command-line arguments that are no flags, and numbers given as text."""
 
 from absl import app
 
@@ -7,7 +7,7 @@ def refuse_arguments(argv: list[str]) -> None:
     """Raises `app.UsageError` if the command line has more than flags."""
     if len(argv) > 1:
         raise app.UsageError(
-            f"Expected only --flags. Received: {argv[1:]}. --help lists the flags."
+            f"Expected only --flags. Received: {argv[1:]}. --helpfull lists them."
         )
 
 

@@ -250,7 +250,7 @@ def _standardize(images):
         counts = np.bincount(images[..., channel].ravel(), minlength=256)
         mean.append(np.average(values, weights=counts))
         std.append(np.sqrt(np.average((values - mean[-1]) ** 2, weights=counts)))
-    # A constant channel is only centred.
+    # A constant channel is only centered.
     return np.array(mean), np.where(np.array(std) > 0, std, 1.0)
 
 

@@ -27,7 +27,7 @@ flags.DEFINE_enum(
     "input_scaling",
     None,
     list(SCALINGS),
-    "Scaling of the images: pixels 0..255, unit 0..1, signed -1..1, or standardised by "
+    "Scaling of the images: pixels 0..255, unit 0..1, signed -1..1, or standardized by "
     "the statistics of ImageNet or of the training images. Required for a model file; "
     f"built-in networks take '{FOR_BUILT_IN_MODELS}' by default.",
 )
@@ -55,16 +55,16 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "holdout",
     0,
-    "Training images to hold out, about. Accuracies are then theirs; the test images "
-    "are left alone: for choices such as that of the learning rate.",
+    "Number of training images to hold out, approximately. Accuracies are measured on "
+    "them and not on test images, to choose a learning rate for example.",
     lower_bound=0,
 )
 flags.DEFINE_integer(
     "max_shift",
     None,
-    "Largest random shift of training images, in pixels. By default an eighth of the "
-    "height for photographs, which are mirrored as well, and a fourteenth for "
-    "greyscale images.",
+    "Largest random shift of training images, in pixels. The default is an eighth of "
+    "the height for photographs, which are mirrored as well, and a fourteenth for "
+    "grayscale images.",
     lower_bound=0,
 )
 flags.DEFINE_enum(
@@ -76,18 +76,18 @@ flags.DEFINE_enum(
 flags.DEFINE_boolean(
     "distill",
     False,
-    "Train on the float model's outputs too, in compressed training and baselines.",
+    "Train on the outputs of the float model too (knowledge distillation).",
 )
 flags.DEFINE_float("temperature", 4.0, "Temperature of the distillation.")
 flags.DEFINE_float(
-    "distill_weight", 0.9, "Share of the loss that is distillation's, up to 1."
+    "distill_weight", 0.9, "Weight of the distillation in the loss, in (0, 1]."
 )
 flags.DEFINE_enum(
     "optimize",
     "size",
     ["size", "balanced", "latency"],
-    "What `model.tflite` is made for, see `tfcompress.export`. With learned ranges of "
-    "activations and not 'size' it computes in int8. Needs `pip install .[int8]`.",
+    "Goal of `model.tflite`, see `tfcompress.export`. With learned activation ranges, "
+    "'balanced' and 'latency' files compute in int8 (`pip install .[int8]`).",
 )
 flags.DEFINE_boolean(
     "micro",

@@ -16,7 +16,7 @@ class History(keras.callbacks.Callback):
 
     Args:
         path: `pathlib.Path` of the file that stores the states, in an existing folder.
-            An interrupted training goes on with the epochs that are stored there.
+            An interrupted training continues with the epochs that are stored there.
 
     Attributes:
         epochs: list of dicts. The state after each epoch.
@@ -58,7 +58,7 @@ class History(keras.callbacks.Callback):
         try:
             return json.loads(self.path.read_bytes())
         except ValueError:
-            print(f"The history of the search is damaged and left out: {self.path}")
+            print(f"The history of the search is damaged and skipped: {self.path}")
             return []
 
     def _print(self):
@@ -72,7 +72,7 @@ class BitHistory(History):
 
     A state has four entries, as `tfcompress.reporting.plot_gates` draws them:
 
-        searching: bool. Whether the search goes on.
+        searching: bool. Whether the search is running.
         bits: dict. Layer name to [weight bits, activation bits].
         kept: dict. Name of a gated layer to [filters kept, filters].
         bops: float. Bit operations of these bits and filters.
@@ -109,11 +109,11 @@ class SizeHistory(History):
 
     A state has six entries, as `tfcompress.reporting.plot_sizes` draws them:
 
-        searching: bool. Whether the search goes on.
+        searching: bool. Whether the search is running.
         bits: dict. Layer name to bits of a code.
         sparsity: dict. Layer name to the share (0-1) of zero weights.
         size: float. Size of these codes, in the budget's unit.
-        budget: float. Size that is asked for.
+        budget: float. Requested size.
         residual: float or None. Distance |W - V| / |W| of ADMM, while it searches.
     """
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 # Batches that are made at the same time, while another is trained on.
 PARALLEL_BATCHES = 4
-# Data sets of characters in colour: a mirrored character is another one.
+# Data sets of characters in color: a mirrored character is another one.
 NEVER_FLIPPED = ("cmaterdb", "omniglot", "svhn_cropped")
 
 
@@ -16,7 +16,7 @@ def choose_augmentation(data, max_shift=None):
     """Returns `(max_shift, flip)`: the largest shift in pixels, and whether to mirror.
 
     Photographs are shifted by up to an eighth (4 pixels of 32) and mirrored, as in He
-    et al. (2016), section 4.2. Greyscale sets hold characters and silhouettes: they are
+    et al. (2016), section 4.2. Grayscale sets hold characters and silhouettes: they are
     shifted by up to a fourteenth (2 pixels of 28) and never mirrored.
 
     Args:
@@ -71,7 +71,7 @@ def train_pipeline(data, scaling, batch_size, seed, augmentation):
     """Returns shuffled, augmented and scaled batches of the training images.
 
     The batches of an epoch depend on the seed and the epoch's number alone: an
-    interrupted training goes on with the batches that it would have had.
+    interrupted training continues with the batches that it would have had.
 
     Args:
         data: an `ImageData`.

@@ -45,7 +45,7 @@ class Experiment:
     Attributes:
         schemes: list of the schemes.
         model: `keras.Model`. The float model.
-        student: `tfcompress.Student`. The one that was trained last.
+        student: `tfcompress.core.Student`. The one that was trained last.
         folder: `pathlib.Path` to write to. Only the chief's is that of the flags.
         unfinished: `UnfinishedRun`.
 

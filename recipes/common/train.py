@@ -75,8 +75,8 @@ def fit(
         precision: str. Keras dtype policy to train under.
         weight_decay: float or None. Weight decay of the optimizer.
         backup_dir: `pathlib.Path`. Folder of the state after each epoch, see `Backup`.
-            Training goes on from a state that is found there, and ends at once if it is
-            the last epoch's.
+            Training continues from a state that is found there. It ends at once if that
+            is the state of the last epoch.
         callbacks: Keras callbacks. Their `on_epoch_end` comes before the backup.
     """
     set_precision(model, precision)
@@ -160,7 +160,7 @@ class UnfinishedRun:
         recorded = folder / "settings.json"
         text = json.dumps(settings, indent=2)
         if recorded.exists() and recorded.read_bytes() == text.encode():
-            print(f"Going on with the interrupted run in {folder}.")
+            print(f"Continuing the interrupted run in {folder}.")
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -14,7 +14,7 @@ SCHEMES = {
 }
 EPOCHS, BATCH, SAMPLES = 4, 32, 192
 RATE = 0.02
-UNMET = "does not meet what its scheme was asked for"
+UNMET = "does not meet the goal of its scheme"
 
 
 def each_scheme(*slow):

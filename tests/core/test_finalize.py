@@ -225,7 +225,7 @@ def test_quantized_inputs_become_layers_before_the_packed_ones(tmp_path):
     x = np.random.default_rng(1).normal(size=(64, 8, 8, 3)).astype("float32")
     expected = np.asarray(student(x, training=False))
     predicted = np.asarray(tiny(x, training=False))
-    # Folding rounds otherwise, which tips an activation to its neighbour at times.
+    # Folding rounds otherwise, which tips an activation to its neighbor at times.
     difference = np.abs(predicted - expected).max(axis=1)
     assert np.mean(difference <= 1e-5 * np.abs(expected).max()) > 0.9
     assert np.mean(predicted.argmax(axis=1) == expected.argmax(axis=1)) > 0.95

@@ -71,7 +71,7 @@ def two_outputs(x):
 
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:LiteRT and Keras have the same class:UserWarning",
+    "ignore:LiteRT and Keras predict the same class:UserWarning",
     "ignore:The zeros were frozen:UserWarning",
 )
 

@@ -1,4 +1,4 @@
-"""The code of the guide, run as a reader would run it."""
+"""The code of the guide and of the page on models, run as a reader would run it."""
 
 import ast
 import contextlib
@@ -46,10 +46,12 @@ def run_blocks(path, text, namespace):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_code_of_the_guide_runs(tmp_path, monkeypatch):
+def test_code_of_the_guide_and_of_the_page_on_models_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = ROOT / "docs" / "guide.md"
-    run_blocks(path, path.read_text(), {"__name__": "guide"})
+    namespace = {"__name__": "guide"}
+    for name in ("guide.md", "models.md"):  # the second continues the first
+        path = ROOT / "docs" / name
+        run_blocks(path, path.read_text(), namespace)
 
 
 def library_texts():

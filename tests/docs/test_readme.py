@@ -1,4 +1,4 @@
-"""The code of the README and of the page on microcontrollers, run likewise."""
+"""The code of the README and of the pages on files, run as that of the guide."""
 
 import importlib.util
 import re
@@ -12,7 +12,7 @@ from tests.docs.test_guide import ROOT, run_blocks
 # Values that the code of the README has from its reader.
 READER = """
 images = np.random.default_rng(0).normal(size=(64, 28, 28, 1)).astype("float32")
-labels, test_images = np.arange(64) % 10, images
+labels, test_images, train_images = np.arange(64) % 10, images, images
 layers = [keras.layers.Conv2D(8, 3, strides=2, activation="relu") for _ in range(2)]
 layers += [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
 keras.Sequential([keras.Input((28, 28, 1)), *layers]).save("trained.keras")
@@ -30,6 +30,24 @@ def test_code_of_the_readme_runs(tmp_path, monkeypatch):
     namespace = {"np": np, "keras": keras}
     exec(READER, namespace)
     run_blocks(ROOT / "README.md", text, namespace)
+    path = ROOT / "docs" / "files.md"
+    run_blocks(path, path.read_text(), namespace)
     if importlib.util.find_spec("tflite_micro") is not None:
         path = ROOT / "docs" / "microcontrollers.md"
         run_blocks(path, path.read_text(), namespace)
+
+
+def test_results_of_the_readme_are_those_of_the_page_on_results():
+    rows = {}
+    for line in (ROOT / "docs" / "results.md").read_text().splitlines():
+        if line.startswith("| "):
+            *cells, run = [x.strip() for x in line.strip("| ").split("|")]
+            rows[run] = cells
+    text = (ROOT / "README.md").read_text()
+    text = text[text.index("| top-1 float |") : text.index("## First steps")]
+    shown = [line.strip("| ").split("|") for line in text.splitlines()[2:] if line]
+    assert len(shown) == 3
+    for network, _, *numbers, run in shown:
+        cells = rows[run.strip()]
+        assert cells[0].startswith(network.strip())
+        assert {x.strip() for x in numbers} <= set(cells), run

@@ -55,7 +55,7 @@ def test_match_tolerates_rounding_of_folds_but_no_wrong_code():
     for factor in rng.normal(size=(3, 8)).astype(np.float32):
         values = values * factor
     assert match(values, kernel).folded
-    values[7, 3] *= 1.001  # neighbouring codes differ by 1 in 127 at least
+    values[7, 3] *= 1.001  # neighboring codes differ by 1 in 127 at least
     assert match(values, kernel) is None
 
 

@@ -12,7 +12,7 @@ from tfcompress.litert.kernels import packed_kernels
 from tfcompress.litert.look_up import tables
 from tfcompress.litert.pack import pack_kernels
 from tfcompress.litert.runtime import Runner
-from tfcompress.litert.stored import check_written, kernel_tensors, recognise
+from tfcompress.litert.stored import check_written, kernel_tensors, recognize
 
 ROWS = 30
 
@@ -54,7 +54,7 @@ def test_rows_are_codes_times_scales_and_no_other_is_decoded(
     content, kernels, matches = packed(model)
     tensors = kernel_tensors(content)
     check_written(tensors, matches)
-    (row,) = recognise(tensors, kernels)
+    (row,) = recognize(tensors, kernels)
     (tensor,) = tensors
     is_decoded = stored == 2 and None in shape  # RESHAPE has one free size at most
     assert ("DEQUANTIZE" in operators(content)) == is_decoded

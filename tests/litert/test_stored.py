@@ -7,7 +7,7 @@ import pytest
 
 from tfcompress.litert.flatbuffer import read, write
 from tfcompress.litert.kernels import Kernel
-from tfcompress.litert.stored import KernelTensor, kernel_tensors, recognise
+from tfcompress.litert.stored import KernelTensor, kernel_tensors, recognize
 from tfcompress.quantizers.packing import pack
 
 CODES = np.array([[1, 0, -1], [0, -1, 1]], np.int8)  # two weights, three channels
@@ -37,7 +37,7 @@ def test_kernel_tensor_decodes_codes_to_codes_times_scales():
     ids=["as planned", "other name", "scales with a factor", "negated channel"],
 )
 def test_recognise_finds_a_kernel(tensor):
-    (row,) = recognise([tensor], [KERNEL])
+    (row,) = recognize([tensor], [KERNEL])
     assert row == {
         "layer": "dense",
         "tensor": tensor.name,
@@ -56,14 +56,14 @@ def test_recognise_unpacks_each_named_tensor_once(monkeypatch):
     )
     names = ["first", "second", "third"]
     kernels = [dataclasses.replace(KERNEL, layer=name) for name in names]
-    rows = recognise([stored(name=name) for name in reversed(names)], kernels)
+    rows = recognize([stored(name=name) for name in reversed(names)], kernels)
     assert [row["tensor"] for row in rows] == names
     assert unpacked == names
 
 
 def test_recognise_lists_all_tensors_of_a_kernel_by_its_name():
     tensors = [stored(), stored(name="another"), stored(scale=[1, 2, 3])]
-    assert len(recognise(tensors, [KERNEL])) == 2
+    assert len(recognize(tensors, [KERNEL])) == 2
 
 
 @pytest.mark.parametrize(
@@ -79,19 +79,19 @@ def test_recognise_refuses_tensors_of_other_kernels(tensor):
     with pytest.raises(
         ValueError, match="kernel of layer 'dense', 6 codes of .* 2 bits"
     ):
-        recognise([tensor], [KERNEL])
+        recognize([tensor], [KERNEL])
 
 
 def test_recognise_refuses_equal_values_from_other_codes():
     wide = dataclasses.replace(KERNEL, bits=4)
     doubled = stored(codes=2 * CODES, scale=KERNEL.scale / 2, bits=4)
     with pytest.raises(ValueError, match="kernel of layer 'dense'"):
-        recognise([doubled], [wide])
+        recognize([doubled], [wide])
 
 
 def test_recognise_lets_kernels_with_equal_codes_share_a_tensor():
     twin = dataclasses.replace(KERNEL, layer="twin")
-    rows = recognise([stored()], [KERNEL, twin])
+    rows = recognize([stored()], [KERNEL, twin])
     assert [(row["layer"], row["tensor"]) for row in rows] == [
         ("dense", "dense"),
         ("twin", "dense"),

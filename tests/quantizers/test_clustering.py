@@ -119,9 +119,9 @@ def test_nearest_has_the_least_of_all_distances():
     np.testing.assert_array_equal(
         nearest(half_way, np.float32([-1, 0, 1, 2])), [0, 1, 2]
     )
-    # The middle of neighbouring floats rounds to one of them.
-    neighbours = np.float32([1, 1 + 2**-23, 1 + 2**-22])
-    np.testing.assert_array_equal(nearest(neighbours, neighbours), neighbours)
+    # The middle of neighboring floats rounds to one of them.
+    neighbors = np.float32([1, 1 + 2**-23, 1 + 2**-22])
+    np.testing.assert_array_equal(nearest(neighbors, neighbors), neighbors)
 
 
 @EVERY_DRAW
@@ -256,7 +256,7 @@ def test_uniform_step_is_positive_without_weights(x):
 
 @pytest.mark.parametrize("search, bits, bounds", [
     (kmeans, 0, "1 to 8"), (kmeans, 9, "1 to 8"), (kmeans, 2.5, "1 to 8"),
-    (uniform_step, 1, "no level beside zero.*"), (uniform_step, 9, "2 to 8"),
+    (uniform_step, 1, "no level except zero.*"), (uniform_step, 9, "2 to 8"),
 ])  # fmt: skip
 def test_codebook_searches_refuse_bits_out_of_range(search, bits, bounds):
     with pytest.raises(ValueError, match=rf"{bounds}.*Received: bits={bits}"):

@@ -191,7 +191,7 @@ def test_ternarize_gradient_matches_the_formula():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_gradient_of_l2_normalisation_matches_finite_differences():
+def test_gradient_of_l2_normalization_matches_finite_differences():
     w, g = kernel((7, 1)).astype(np.float64), kernel((7, 1), seed=1)
 
     def projected(v):

@@ -49,7 +49,7 @@ def few_images(monkeypatch, part_of_mnist5k):
 
 
 def small_network(input_shape, num_classes):
-    """Three layers with kernels, one of them normalised: traced in seconds."""
+    """Three layers with kernels, one of them normalized: traced in seconds."""
     inputs = keras.Input(input_shape)
     x = layers.Conv2D(8, 5, 2, name="conv1")(inputs)
     x = layers.ReLU(name="relu1")(

@@ -111,7 +111,7 @@ def test_uniform_baseline_has_4_bits_between_first_and_last_layer(
 
 def test_an_interrupted_search_resumes_with_its_history(finished):
     _, printed, history = finished
-    assert "Going on with the interrupted run" in printed
+    assert "Continuing the interrupted run" in printed
     epochs = re.findall(r"Epoch (\d/3)", printed)
     assert epochs == ["1/3", "2/3", "3/3", "1/3", "2/3", "3/3"]  # and the baseline's
     # The interrupted epoch ended before its line was printed.

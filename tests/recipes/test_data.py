@@ -83,7 +83,7 @@ def test_scaling_is_the_same_for_arrays_and_tensors(photographs):
     np.testing.assert_allclose(tensor, scaling(images), atol=1e-6)
 
 
-def test_imagenet_scaling_refuses_greyscale(mnist5k):
+def test_imagenet_scaling_refuses_grayscale(mnist5k):
     with pytest.raises(ValueError, match=r"3 channels.*\(28, 28, 1\)"):
         data_lib.make_scaling("imagenet", mnist5k.train_images)
 

@@ -216,7 +216,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
 
     recipe(model="small", **QUICK)
     printed = capsys.readouterr().out
-    assert "Going on with the interrupted run" in printed
+    assert "Continuing the interrupted run" in printed
     assert "Epoch" not in printed
     report = check_artefacts(tmp_path / "out")
     assert report["accuracy"]["compressed"] > 0.7

@@ -39,7 +39,7 @@ def epochs(layers, gated):
     ]
 
 
-def colours(path):
+def colors(path):
     pixels = (255 * imread(path)[..., :3]).round().astype(int).reshape(-1, 3)
     return {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.unique(pixels, axis=0)}
 
@@ -49,7 +49,7 @@ def test_plot_layers_draws_bits_and_sparsity_of_layer_costs(tmp_path):
     x = layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs))
     model = keras.Model(inputs, layers.Dense(3, kernel_initializer="zeros")(x))
     plot_layers(layer_costs(model), tmp_path / "layers.png")
-    assert {"#0072B2", "#E69F00"} <= colours(tmp_path / "layers.png")
+    assert {"#0072B2", "#E69F00"} <= colors(tmp_path / "layers.png")
 
 
 def test_plot_layers_is_wider_for_more_layers(tmp_path):
@@ -68,12 +68,12 @@ def test_plot_layers_draws_activation_bits_and_removed_channels(tmp_path):
     before = rows(2)
     after = [{**row, "activation_bits": 8} for row in before]
     plot_layers(after, path, before=before)
-    assert "#56B4E9" in colours(path)
-    assert "#009E73" not in colours(path)
+    assert "#56B4E9" in colors(path)
+    assert "#009E73" not in colors(path)
     height = imread(path).shape[0]
     after[1]["channels"] = 12
     plot_layers(after, path, before=before)
-    assert "#009E73" in colours(path)
+    assert "#009E73" in colors(path)
     assert imread(path).shape[0] == height * 3 // 2
 
 
@@ -89,13 +89,13 @@ def test_plot_gates_has_room_for_all_layers_and_filters(tmp_path):
     assert shapes[60, 30][1] > 1.3 * shapes[60, 0][1]
 
 
-def test_plot_gates_has_one_colour_per_number_of_bits(tmp_path):
+def test_plot_gates_has_one_color_per_number_of_bits(tmp_path):
     path = tmp_path / "gates.png"
     history = epochs(layers=2, gated=0)
     history[0]["bits"]["stage0_block0_conv0"] = (8, 4)
     plot_gates(history, path)
     shades = colormaps["Blues"](np.linspace(0.15, 0.95, 3), bytes=True)
-    assert {"#{:02X}{:02X}{:02X}".format(*shade[:3]) for shade in shades} <= colours(
+    assert {"#{:02X}{:02X}{:02X}".format(*shade[:3]) for shade in shades} <= colors(
         path
     )
 

@@ -38,7 +38,9 @@ def trained(name, digits, epochs):
     return student
 
 
-@pytest.mark.filterwarnings("ignore:LiteRT and Keras have the same class:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:LiteRT and Keras predict the same class:UserWarning"
+)
 @each_but_size
 def test_integer_file_of_trained_activations_calibrates_no_range(
     name, digits, tmp_path

@@ -236,7 +236,7 @@ def test_whole_model_that_is_saved_in_a_search_goes_on_with_its_optimizer(
     student = keras.models.load_model(tmp_path / "2.keras")
     for variable in student.optimizer.variables:
         np.testing.assert_array_equal(variable, keep.values.pop(variable.path))
-    # Parameters of proximal steps, which the search sets anew.
+    # Parameters of proximal steps, which the search sets again.
     assert {path.split("/")[-1] for path in keep.values} <= {
         "shrinkage",
         "rho",

@@ -186,7 +186,7 @@ def trace_once(model: keras.Model) -> None:
     """Makes the first call of a training step on TensorFlow trace it only once.
 
     The first trace would create the variables of the optimizer, of metrics and of
-    losses, and TensorFlow traces functions that do so anew. Here they are created
+    losses, and TensorFlow traces such functions again. Here they are created
     before. Keras does the same in a distribution strategy, by a trace of the whole
     model for the shapes of its outputs, which a Functional model knows.
 

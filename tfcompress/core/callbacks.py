@@ -26,14 +26,15 @@ def callbacks(
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that train a student outside of its own `fit`.
 
-    `student.fit` runs them itself. They are needed where another model contains the
-    student, and in loops of your own. A student that is called with `training=True`
-    without them raises an error.
+    `student.fit` runs them itself. They are needed if another model contains the
+    student, and in your own loops. Without them a student that is called with
+    `training=True` raises an error.
 
-    In a loop, `model` is compiled with the loop's optimizer, and the loss has
-    `sum(student.losses)` as a term. A step that is compiled with `tf.function` is
-    first called within the loop. With JAX the loop writes its state to the variables
-    before each call of a callback, and reads it again after it.
+    A loop passes the callbacks to a `CallbackList`, whose `model` is compiled with the
+    optimizer of the loop. Its loss has `sum(student.losses)` as a term. A step that is
+    compiled with `tf.function` must be called for the first time within the loop. With
+    JAX the loop writes its state to the variables before each call of a callback, and
+    reads it again afterwards.
 
     Args:
         student: `Student` from `tfcompress.compress`.
@@ -46,14 +47,14 @@ def callbacks(
         List of `keras.callbacks.Callback` for one training at a time.
 
     Raises:
-        TypeError: if `student` is none.
+        TypeError: if `student` is no student.
         ValueError: if `data` can be read only once, or has no samples. In training, if
-            the model that is trained does not contain the student, has no optimizer, or
-            is another one and the student is to be distilled.
+            the model that is trained does not contain the student or has no optimizer,
+            or if the student has a distillation and another model is trained.
 
     Warns:
-        UserWarning: at the end of a training, if the student does not meet what its
-            scheme was asked for.
+        UserWarning: at the end of a training, if the student does not meet the goal of
+            its scheme.
 
     Examples:
 
@@ -271,7 +272,7 @@ class SchemeCallbacks(keras.callbacks.Callback):
         self.student.training_run.trainer = None
         self._is_running = False
         if self.model is not self.student:
-            self.model.train_function = None  # a next `fit` calls the student anew
+            self.model.train_function = None  # a next `fit` traces the student again
         with self._verbosity():
             warn_if_unmet(self.student)
 
@@ -293,7 +294,7 @@ class SchemeCallbacks(keras.callbacks.Callback):
             raise ValueError(
                 "The model that is trained is expected to contain the whole student "
                 f"'{self.student.name}'. Received: '{trainer.name}', which does not. "
-                "Compose the model first and compress it then, or train the student "
+                "Compose the model first, then compress it, or train the student "
                 "alone."
             )
         if getattr(trainer, "optimizer", None) is None:
@@ -304,7 +305,7 @@ class SchemeCallbacks(keras.callbacks.Callback):
             )
         if self.student.distillation is not None and trainer is not self.student:
             raise ValueError(
-                "A student with a distillation is expected to train by its own loss. "
+                "A distilled student is expected to train with its own loss. "
                 f"Received: '{self.student.name}' in the training of '{trainer.name}'. "
                 "Set `student.distillation = None`, or train the student by its `fit`."
             )

@@ -75,8 +75,8 @@ def check_finite_activations(layer: str, *values: np.ndarray) -> None:
     if not all(np.isfinite(x).all() for x in values):
         raise ValueError(
             f"Finite activations are expected in '{layer}'. Received NaN or infinity: "
-            "the training diverged, which a lower learning rate prevents, or the data "
-            "holds such values."
+            "the training diverged, or the data hold such values. Lower the learning "
+            "rate, or check the data."
         )
 
 

@@ -39,13 +39,13 @@ def compress(
     and none of the methods and attributes of the class.
 
     With learned ranges of 8 bits for all activations (`activation_bits=8`) the student
-    also has `tfcompress.layers.QuantizedTensor` layers. Outputs keep their names. A
-    layer whose activation or rounding becomes a layer of its own then gets the name
-    "NAME_unrounded", because that layer has its name.
+    also has `tfcompress.layers.QuantizedTensor` layers. Outputs keep their names: if
+    the rounding or the activation of an output becomes a layer of its own, that layer
+    has the name of the output, and the layer before it is named "NAME_unrounded".
 
     The student of a Functional model of the user's own class is an instance of that
-    class, too, so that `train_step` and other methods run. Its constructor is called
-    with inputs, outputs, name and the entries of `get_config`.
+    class, so that `train_step` and other methods run. Its constructor is called with
+    inputs, outputs, name and the entries of `get_config`.
 
     Args:
         model: built Keras 3 model with finite float32 weights: Functional, Sequential,
@@ -65,14 +65,14 @@ def compress(
     Raises:
         TypeError: if `model` or the teacher is no Keras 3 model, or `distill` of
             another type.
-        ValueError: if it has no graph and cannot be traced, is not built, has NaN,
-            infinite or 16-bit weights, if its class overrides methods and no student
-            can be made by its constructor, if an override matches no layer, if the
-            scheme's budget cannot be met, or if no layer can be compressed.
+        ValueError: if the model has no graph and cannot be traced, is not built, or has
+            NaN, infinite or 16-bit weights; if its class overrides methods and its
+            constructor cannot make a student; if an override matches no layer; if the
+            budget of the scheme cannot be met; or if no layer can be compressed.
 
     Warns:
-        UserWarning: if a fifth or more of the weights is left alone because it is
-            frozen, or because the scheme has no form for its layers.
+        UserWarning: if a fifth or more of the weights is left alone, because layers are
+            frozen or because the scheme cannot compress them.
     """
     distillation = Distillation.of(distill)
     model = with_graph(model)

@@ -13,8 +13,8 @@ from tfcompress.progress_bar import progress_bar
 def dequantize(student: keras.Model) -> keras.Model:
     """Makes a plain model with the values of a student's quantized kernels.
 
-    It can be compressed again. A chain of sizes, each from the weights of the last,
-    reaches extreme ratios (arXiv 1910.05897).
+    It can be compressed again. A chain of trainings, each from the weights of the one
+    before, reaches very small sizes (arXiv 1910.05897).
 
     Args:
         student: model from `tfcompress.compress` with float activations. It is left

@@ -35,13 +35,13 @@ def finalize(student: keras.Model) -> keras.Model:
       reads the layer's output.
     - A quantized input becomes a `QuantizeActivation` before the layer, with the
       layer's name and "_input".
-    - A `QuantizedTensor` becomes a `QuantizeActivation` of its name. Layers on learned
-      ranges then compute as int8 operators of LiteRT do: with integers, and with biases
-      rounded to the units of these operators.
+    - A `QuantizedTensor` becomes a `QuantizeActivation` with its name. Layers whose
+      inputs and outputs have learned ranges then compute as int8 operators of LiteRT
+      do: with integers, and with biases rounded to the units of these operators.
     - A `Factorized*` layer becomes one plain layer, or two (`NAME_basis` and `NAME`) if
-      ranks were cut (EDP, pruning and merging). On learned ranges of 8 bits these
-      become `Packed*` layers of 8 bits.
-    - Channels that the training closed are removed from all layers.
+      ranks were removed (EDP, pruning and merging). With learned ranges of 8 bits
+      these become `Packed*` layers of 8 bits.
+    - Channels that the training pruned are removed from all layers.
 
     All other layers are copied. The result computes in float32, also if the student
     was trained in mixed precision.
@@ -53,13 +53,13 @@ def finalize(student: keras.Model) -> keras.Model:
 
     Returns:
         A Functional `keras.Model` that predicts as the student does in inference. It
-        loads without the scheme. Where all activations have 8 learned bits, it rounds
-        as int8 operators do, so that single values may differ by a level.
+        loads without the scheme. If all activations have learned ranges of 8 bits, it
+        rounds as int8 operators do, so that single values may differ by a level.
 
     Raises:
-        ValueError: if the model has no graph, no training layers, weights or outputs
-            that are not finite, a `Quant*` layer with a float kernel or an
-            `input_quantizer` that is no `ActivationQuantizer`, or if a training with a
+        ValueError: if the model has no graph, no training layers, or weights or outputs
+            that are not finite; if a `Quant*` layer has a float kernel, or an
+            `input_quantizer` that is no `ActivationQuantizer`; or if a training with a
             budget of bytes ended above it.
 
     Warns:
@@ -173,7 +173,7 @@ def _check(student, trained):
     reason = scheme.unmet(student) if scheme is not None else None
     if reason is not None:
         warnings.warn(
-            f"The student does not meet what its scheme was asked for: {reason}. Train "
+            f"The student does not meet the goal of its scheme: {reason}. Train "
             "it with `fit` to its end.",
             stacklevel=3,
         )

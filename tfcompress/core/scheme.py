@@ -165,10 +165,11 @@ class Scheme:
         return {}
 
     def unmet(self, student: Student) -> str | None:
-        """Returns a clause that tells what a student lacks of what was asked for.
+        """Returns a clause that says how a student misses the goal of its scheme.
 
-        `fit` warns of it at its end, and `tfcompress.finalize` too. None if it lacks
-        nothing, or if only a long computation would tell.
+        The goal is a budget or a sparsity. `fit` warns of it at its end, and so does
+        `tfcompress.finalize`. None if the goal is met, or if only a long computation
+        would tell.
 
         Args:
             student: the `Student`.
@@ -182,8 +183,8 @@ class Scheme:
             student: the `Student`.
 
         Raises:
-            ValueError: if its training ended without what was asked for, and no
-                further training would help.
+            ValueError: if its training missed the goal of the scheme, and no further
+                training would help.
         """
 
     def get_config(self) -> dict[str, Any]:

@@ -29,20 +29,20 @@ _SEEDS = "seeds"
 class Student(DistilledModel):
     """Functional model whose `fit` runs the callbacks of its scheme.
 
-    `tfcompress.compress` makes it. It is used, saved and loaded like any Keras model.
-    The state of a search is saved with the weights, so that an interrupted training
-    with `keras.callbacks.BackupAndRestore` ends as it would have without interruption.
+    `tfcompress.compress` makes a student. It is used, saved and loaded like any Keras
+    model. The state of a search is saved with the weights, so that a training with
+    `keras.callbacks.BackupAndRestore` ends in the same way if it is interrupted.
 
     Attributes:
         scheme: `Scheme` that it was compressed with, or None.
         search: `ProgressCallback` in `fit` whose state is saved, or None.
         restored: dict of str to array. State of the search in the weights that were
             loaded; empty if there was none.
-        counted_steps: int or None. Batches of an epoch of the present data, if reading
-            samples came to their end.
+        counted_steps: int or None. Batches of an epoch of the present data, if all of
+            them were read.
         user_class: `UserClass` of the model that was compressed, or None. The student
             is an instance of that class too.
-        training_run: `TrainingRun`: the training that goes on, if any.
+        training_run: `TrainingRun`. The present training, if any.
     """
 
     scheme: "Scheme | None" = None
@@ -122,12 +122,12 @@ class Student(DistilledModel):
     ) -> keras.callbacks.History:
         """Runs `keras.Model.fit`, with the scheme's callbacks before the user's.
 
-        The logs of each epoch have the scheme's measurements, see its `measure`.
+        The logs of each epoch have the measurements of the scheme, see its `measure`.
         Callbacks that compare epochs (`EarlyStopping`, `ReduceLROnPlateau`, and those
-        with `save_best_only`) see only those that end with the compression finished.
+        with `save_best_only`) see only epochs after the end of the compression.
 
         Each call is a whole training: schedules run from its first epoch to its last.
-        Some samples are read before it, see `take_inputs`.
+        Some samples are read before the first epoch, see `take_inputs`.
 
         Args: those of `keras.Model.fit`. With data of unknown length
             `steps_per_epoch` lets schedules move within the first epoch.
@@ -136,13 +136,13 @@ class Student(DistilledModel):
             The history of `keras.Model.fit`.
 
         Raises:
-            ValueError: if the student has no scheme because it is a clone, or is to be
-                distilled and has no teacher because it was loaded; or if there are no
+            ValueError: if the student has no scheme because it is a clone; if it has a
+                distillation and no teacher because it was loaded; or if there are no
                 samples.
 
         Warns:
-            UserWarning: if the student does not meet in the end what its scheme was
-                asked for.
+            UserWarning: if the student does not meet the goal of its scheme in the
+                end, such as its budget.
         """
         scheme = self._check_scheme()
         self.check_has_teacher()
@@ -190,7 +190,7 @@ class Student(DistilledModel):
             store[name] = value
 
     def _training_state(self):
-        """State of the training that goes on, which files of Keras leave out."""
+        """State of the present training, which files of Keras leave out."""
         run = getattr(self, "training_run", None)
         if run is None or run.trainer is None:
             return {}

@@ -19,7 +19,7 @@ def multiple_choice_knapsack(
     This is the greedy multiple-choice knapsack of arXiv 1910.05897, Section 3. The
     candidates of a layer are its choices on the lower convex hull of (cost, loss). All
     layers start with the cheapest. Increments follow, the most loss per cost first. A
-    layer whose next increment does not fit stays as it is, and the others go on.
+    layer whose next increment does not fit stays as it is, and the others continue.
 
     The sum of losses exceeds the optimum by at most the gain of the first increment
     that does not fit.

@@ -95,6 +95,7 @@ class ModelCost:
     """Sums over the layers of a model, see `LayerCost`.
 
     Attributes:
+        weights, params, bytes, entropy_bytes, value_bits: int. Sums over all layers.
         macs, bops: int; None if the size of a layer's output is open.
         not_counted: tuple of `LayerCost`. Layers that `macs` and `bops` leave out.
     """
@@ -115,12 +116,12 @@ def layer_costs(
     """Returns the cost of every layer that has weights or multiplies.
 
     Convolutions (also transposed and depthwise ones), Dense, EinsumDense and recurrent
-    layers are counted, and embeddings, whose look-ups take no operations. A layer that
-    `compress` replaces by its parts has a row for each of these. BatchNormalization and
-    other elementwise layers cost parameters but no operations. Layers with neither
+    layers are counted. So are embeddings, whose look-ups take no operations. A layer
+    that `compress` replaces by its parts has a row for each part. BatchNormalization
+    and other elementwise layers have parameters but no operations. Layers with neither
     (additions, pooling, activations) are left out. Layers that multiply but have no
-    formula here have a `not_counted`. The cost of a packed layer includes the
-    `QuantizeActivation` before it.
+    formula here give the reason in `not_counted`. The cost of a packed layer includes
+    the `QuantizeActivation` before it.
 
     Args:
         model: built model: plain, of any kind that `tfcompress.compress` takes, a

@@ -12,7 +12,7 @@ def foldable(
 ) -> keras.layers.BatchNormalization | None:
     """Returns the BatchNormalization that can be folded into `layer`, or None.
 
-    It is the only reader of the layer's only output, normalises the output channels,
+    It is the only reader of the layer's only output, normalizes the output channels,
     and is itself called once. The layer has no activation.
 
     Args:

@@ -1,4 +1,4 @@
-"""Union-find over integer ids, vectorised over arrays of them."""
+"""Union-find over integer ids, vectorized over arrays of them."""
 
 import numpy as np
 

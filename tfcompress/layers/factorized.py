@@ -23,14 +23,15 @@ LEAST_NORM = 0.01
 
 
 class FactorizedKernel(ComputedKernel, TrainingForm):
-    """Mixin before a Keras layer: its kernel is a basis times coefficients.
+    """Mixin that makes the kernel of a Keras layer a basis times coefficients.
 
-    W = B C. In EDP's block B, the basis, is a convolution with `kernel_rank` filters.
-    C, the coefficients, is a 1 x 1 convolution that mixes them into outputs.
-    A row of zeros in C removes a filter of the basis, so the rank falls. A column of
-    zeros removes an output channel. In training the layer multiplies both factors and
-    runs one convolution, at nearly the plain layer's cost. `tfcompress.finalize`
-    replaces it by one or two plain layers.
+    The mixin comes before the Keras layer among the bases. The kernel is W = B C. In
+    EDP's block B, the basis, is a convolution with `kernel_rank` filters. C, the
+    coefficients, is a 1 x 1 convolution that mixes them into outputs. A row of zeros in
+    C removes a filter of the basis, so the rank falls. A column of zeros removes an
+    output channel. In training the layer multiplies both factors and runs one
+    convolution, at nearly the plain layer's cost. `tfcompress.finalize` replaces it by
+    one or two plain layers.
 
     The gradient of the basis is divided by the squared norms of the coefficients' rows
     at the start (ScaledGD, Tong et al. 2021). The product then learns as fast as a

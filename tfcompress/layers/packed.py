@@ -14,11 +14,12 @@ from tfcompress.types import ArrayLike, Tensor
 
 
 class PackedKernel(ComputedKernel):
-    """Mixin before a Keras layer: stores its kernel as packed codes and scales.
+    """Mixin that stores the kernel of a Keras layer as packed codes and scales.
 
-    The kernel is `codes * kernel_scale`. A uint8 variable holds the codes in
-    containers of 2, 4 or 8 bits, lowest bits first, so that a `.keras` file is small.
-    Every call decodes them: this saves storage, not time.
+    The mixin comes before the Keras layer among the bases. The kernel is `codes *
+    kernel_scale`. A uint8 variable holds the codes in containers of 2, 4 or 8 bits,
+    lowest bits first, so that a `.keras` file is small. Every call decodes them: this
+    saves storage, not time.
 
     Args:
         kernel_bits: int. Bits of a code, 2 to 8 (2 for ternary).

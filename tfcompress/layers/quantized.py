@@ -16,11 +16,12 @@ from tfcompress.types import Tensor
 
 
 class QuantizedKernel(ComputedKernel, TrainingForm):
-    """Mixin before a Keras layer: quantizes its kernel and its input.
+    """Mixin that quantizes the kernel and the input of a Keras layer.
 
-    The optimizer trains the latent kernel, a float variable; the layer computes with
-    `kernel`, its quantized value. The inference form is the `Packed*` layer with the
-    same codes and scales, after a `QuantizeActivation` if the input is quantized.
+    The mixin comes before the Keras layer among the bases. The optimizer trains the
+    latent kernel, a float variable. The layer computes with `kernel`, its quantized
+    value (fake quantization). The inference form is the `Packed*` layer with the same
+    codes and scales, after a `QuantizeActivation` if the input is quantized.
 
     Args:
         kernel_quantizer: `tfcompress.quantizers.Quantizer`, or None for float.

@@ -127,7 +127,7 @@ def _check(cls, axes):
     if cls.build is keras.layers.Layer.build or len(_parameters(cls.build)) != 2:
         raise ValueError(
             "`layer_class` has a `build(self, input_shape)` that sets the kernel. "
-            f"Received: {cls.__name__}, which has none of one shape."
+            f"Received: {cls.__name__}, whose `build` does not take one shape."
         )
     if not axes or not all(isinstance(axis, int) and axis < 0 for axis in axes):
         raise ValueError(

@@ -79,7 +79,7 @@ def _of_graph(model, graph):
     for operator in graph.operators:
         reader = flatbuffer.operator_name(model, operator)
         if any(index in encoded for index in operator.outputs):
-            continue  # listed likewise
+            continue  # listed with its reader, as the next ones
         if reader == "DEQUANTIZE" and operator.inputs[0] in sources:
             continue  # listed with the operator that reads the decoded tensor
         for place, index in enumerate(operator.inputs):

@@ -138,7 +138,7 @@ def _convert(model, batch_size):
     )
     raise ValueError(
         f"Model '{model.name}' could not be converted to .tflite. It may use an "
-        "operation that LiteRT lacks:\nreplace that by others, or let the model end "
+        "operation that LiteRT lacks:\nreplace it by others, or let the model end "
         f"before it, and compute it outside.{free_hint} The converter says:\n{message}"
     )
 

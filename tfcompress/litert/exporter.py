@@ -1,4 +1,4 @@
-"""Export of a finalized Keras model to a proven `.tflite`."""
+"""Export of a finalized Keras model to a verified `.tflite`."""
 
 import os
 import warnings
@@ -22,7 +22,7 @@ from tfcompress.litert.proof.output import (
 )
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner
-from tfcompress.litert.stored import check_written, kernel_tensors, recognise
+from tfcompress.litert.stored import check_written, kernel_tensors, recognize
 from tfcompress.progress_bar import announced
 
 TARGETS = ("litert", "micro")
@@ -53,14 +53,14 @@ def export(
     target: str = "litert",
     arena: float | str | None = None,
 ) -> dict[str, Any]:
-    """Writes the `.tflite` of a finalized model, and proves it.
+    """Writes the `.tflite` of a finalized model, and verifies it.
 
-    Each packed kernel becomes a constant INT2, INT4 or INT8 tensor with one scale per
-    output channel, which the runtime decodes exactly. In the other two modes operators
-    read the same codes and scales themselves, and round their inputs to 8 bits. Each
-    kernel then is in INT8, or in INT4 or INT2 where its operator can be written as
-    FULLY_CONNECTED and the predicted time of the file stays within an allowance
-    (`litert.lowering`).
+    With optimize="size" each packed kernel becomes a constant INT2, INT4 or INT8 tensor
+    with one scale per output channel, which the runtime decodes exactly. With "latency"
+    and "balanced" operators read the same codes and scales themselves, and round their
+    inputs to 8 bits. Each kernel is then stored in INT8. It is in INT4 or INT2 if its
+    operator can be written as FULLY_CONNECTED, and the predicted time of the file stays
+    within an allowance (`litert.lowering`).
 
     The file is read back before it appears at `path`. The type and bytes of each tensor
     are compared with the plan, and the stock LiteRT runtime must predict like Keras.
@@ -68,15 +68,15 @@ def export(
     With target="micro" the file computes with int8 throughout, and takes and returns
     int8. Each kernel gets the encoding with the fewest bytes that TensorFlow Lite Micro
     decodes: look-up tables, Huffman codes, a pruning mask, or none. For
-    optimize="latency" it gets a look-up table or none. That runtime must
-    decode each kernel to its codes, have the outputs of the same file without encodings
-    to the bit, and predict nearly like Keras.
+    optimize="latency" it gets a look-up table or none. The runtime must decode each
+    kernel to its codes, return the outputs of the same file without encodings to the
+    bit, and predict nearly like Keras.
 
     Args:
         model: a Functional model with packed layers, as `tfcompress.finalize`
             returns it.
-        path: path of the file. An existing file is replaced only by one that passed.
-            One that did not is kept as "model.refused.tflite" beside "model.tflite".
+        path: path of the file. An existing file is replaced only by one that passes.
+            A file that fails is kept as "model.refused.tflite" beside "model.tflite".
             With target="micro" a path that ends in ".cc" or ".cpp" gets C++ source with
             the file's bytes, and a header beside it.
         verify: samples to compare on: an array, a list or dict of arrays for
@@ -104,7 +104,7 @@ def export(
             Linux with an x86-64 processor).
         arena: with target="micro", memory of the runtime: bytes, or text with a unit
             ("64 kB"). Kernels that are too large to be decoded there are split by
-            output channels, or stay INT8. None is any.
+            output channels, or stay INT8. None sets no limit.
 
     Returns:
         The dict of `tfcompress.litert.check`, and "size": {"float_tflite_bytes",
@@ -129,8 +129,8 @@ def export(
         ImportError: if activations="int8" and litert-quantizer is not installed; or if
             target="micro" and tflite-micro is not.
         OSError: if `path` cannot be written.
-        ValueError: if an argument is not one of its values, the model is still in
-            training or cannot be converted, or its file does not pass.
+        ValueError: if an argument is not one of its values, the model is a student or
+            cannot be converted, or its file fails the verification.
 
     Warns:
         UserWarning: if the batch of the model is free and that of the file is not; and
@@ -190,7 +190,7 @@ def export(
             **_narrow_batch(content, model),
             **comparison,
             **({} if ranges is None else {"ranges": ranges}),
-            "tensors": recognise(tensors, kernels),
+            "tensors": recognize(tensors, kernels),
         }
 
 

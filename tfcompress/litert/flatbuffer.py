@@ -35,7 +35,7 @@ def read(content: bytes) -> schema.ModelT:
 
 
 def write(model: schema.ModelT) -> bytes:
-    """Serialises a model; equal vectors and strings are written once."""
+    """Serializes a model; equal vectors and strings are written once."""
     model.signatureDefs = model.signatureDefs or None  # an empty vector takes bytes
     builder = SharingBuilder(1024)
     builder.Finish(model.Pack(builder), IDENTIFIER)

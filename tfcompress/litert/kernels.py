@@ -39,7 +39,7 @@ DATA_AND_BIAS = {
 # The version of DEQUANTIZE with per-channel scales and types of less than a byte.
 DEQUANTIZE_VERSION = 6
 # Largest relative difference of equal values. Folding a factor into `codes * scale`
-# rounds a few times by 6e-8; neighbouring codes differ by 8e-3 at least.
+# rounds a few times by 6e-8; neighboring codes differ by 8e-3 at least.
 ROUNDING = 1e-6
 # Weights of each channel that rule most other kernels of the same shape out.
 FIRST_WEIGHTS = 8
@@ -186,7 +186,7 @@ def decode(
 
 
 def match(values: np.ndarray, kernel: Kernel) -> Match | None:
-    """Recognises a kernel in a constant, up to a factor per output channel.
+    """Recognizes a kernel in a constant, up to a factor per output channel.
 
     Output channels are the first axis of LiteRT's convolutions and fully connected
     operators, and the last of its depthwise convolutions. The other axes have Keras's

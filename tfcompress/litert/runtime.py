@@ -307,7 +307,7 @@ def _of_arrays(x, names, batch_size):
     counts = {array.shape[:1] for array in arrays}
     if len(counts) > 1 or () in counts:
         raise ValueError(
-            "As many samples for each input are expected. Received: shapes "
+            "The same number of samples for each input is expected. Received: shapes "
             f"{[array.shape for array in arrays]}."
         )
     for start in range(0, len(arrays[0]), batch_size):

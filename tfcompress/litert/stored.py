@@ -188,7 +188,7 @@ def check_written(tensors: Iterable[KernelTensor], matches: Iterable[Match]) -> 
         )
 
 
-def recognise(
+def recognize(
     tensors: Sequence[KernelTensor], kernels: Sequence[Kernel]
 ) -> list[dict[str, Any]]:
     """Finds the kernels of a model among the tensors of a file.
@@ -248,7 +248,7 @@ def _tensors_of(kernel, named, tensors):
 def _holds(tensor: KernelTensor, kernel: Kernel) -> bool:
     if math.prod(tensor.shape) != kernel.codes.size:  # before anything is unpacked
         return False
-    # Files for time have INT8 kernels that are decoded when they are loaded.
+    # Files for speed have INT8 kernels that are decoded when they are loaded.
     if kernel.bits < tensor.bits < 8 and not (tensor.native or tensor.looked_up):
         return False
     codes = tensor.codes()

@@ -36,7 +36,7 @@ def fitting_file(
 ) -> tuple[bytes, list[dict[str, Any]], int, int]:
     """Encodes an int8 file so that it runs in an arena.
 
-    A decoded kernel lies in the arena while it is read. Where it does not fit beside
+    A decoded kernel lies in the arena while it is read. Where it does not fit next to
     the activations of that time, its operator is split by output channels. Where that
     is impossible, or takes more bytes than INT8, the kernel stays in INT8.
 

@@ -67,7 +67,7 @@ def export_micro(
     optimize: str,
     allowance: float | None,
 ) -> dict[str, Any]:
-    """Writes the file of a finalized model for TensorFlow Lite Micro, and proves it.
+    """Writes the file of a model for TensorFlow Lite Micro, and verifies it.
 
     See `tfcompress.litert.export` with target="micro".
 

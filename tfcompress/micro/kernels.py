@@ -24,7 +24,7 @@ class StoredKernel:
         codes: int8 array.
         axis: int. Axis of channels.
         channels: int. Number of scales; 1 for one scale of all channels.
-        encodings: tuple of ints. Kinds of encodings that it may have beside INT8.
+        encodings: tuple of ints. Kinds of encodings that it may have besides INT8.
     """
 
     operators: tuple[int, ...]

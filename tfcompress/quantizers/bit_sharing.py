@@ -110,11 +110,11 @@ class BitSharing(GatedBits):
     """Quantizer of weights on nested grids of 2, 4 and 8 bits with one learned range.
 
     Weights are divided by the root mean square of their filter, a constant for the
-    gradient. They are rounded on a zero-centred grid over [-v, v], v the learned
+    gradient. They are rounded on a zero-centered grid over [-v, v], v the learned
     `clip`. Gates choose the bits, see `BitGates`. Method: "Single-path Bit Sharing"
     (Liu et al., TPAMI 2023, arXiv 2101.04935).
 
-    The paper normalises by mean and standard deviation of the whole tensor. Its grid
+    The paper normalizes by mean and standard deviation of the whole tensor. Its grid
     has no zero, so no integer kernel can hold it. `grid="paper"` reproduces both.
 
     Args:
@@ -305,7 +305,7 @@ def _positive(value):
 
 
 def _standardized(kernel: Tensor) -> Tensor:
-    """The paper's normalisation: mean 0 and standard deviation 1 of all weights."""
+    """The paper's normalization: mean 0 and standard deviation 1 of all weights."""
     mean = ops.stop_gradient(ops.mean(kernel))
     std = ops.stop_gradient(ops.std(kernel))
     return (kernel - mean) / ops.maximum(std, math.sqrt(F.TINY))
@@ -339,7 +339,7 @@ def calibrate(
     Args:
         quantizer: the quantizer to calibrate.
         values: float array, in the units of the clip.
-        signed: bool. Whether the range is centred on zero.
+        signed: bool. Whether the range is centered on zero.
     """
     values = _sample(values)
     gates = quantizer.gates

@@ -285,8 +285,8 @@ def uniform_step(
     """
     if bits not in range(2, 9):
         raise ValueError(
-            "A zero-centred uniform grid has 2 to 8 bits: with one bit there is no "
-            f"level beside zero. Received: bits={bits}. Use 2 bits or more, or a "
+            "A zero-centered uniform grid has 2 to 8 bits: with one bit there is no "
+            f"level except zero. Received: bits={bits}. Use 2 bits or more, or a "
             "k-means codebook."
         )
     if not len(values):

@@ -23,7 +23,7 @@ class Codebook(Quantizer):
 
     Variables (not trainable):
         level_of: float32 (255,). The level nearest to each of -127..127.
-        step: float32 scalar. Positive distance of neighbouring integers.
+        step: float32 scalar. Positive distance of neighboring integers.
         width: float32 scalar. Bits of an index into the codebook.
         mask: bool, of the kernel's shape. Keep mask: false holds a weight at zero.
         quantizes: float32 scalar. 0 while the float kernel is used as it is, else 1.

@@ -106,7 +106,12 @@ def round_straight_through(x: Tensor) -> Tensor:
 
 
 def filter_axes(kernel: Tensor, channel_axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the axes of one filter: all that are not output channels."""
+    """Returns the axes of one filter: all that are not output channels.
+
+    Args:
+        kernel: tensor.
+        channel_axes: tuple of ints. Axes of the output channels.
+    """
     ndim = len(kernel.shape)
     channels = {axis % ndim for axis in channel_axes}
     return tuple(axis for axis in range(ndim) if axis not in channels)
@@ -116,6 +121,10 @@ def l2_norm(kernel: Tensor, channel_axes: tuple[int, ...]) -> Tensor:
     """Returns ||w|| of each filter, broadcastable to the kernel, at least 1e-12.
 
     The gradient is that of the norm, and zero for an all-zero filter.
+
+    Args:
+        kernel: float tensor.
+        channel_axes: tuple of ints. Axes of the output channels.
     """
     library = _library(kernel)
     axes = filter_axes(kernel, channel_axes)
@@ -164,6 +173,10 @@ def max_cosine_threshold(
     The cosine between a unit filter u and its ternary version with the k largest
     magnitudes is `sum_{i<=k} |u|_(i) / sqrt(k)`. One sort gives the best k. This is
     the exact optimum of ternary weight networks, which approximate it by 0.7 mean|w|.
+
+    Args:
+        kernel: float tensor.
+        channel_axes: tuple of ints. Axes of the output channels.
 
     Returns:
         Magnitudes, broadcastable to `kernel`: weights with |w| >= threshold stay. Each
@@ -216,7 +229,13 @@ def sparsity_threshold(
 def at_most_largest(
     threshold: Tensor, kernel: Tensor, channel_axes: tuple[int, ...] = (-1,)
 ) -> Tensor:
-    """Returns a threshold that the largest magnitude of each filter reaches."""
+    """Returns a threshold that the largest magnitude of each filter reaches.
+
+    Args:
+        threshold: float tensor, broadcastable to the kernel.
+        kernel: float tensor.
+        channel_axes: tuple of ints. Axes of the output channels.
+    """
     library = _library(kernel)
     axes = filter_axes(kernel, channel_axes)
     largest = library.max(library.abs(kernel), axis=axes, keepdims=True)
@@ -224,7 +243,12 @@ def at_most_largest(
 
 
 def ternary_codes(kernel: Tensor, keep: Tensor) -> Tensor:
-    """Returns sign(w) where `keep` is true, else zero: values in {-1, 0, 1}."""
+    """Returns sign(w) where `keep` is true, else zero: values in {-1, 0, 1}.
+
+    Args:
+        kernel: float tensor.
+        keep: boolean tensor of the kernel's shape.
+    """
     return ops.stop_gradient(ops.sign(kernel) * ops.cast(keep, kernel.dtype))
 
 
@@ -235,6 +259,11 @@ def ternary_scale(
 
     This is the least-squares scale. It equals ||w|| cos / sqrt(nnz): it gives the
     ternary filter the length of w's projection on it. It is zero for an empty filter.
+
+    Args:
+        kernel: float tensor.
+        codes: float tensor of the kernel's shape, values in {-1, 0, 1}.
+        channel_axes: tuple of ints. Axes of the output channels.
     """
     axes = filter_axes(kernel, channel_axes)
     total = ops.sum(kernel * codes, axis=axes, keepdims=True)
@@ -245,7 +274,13 @@ def ternary_scale(
 def cosine(
     kernel: Tensor, codes: Tensor, channel_axes: tuple[int, ...] = (-1,)
 ) -> Tensor:
-    """Returns the cosine of each filter and its ternary version; 0 if it is empty."""
+    """Returns the cosine of each filter and its ternary version; 0 if it is empty.
+
+    Args:
+        kernel: float tensor.
+        codes: float tensor of the kernel's shape, values in {-1, 0, 1}.
+        channel_axes: tuple of ints. Axes of the output channels.
+    """
     axes = filter_axes(kernel, channel_axes)
     total = ops.sum(kernel * codes, axis=axes, keepdims=True)
     count = ops.sum(ops.abs(codes), axis=axes, keepdims=True)
@@ -262,10 +297,16 @@ def ternarize(
 
         dL/dw = cos * ((I - u u^T) g + u (u_hat . g)),   g = dL/d(kernel)
 
-    The first term is the Jacobian of the normalisation times the filter's length
+    The first term is the Jacobian of the normalization times the filter's length
     ||w||. The second term trains that length: the learned scale of a layer without
     batch normalization. With batch normalization u_hat . g is zero, and only the
     direction is trained.
+
+    Args:
+        kernel: float tensor.
+        codes: float tensor of the kernel's shape, values in {-1, 0, 1}.
+        scale: float tensor, broadcastable to the kernel.
+        channel_axes: tuple of ints. Axes of the output channels.
     """
     axes = filter_axes(kernel, channel_axes)
 
@@ -290,7 +331,13 @@ def ternarize(
 
 
 def uniform_codes(kernel: Tensor, scale: Tensor, limit: int) -> Tensor:
-    """Returns round(w / scale), clipped to [-limit, limit], without a gradient."""
+    """Returns round(w / scale), clipped to [-limit, limit], without a gradient.
+
+    Args:
+        kernel: float tensor.
+        scale: positive float tensor, broadcastable to the kernel.
+        limit: int. The largest code.
+    """
     return ops.stop_gradient(ops.clip(ops.round(kernel / scale), -limit, limit))
 
 

@@ -24,13 +24,13 @@ def levels(bits: int) -> float:
 
 
 def step_size(clip: Tensor, steps: Tensor, signed: bool) -> Tensor:
-    """Returns the distance of neighbouring values: the range over its steps.
+    """Returns the distance of neighboring values: the range over its steps.
 
     Args:
         clip: positive scalar tensor. The range is [-clip, clip] if `signed`, else
             [0, clip].
         steps: `levels(bits)`, a number, an array of numbers or a scalar tensor.
-        signed: bool. Whether the range is centred on zero.
+        signed: bool. Whether the range is centered on zero.
     """
     return (2.0 * clip if signed else clip) / steps
 
@@ -44,7 +44,7 @@ def nested_codes(x: Tensor, clip: Tensor, steps: Tensor, signed: bool) -> Tensor
         x: float tensor.
         clip: positive scalar tensor. Bound of the range.
         steps: `levels(bits)`, a number, an array of numbers or a scalar tensor.
-        signed: bool. Whether the grid is centred on zero.
+        signed: bool. Whether the grid is centered on zero.
 
     Returns:
         Float tensor of integral values, of `x`'s shape.
@@ -68,7 +68,7 @@ def grid_values(x: Tensor, clip: Tensor, bits: Sequence[int], signed: bool) -> T
         x: float tensor.
         clip: positive scalar tensor. Bound of the range.
         bits: ints. Increasing bit-widths.
-        signed: bool. Whether the range is centred on zero.
+        signed: bool. Whether the range is centered on zero.
     """
     steps = np.array([[levels(b)] for b in bits], np.float32)
     step = step_size(clip, steps, signed)

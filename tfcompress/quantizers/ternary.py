@@ -1,4 +1,4 @@
-"""Ternary weights by L2 normalisation and pruning."""
+"""Ternary weights by L2 normalization and pruning."""
 
 import math
 from typing import Any
@@ -19,10 +19,10 @@ MEASURED_FILTERS = 256
 class Ternary(Quantizer):
     """Quantizer of weights to {-a, 0, a} with one scale a per output channel.
 
-    Each filter is normalised to the unit sphere and pruned by magnitude; the weights
+    Each filter is normalized to the unit sphere and pruned by magnitude; the weights
     that stay keep only their sign (pruned ternary quantization, arXiv 2107.10998,
     reconstructed from the abstracts, as the full text is not public). With `sparsity`
-    the threshold is that quantile of the kernel's normalised magnitudes. Without it,
+    the threshold is that quantile of the kernel's normalized magnitudes. Without it,
     each filter's threshold has the largest cosine between float and ternary weights.
     `functional.ternarize` has the gradient.
 
@@ -33,7 +33,7 @@ class Ternary(Quantizer):
 
     Attributes:
         holds_threshold: bool. Whether the variable `threshold` decides, and `refresh`
-            sets it. By default each call finds the threshold anew, which takes a sort.
+            sets it. By default each call recomputes the threshold by a sort.
 
     Variables (not trainable):
         current_sparsity: float32 scalar. A schedule may ramp it up to `sparsity`.

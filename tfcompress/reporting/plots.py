@@ -10,7 +10,7 @@ from tfcompress.cost import LayerCost
 from tfcompress.cost.arithmetic import FLOAT_BITS
 
 _INCHES_PER_LAYER = 0.26
-# From the palette of Okabe and Ito, which colour-blind readers can distinguish.
+# From the palette of Okabe and Ito, which color-blind readers can distinguish.
 _BLUE, _ORANGE, _GREEN, _SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
 
 
@@ -227,9 +227,9 @@ def _draw_bit_history(all_axes, bits):
 
     # One shade per number of bits that occurs.
     found, shades = np.unique(bits, return_inverse=True)
-    colours = _colormap()(np.linspace(0.15, 0.95, len(found)))
+    colors = _colormap()(np.linspace(0.15, 0.95, len(found)))
     style = {
-        "cmap": ListedColormap(colours),
+        "cmap": ListedColormap(colors),
         "norm": BoundaryNorm(np.arange(len(found) + 1) - 0.5, len(found)),
     }
     shades = shades.reshape(bits.shape)
@@ -250,7 +250,7 @@ def _draw_kept_history(axes, kept):
     ]
     style = {"cmap": _colormap("Greens"), "vmin": 0, "vmax": 100}
     image = _draw_history(axes, "kept filters (%)", np.array(percent), style)
-    axes.set_facecolor("0.92")  # the colour of layers without gates
+    axes.set_facecolor("0.92")  # the color of layers without gates
     axes.figure.colorbar(image, ax=axes)
 
 

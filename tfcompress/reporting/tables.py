@@ -10,7 +10,7 @@ WIDTH = 120
 
 
 def render(table: Table) -> str:
-    """Returns a `rich` table as plain text, without colours or a terminal."""
+    """Returns a `rich` table as plain text, without colors or a terminal."""
     table.box = box.SIMPLE
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Systems, one folder each, and the baseline of bit sharing."""
+"""Schemes, one folder each, and the baseline of uniform bits."""
 
 from tfcompress.core import KeepFloat, QuantizeConfig, Scheme, Student, compress, plan
 from tfcompress.schemes.bit_sharing import BitSharing

@@ -1,1 +1,1 @@
-"""Files of recipes that are whole, and states from which killed runs go on."""
+"""Result files that are complete, and states from which killed runs continue."""

@@ -1,4 +1,4 @@
-"""State of a training after each epoch, from which a killed run goes on."""
+"""State of a training after each epoch, from which a killed run continues."""
 
 import hashlib
 import re
@@ -37,7 +37,7 @@ class Backup(keras.callbacks.Callback):
         """
         for epoch, path in self._states():
             if not _is_whole(path):
-                print(f"A backup of epoch {epoch} is damaged and left out: {path}")
+                print(f"A backup of epoch {epoch} is damaged and skipped: {path}")
                 path.unlink()
                 continue
             if not model.optimizer.built:  # its state is loaded too
@@ -55,7 +55,7 @@ class Backup(keras.callbacks.Callback):
         except OSError as error:
             print(
                 f"No backup of epoch {epoch + 1}: {error.strerror} ({self.folder}). "
-                "A killed run goes on from the one before."
+                "A killed run continues from the one before."
             )
             return
         for _, path in self._states()[KEPT:]:

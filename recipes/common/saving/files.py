@@ -52,8 +52,8 @@ def ends_in_one_line(method):
             if error.errno not in _FULL:
                 raise
             sys.exit(
-                f"{experiment.recipe}: {error}. Files that were there are whole. Make "
-                "room, and start the recipe again: it goes on where it stopped."
+                f"{experiment.recipe}: {error}. Earlier files are intact. Make "
+                "room, and start the recipe again: it continues where it stopped."
             )
 
     return call

@@ -68,7 +68,7 @@ def test_validation_without_samples_is_refused(name):
 
 
 def test_arrays_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match=r"As many samples.*\[8, 3\]"):
+    with pytest.raises(ValueError, match=r"The same number of samples.*\[8, 3\]"):
         student().fit([X, X[:3]], Y, verbose=0)
 
 

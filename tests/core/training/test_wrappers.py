@@ -293,7 +293,7 @@ def test_training_ends_with_a_warning_if_it_was_too_short():
             self.model.stop_training = True
 
     found = [*with_callbacks(student), Stop()]
-    with pytest.warns(UserWarning, match="does not meet what its scheme was asked"):
+    with pytest.warns(UserWarning, match="does not meet the goal of its scheme"):
         outer.fit(IMAGES, LABELS, epochs=9, callbacks=found, verbose=0)
 
 

@@ -127,7 +127,7 @@ REFUSED = {
     OwnStep: "overrides train_step",
     OwnLoss: "overrides compute_loss",
     OwnMetrics: "overrides metrics",
-    OwnBranch: "computes something else in training",
+    OwnBranch: "computes differently in training",
     TwoArguments: "missing a required argument: 'other'",
 }
 

@@ -41,11 +41,11 @@ FROZEN = {
     "transposed": (mixed_axes, "read by 'add' (Add)"),
     "layer_norm": (
         then(layers.LayerNormalization(name="norm")),
-        "'norm' (LayerNormalization) normalises over the channels",
+        "'norm' (LayerNormalization) normalizes over the channels",
     ),
     "group_norm": (
         then(layers.GroupNormalization(2, name="norm")),
-        "'norm' normalises over groups of channels",
+        "'norm' normalizes over groups of channels",
     ),
     "attention": (
         then(lambda x: layers.MultiHeadAttention(2, 2, name="mha")(x, x)),
@@ -61,11 +61,11 @@ FROZEN = {
     ),
     "softmax": (
         then(layers.Softmax(name="soft")),
-        "'soft' (Softmax) normalises over the channels",
+        "'soft' (Softmax) normalizes over the channels",
     ),
     "softmax_op": (
         then(ops.softmax),
-        "'softmax' (Softmax) normalises over the channels",
+        "'softmax' (Softmax) normalizes over the channels",
     ),
     "softmax_activation": (
         then(layers.Activation("softmax", name="soft")),
@@ -97,7 +97,7 @@ FROZEN = {
     ),
     "normalization": (
         then(layers.Normalization(mean=[1.0] * 4, variance=[2.0] * 4, name="fixed")),
-        "'fixed' normalises with fixed statistics",
+        "'fixed' normalizes with fixed statistics",
     ),
     "noise_shape": (
         then(layers.Dropout(0.5, noise_shape=(None, 1, 1, 4), name="drop")),

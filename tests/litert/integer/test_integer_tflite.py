@@ -19,7 +19,7 @@ from tfcompress.litert.runtime import Runner
 
 pytest.importorskip("litert_quantizer")
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:LiteRT and Keras have the same class:UserWarning"
+    "ignore:LiteRT and Keras predict the same class:UserWarning"
 )
 
 
@@ -227,3 +227,21 @@ def test_integer_file_reads_the_rows_of_tokens_in_float32(io, tmp_path):
     )  # fmt: skip
     spread = np.std(model.predict(tokens, verbose=0), axis=0).max()
     assert report["agreement"]["max_abs_diff"] < 0.2 * spread
+
+
+def test_shape_of_a_tensor_leaves_its_learned_range(tmp_path):
+    """Flatten with a free batch reads the shape of a tensor, and none of its values."""
+    keras.utils.set_random_seed(0)
+    images = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
+    body = [kl.Conv2D(8, 3, activation="relu"), kl.Flatten(), kl.Dense(10)]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *body])
+    student = tfc.compress(model, tfc.PrunedTernary(activation_bits=8))
+    student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    student.fit(images, np.arange(64) % 10, verbose=0)
+    samples = 3 * images  # beyond the learned ranges
+    report = tfc.export(
+        tfc.finalize(student), tmp_path / "model.tflite", samples, optimize="latency",
+        activations="int8", representative_data=samples,
+    )  # fmt: skip
+    assert report["ranges"]["calibrated"] == 0
+    assert report["agreement"]["max_abs_diff"] == 0

@@ -16,7 +16,7 @@ from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.stored import kernel_tensors
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:LiteRT and Keras have the same class:UserWarning"
+    "ignore:LiteRT and Keras predict the same class:UserWarning"
 )
 
 

@@ -44,8 +44,8 @@ def test_check_takes_the_same_random_samples_each_time(exported):
 
 def test_check_takes_datasets_with_and_without_labels(exported, images):
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(25)
-    labelled = dataset.map(lambda x: (x, x[:, 0, 0, 0]))
-    for verify in (dataset, labelled):
+    labeled = dataset.map(lambda x: (x, x[:, 0, 0, 0]))
+    for verify in (dataset, labeled):
         assert check(*exported, verify)["agreement"]["samples"] == 64
 
 

@@ -82,7 +82,7 @@ def test_backup_goes_on_from_the_last_whole_state_and_says_so(
     check_equal(fit(folder, 5), fit(tmp_path / "whole", 5))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == count
-    assert lines[0].startswith("A backup of epoch 3 is damaged and left out:")
+    assert lines[0].startswith("A backup of epoch 3 is damaged and skipped:")
 
 
 def test_backup_ignores_a_state_that_was_not_renamed(tmp_path):
@@ -170,7 +170,7 @@ def test_damaged_history_is_left_out_in_one_line(content, tmp_path, capsys):
     fit(tmp_path / "backup", 2, Losses(path))
     assert len(json.loads(path.read_bytes())) == 2
     output = capsys.readouterr().out
-    assert output.count("The history of the search is damaged and left out") == 1
+    assert output.count("The history of the search is damaged and skipped") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b'{"epochs"'])

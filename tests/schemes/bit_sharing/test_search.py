@@ -1,4 +1,4 @@
-"""End of a search: margins that decide, and ranges that are calibrated anew."""
+"""End of a search: margins that decide, and ranges that are calibrated again."""
 
 import keras
 import numpy as np

@@ -1,1 +1,1 @@
-"""Distillation: the float model, or another, teaches the student."""
+"""Knowledge distillation: the student trains on the outputs of a teacher."""

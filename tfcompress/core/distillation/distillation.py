@@ -32,12 +32,12 @@ class Distillation:
         (1 - w) * loss(y, student)
             + w * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-    with the compiled loss, temperature T and weight w. Outputs that end in a softmax
-    enter by the logarithms of their probabilities. Sigmoids, and logits of a binary
-    crossentropy, take the divergence of two classes, as a mean over the last axis.
-    Outputs that are no class scores take `w * mean((teacher - student)^2)`. Outputs are
-    class scores if they end in a softmax or sigmoid, or if their compiled loss has
-    `from_logits=True`.
+    with the compiled loss, temperature T and weight w. The logits of outputs that end
+    in a softmax are the logarithms of their probabilities. Sigmoids, and logits of a
+    binary crossentropy, have the divergence of two classes, averaged over the last
+    axis. Outputs that are no class scores have `w * mean((teacher - student)^2)`.
+    Outputs are class scores if they end in a softmax or sigmoid, or if their compiled
+    loss has `from_logits=True`.
 
     Several outputs share T and w. An output without a compiled loss is not distilled,
     unless none has one. Both terms of an output have its loss weight, its reduction and
@@ -107,10 +107,10 @@ class Distillation:
 
 
 class DistilledModel(keras.Model):
-    """Functional model that a teacher may help to train.
+    """Functional model that may train on the outputs of a teacher.
 
-    The teacher is a copy, in no list of layers or variables, and in no file. Only
-    training steps call it, and their `distillation_loss` is in the logs.
+    The teacher is a copy. It is in no list of layers or variables, and in no file. Only
+    training steps call it; their `distillation_loss` is in the logs.
 
     Attributes:
         distillation: `Distillation`, or None to train on the labels alone.

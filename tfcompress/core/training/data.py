@@ -139,8 +139,8 @@ def _check_lengths(arrays):
     lengths = [int(leaf.shape[0]) for leaf in _leaves(arrays)]
     if len(set(lengths)) > 1:
         raise ValueError(
-            "As many samples in each array of `x` are expected. Received: arrays of "
-            f"{lengths} samples."
+            "The same number of samples in each array of `x` is expected. Received: "
+            f"arrays of {lengths} samples."
         )
 
 

@@ -18,7 +18,7 @@ class RecalibrateBatchNorm(keras.callbacks.Callback):
     """Callback that recalibrates batch normalization before its statistics are read.
 
     Low-bit weights jump between steps, and moving averages lag: a model that trains
-    well can evaluate at chance. The statistics are therefore computed anew, before each
+    well can evaluate at chance. The statistics are therefore recomputed before each
     validation and at the end of each epoch and of the training.
 
     Args:

@@ -42,15 +42,15 @@ def errors_as_warnings(work: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         warnings.warn(
-            f"The {work} without an error is expected. Received, after the last step: "
-            f"{type(error).__name__}: {error} The student has its trained weights; "
-            "save it, and train it again.",
+            f"The {work} is expected to run without an error. Received, after the last "
+            f"step: {type(error).__name__}: {error} The student has its trained "
+            "weights; save it, and train it again.",
             stacklevel=2,
         )
 
 
 class Search(ProgressCallback):
-    """Callback that searches for a share of the training, then freezes the result.
+    """Callback that searches in the first part of `fit`, then freezes the result.
 
     After an interrupted search the student is not frozen, and the next `fit` searches
     again. `begin` and `freeze` set all variables or none, also where an exception ends
@@ -65,7 +65,7 @@ class Search(ProgressCallback):
         fraction: float in (0, 1]. Share of the training that searches.
 
     Attributes:
-        searching: bool, or None before the first step. Whether the search goes on.
+        searching: bool, or None before the first step. Whether the search is running.
     """
 
     model: "Student"

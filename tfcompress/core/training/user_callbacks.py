@@ -1,9 +1,9 @@
 """Callbacks of the user, in a training that compresses.
 
 Most run as they are. Those that choose the best epoch, stop the training, or lower the
-learning rate, compare epochs by a metric. While a scheme compresses, metrics get worse
-for that reason alone, and the best epoch is one that does not meet the budget. Such
-callbacks see no epoch before the compression is finished.
+learning rate, compare epochs by a metric. Metrics get worse while a scheme compresses,
+so that the best epoch may be one that does not meet the budget. Such callbacks see no
+epoch before the compression is finished.
 """
 
 import warnings
@@ -71,7 +71,7 @@ def _compares_epochs(callback: Callback) -> bool:
 
 
 def warn_if_unmet(student: "Student") -> None:
-    """Warns if a trained student does not meet what its scheme was asked for."""
+    """Warns if a trained student does not meet the goal of its scheme."""
     if student.scheme is None:
         return
     # Costs of weights that are NaN mean nothing.
@@ -81,7 +81,7 @@ def warn_if_unmet(student: "Student") -> None:
             reason = student.scheme.unmet(student)
     if reason is not None:
         warnings.warn(
-            f"The student does not meet what its scheme was asked for: {reason}. The "
+            f"The student does not meet the goal of its scheme: {reason}. The "
             "training may have been stopped early or have diverged, or a callback may "
             "have set weights of an epoch whose `logs['phase']` was 0. Train it again.",
             stacklevel=3,

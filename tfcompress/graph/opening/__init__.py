@@ -1,1 +1,1 @@
-"""Layers with several kernels, opened into layers with one each."""
+"""Replacement of layers of several kernels by parts with one kernel each."""

@@ -36,7 +36,7 @@ from tfcompress.layers.tensors.masking import AttachMask
 
 
 def may_enter(layer: keras.layers.Layer) -> bool:
-    """Returns whether a layer has sublayers with kernels, which schemes may treat."""
+    """Returns whether a layer has sublayers with kernels, which schemes can treat."""
     if is_model(layer) or isinstance(layer, (keras.layers.RNN, TrainingForm)):
         return False
     if forms_of(layer) is not None:
@@ -66,7 +66,7 @@ def trace(
         arguments, or of the first argument.
 
     Raises:
-        CannotOpenError: if the layer computes something else in training, or by
+        CannotOpenError: if the layer computes differently in training, or by
             anything but layers, weights and `keras.ops`, or if the model does not
             compute the same.
     """
@@ -86,7 +86,7 @@ def trace(
             f"({brief(error)})"
         ) from error
     if modes[0] != modes[1]:
-        raise CannotOpenError("computes something else in training")
+        raise CannotOpenError("computes differently in training")
     check_all_used(layer, model)
     _check_outputs(layer, model, args, kwargs, as_given)
     return model
@@ -156,7 +156,7 @@ def _traced(layer, args, kwargs, weights, training, as_given=False):
     parameters = inspect.signature(layer.call).parameters
     if "training" in parameters:
         if parameters["training"].default is True:
-            raise CannotOpenError("is in training unless it is told otherwise")
+            raise CannotOpenError("runs in training mode by default")
         kwargs["training"] = training
     previous = keras_private.mask_of(taken[0]) if taken else None
     with keras_private.tracing(layer, training):

@@ -48,10 +48,10 @@ class Opened:
     """Model with the parts of its layers.
 
     Attributes:
-        model: `keras.Model`. The given model if it has no layers to open.
+        model: `keras.Model`. The given model if no layer was replaced.
         whole_of: `{name: name}`. Layers that were split, by the names of their parts.
-        entered: frozenset of str. Names of layers that were replaced by sublayers. The
-            names of these begin with "NAME/".
+        entered: frozenset of str. Names of layers that a nested model of their
+            sublayers replaces. The names of the sublayers begin with "NAME/".
         reasons: `{name: str}`. Layers with sublayers that stay whole, and why.
     """
 

@@ -1,4 +1,4 @@
-"""State and side effects that a layer has beside its sublayers, found by tracing."""
+"""State and side effects of a layer apart from its sublayers, found by tracing."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

@@ -16,7 +16,7 @@ from tfcompress.layers.tensors.steps import MergeSteps, SplitSteps
 from tfcompress.types import Tensor
 
 KINDS = (layers.SpectralNormalization,)
-# Iterations for the spectral norm of a kernel; each step starts anew.
+# Iterations for the spectral norm of a kernel; each step starts again.
 _ITERATIONS = 8
 
 

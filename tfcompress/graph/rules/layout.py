@@ -197,7 +197,7 @@ OPERATIONS = {
 
 
 def _move_beside_steps(trace: Trace, call: Call, moved: int) -> None:
-    """Puts the same channels on an axis beside, unless they are the steps."""
+    """Puts the same channels on a neighboring axis, unless they are the steps."""
     space = trace.space(call.inputs[0])
     if space.axis + moved < 1:
         trace.freeze_call(call)

@@ -7,7 +7,7 @@ from tfcompress.graph.trace import Trace, described
 
 
 def normalization(trace: Trace, call: Call) -> None:
-    trace.freeze_call(call, f"{described(call)} normalises over the channels")
+    trace.freeze_call(call, f"{described(call)} normalizes over the channels")
 
 
 def attention(trace: Trace, call: Call) -> None:

@@ -113,7 +113,7 @@ def group_normalization(trace: Trace, call: Call) -> None:
     layer = call.operation
     source = trace.read(call, layer.axis)
     if layer.groups != len(source.ids):
-        trace.freeze_call(call, f"'{call.name}' normalises over groups of channels")
+        trace.freeze_call(call, f"'{call.name}' normalizes over groups of channels")
         return
     weights = {name: {-1: source.ids} for name in ("gamma", "beta")}
     _carry(trace, call, source, weights, lambda count: {"groups": count(source.ids)})
@@ -128,7 +128,7 @@ def prelu(trace: Trace, call: Call) -> None:
 
 def normalization(trace: Trace, call: Call) -> None:
     space = trace.space(call.inputs[0])
-    trace.freeze(space.ids, f"'{call.name}' normalises with fixed statistics")
+    trace.freeze(space.ids, f"'{call.name}' normalizes with fixed statistics")
     trace.put(call, space)
 
 

@@ -15,7 +15,14 @@ from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, limits_of
-from tfcompress.litert.integer.markers import JOINING, PASSING, Marks, marked, take_out
+from tfcompress.litert.integer.markers import (
+    JOINING,
+    PASSING,
+    READING_NO_VALUES,
+    Marks,
+    marked,
+    take_out,
+)
 from tfcompress.litert.integer.static_int8 import quantized_tflite
 from tfcompress.litert.integer.tables import tables_by_output, write_tables
 from tfcompress.litert.kernels import DATA_AND_BIAS, Kernel, Match, kernel_tensor
@@ -155,6 +162,8 @@ class _TrainedOperators:
 
     def _add(self, model, graph, operator, match):
         name = flatbuffer.operator_name(model, operator)
+        if name in READING_NO_VALUES:
+            return
         output = graph.tensors[operator.outputs[0]].name
         _, bias = _places(name, match)
         for place, index in enumerate(operator.inputs):

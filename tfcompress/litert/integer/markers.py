@@ -31,6 +31,8 @@ PASSING = (
 )  # fmt: skip
 # The same of several inputs.
 JOINING = ("CONCATENATION", "MAXIMUM", "PACK")
+# Operators whose results do not depend on the values of their inputs.
+READING_NO_VALUES = ("SHAPE",)
 
 
 class _Marker(keras.layers.Layer):
@@ -110,7 +112,7 @@ def take_out(model: schema.ModelT, levels: Sequence[Levels]) -> Marks:
                 graph.operators.append(operator)
             else:
                 found[int(operator.outputs[0])] = mark[1], levels[mark[0]]
-        _note_made(graph, found, marks)
+        _note_made(model, graph, found, marks)
         _note_readers(graph, number, found, marks)
         _connect_sources(model, graph, found)
         _pass_on(model, graph, number, marks)
@@ -132,12 +134,15 @@ def _mark_of(model, graph, operator):
     return None
 
 
-def _note_made(graph, found, marks):
+def _note_made(model, graph, found, marks):
     """Notes tensors that have no other readers than marks of the same levels."""
     by_source: dict[int, set[Levels]] = {}
     for source, levels in found.values():
         by_source.setdefault(source, set()).add(levels)
-    lists = [graph.outputs, *(operator.inputs for operator in graph.operators)]
+    lists = [graph.outputs]
+    for operator in graph.operators:
+        if flatbuffer.operator_name(model, operator) not in READING_NO_VALUES:
+            lists.append(operator.inputs)
     others = {int(index) for indices in lists for index in indices}
     for source, levels in by_source.items():
         if len(levels) == 1 and source not in others:

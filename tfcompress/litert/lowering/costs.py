@@ -10,7 +10,7 @@ from tfcompress.litert.lowering.reader import Reader
 PATH = pathlib.Path(__file__).with_name("operator_costs.json")
 
 
-# Weight of the formula alone, beside measurements that weigh up to 1.
+# Weight of the formula alone, compared with measurements that weigh up to 1.
 FORMULA_WEIGHT = 0.05
 
 

@@ -1,1 +1,1 @@
-"""Proof that a file holds the planned kernels and predicts like Keras."""
+"""Verification that a file has the planned kernels and predicts like Keras."""

@@ -14,7 +14,7 @@ from tfcompress.litert.kernels import packed_kernels
 from tfcompress.litert.proof.levels import SameLevels, has_quantized_activations
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.runtime import Runner, read_file, try_out
-from tfcompress.litert.stored import kernel_tensors, recognise
+from tfcompress.litert.stored import kernel_tensors, recognize
 from tfcompress.progress_bar import announced, progress_bar
 
 # Largest difference allowed: relative to the output's largest magnitude, and
@@ -67,7 +67,7 @@ def check(
         content = read_file(path)
         stored = kernel_tensors(content)
         try_out(path, samples.smallest_shapes())
-        tensors = recognise(stored, kernels)
+        tensors = recognize(stored, kernels)
         exact = not any(tensor.native for tensor in stored)
         return {**compare(content, model, samples, exact), "tensors": tensors}
 
@@ -214,17 +214,17 @@ class _Comparison:
                     f"{self._runtime} should predict nearly like Keras: '{name}' "
                     f"within {ROUNDED_TOLERANCE:.0%} of its root mean square. "
                     f"Received: {found:.1%}. Operators that read integer kernels round "
-                    "their inputs to 8 bits. Either this model does not stand that, or "
-                    f"the file is not this model's. {_REMEDIES[self._runtime]}"
+                    "their inputs to 8 bits. The model does not tolerate that, or the "
+                    f"file is not this model's. {_REMEDIES[self._runtime]}"
                 )
 
 
 def _warn_of_other_classes(top1, samples, runtime):
     if samples.given and top1 is not None and top1 < LEAST_AGREEMENT:
         warnings.warn(
-            f"{runtime} and Keras have the same class for {top1:.2%} of the samples, "
-            f"less than {LEAST_AGREEMENT:.1%}: operators round their inputs to 8 bits. "
-            f"Look at the accuracy of the file. {_REMEDIES[runtime]}",
+            f"{runtime} and Keras predict the same class for {top1:.2%} of the "
+            f"samples, less than {LEAST_AGREEMENT:.1%}: operators round their inputs "
+            f"to 8 bits. Measure the accuracy of the file. {_REMEDIES[runtime]}",
             stacklevel=4,
         )
 

@@ -1,7 +1,7 @@
 """Comparison of Keras and LiteRT on the same levels of quantized activations.
 
 Keras and LiteRT sum in different orders, so that values differ in the last bits before
-they are rounded. A few activations then land on neighbouring levels. Each moves later
+they are rounded. A few activations then land on neighboring levels. Each moves later
 values by much more than float arithmetic does. Every operation can be proven all the
 same: Keras computes with the levels that LiteRT rounded to, and the two must agree on
 the values before each rounding.

@@ -84,8 +84,7 @@ def kept_if_refused(temporary: str, path: str) -> Iterator[None]:
         refused = f"{path.removesuffix('.tflite')}{REFUSED}"
         os.replace(temporary, refused)
         raise ValueError(
-            f"{error} '{path}' is as before. The refused file is '{refused}', to be "
-            "looked at."
+            f"{error} '{path}' is unchanged. The refused file is kept as '{refused}'."
         ) from error
 
 

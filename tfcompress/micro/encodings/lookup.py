@@ -50,7 +50,7 @@ def shared(codes: np.ndarray, axis: int) -> Encoded | None:
 
 
 def separate(codes: np.ndarray, axis: int) -> Encoded | None:
-    """Encodes a tensor by one table per channel, or returns None likewise."""
+    """Encodes a tensor by one table per channel, or returns None as `shared` does."""
     tables = [np.unique(channel) for channel in to_channels(codes, axis)]
     return _encode(codes, axis, tables, stride=max(map(len, tables)))
 

@@ -13,7 +13,7 @@ import numpy as np
 from tfcompress.core.budget import SLACK
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
 
-# Resolution of the budget in the dynamic programme; rounding is to the safe side.
+# Resolution of the budget in the dynamic program; rounding is to the safe side.
 _BUCKETS = 20_000
 # Regret of a change apart from its margins: of two equal allocations, the nearer one.
 _CHANGE = 1e-3
@@ -135,7 +135,7 @@ def allocate(
 
     1. The groups of filters are as learned, and fewer where even the lowest bits exceed
        the budget.
-    2. A dynamic programme over the budget finds the bits of all layers with the least
+    2. A dynamic program over the budget finds the bits of all layers with the least
        regret.
     3. Single layers open or close groups where bits alone cannot use the budget, or
        where that has less regret.

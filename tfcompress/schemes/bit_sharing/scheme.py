@@ -1,4 +1,4 @@
-"""Single-path bit sharing as a scheme: bits and filters under a BOPs budget."""
+"""Scheme of single-path bit sharing: bits and filters under a BOPs budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

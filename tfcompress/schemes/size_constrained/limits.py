@@ -143,8 +143,8 @@ def check_limits(
         if not smallest <= total:
             raise ValueError(
                 f"A budget of at least {smallest:,} {unit} can be met. Received: "
-                f"{scheme.received()}, {total:,.0f}. Ask for more, or make the model "
-                "smaller first, as `tfcompress.Decomposition` does."
+                f"{scheme.received()}, {total:,.0f}. Ask for a larger size, or "
+                "make the model smaller first, as `tfcompress.Decomposition` does."
             )
     if limits.is_certainly_used():
         return

@@ -10,7 +10,7 @@ from tfcompress.schemes.size_constrained.search_space import SizeSpace
 # Multiple of the budget that ADMM's projections keep and the descent begins with.
 RELAXATION = 5.0
 # Relative decrease of a layer's loss that other bits must bring while it trains
-# quantized. It has to learn its values anew, and bits that change back leave it with
+# quantized. It has to learn its values again, and bits that change back leave it with
 # fewer weights.
 MIN_GAIN = 0.1
 # A search has at least this many projections or allocations.

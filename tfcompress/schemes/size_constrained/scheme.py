@@ -1,4 +1,4 @@
-"""Scheme with one number for all layers: the size of the finished file."""
+"""Scheme of zeros and bits under the size of the finished file."""
 
 import functools
 import importlib.util
@@ -44,31 +44,34 @@ BIT_WIDTHS = {
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class SizeConstrained(SearchingScheme):
-    """Zeros and bits of every layer under one size (arXiv 1910.05897).
+    """Scheme that learns zeros and bits of every layer under one size.
 
-    The first part of a `fit` finds both. Where five times the size does not pay for all
+    Method: joint sparsity and quantization by ADMM (arXiv 1910.05897).
+
+    The first part of a `fit` finds both. If five times the size does not pay for all
     weights, ADMM comes first: float kernels are drawn to values of that larger size,
-    which projections over all layers update every epoch. Then kernels train quantized.
-    Their size comes down step by step, zeros and bits of all layers chosen together.
+    which projections over all layers update every epoch. Then kernels train quantized,
+    with straight-through gradients. Their size comes down step by step, and each step
+    chooses zeros and bits of all layers together.
 
-    Both are frozen at the size, and the rest of the `fit`, or further ones, fine-tune.
-    Weights are still removed where the file would become too large. First and last
-    layers are treated like all others; biases and batch normalization stay float.
+    At the size zeros and bits freeze, and the rest of the `fit`, or further ones,
+    fine-tune. Weights are still removed if the file would become too large. First and
+    last layers are treated like all others. Biases and batch normalization stay float.
 
-    The logs of each epoch have "value_bits", "xz_bytes", "bytes" or "flash_bytes", the
-    size, where all but the codes is as last measured; "budget_ratio", the size divided
-    by the budget; "sparsity" and "mean_weight_bits" of the codes; and "phase", 1 once
-    the search has ended, else 0.
+    The logs of each epoch have the size as "value_bits", "xz_bytes", "bytes" or
+    "flash_bytes", in which the bytes of all but the codes are as last measured;
+    "budget_ratio", the size divided by the budget; "sparsity" and "mean_weight_bits" of
+    the codes; and "phase", 1 once the search has ended, else 0.
 
     Args:
         size: size of the finished `.tflite`: bytes, "100 kB", or a share of the float
             model's weights (4 bytes each) as text, such as "1/50".
         value_bits: the paper's count in place of a size: bits times non-zero weights,
             without positions and biases. A number, or a share of 32 bits per weight.
-        codebook: str. "uniform": a zero-centred grid with one step per layer. "kmeans":
-            the paper's codebook, whose levels are fitted to the weights, rounded to
-            8-bit integers times one step. A file stores them with 8 bits a weight, so
-            that it is small only after compression.
+        codebook: str. "uniform": a zero-centered grid with one step per layer.
+            "kmeans": the paper's codebook, whose levels are fitted to the weights and
+            rounded to 8-bit integers times one step. A file stores them with 8 bits per
+            weight, so that it is small only after compression.
         compression: str. "xz": `size` is measured after xz, as downloads, app bundles
             and firmware images are packed. "none": of the file as it is, where zeros
             save nothing. None is "xz", or "none" with target="micro".

@@ -1,4 +1,4 @@
-"""Pruned ternary quantization as a scheme."""
+"""Scheme of pruned ternary quantization."""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @keras.saving.register_keras_serializable(package="tfcompress.schemes")
 class PrunedTernary(Scheme):
-    """Scheme of ternary weights by L2 normalisation and pruning (arXiv 2107.10998).
+    """Scheme of ternary weights by L2 normalization and pruning (arXiv 2107.10998).
 
     Each convolution and dense kernel becomes {-a, 0, a}, with one scale a per output
     channel. In the first half of each `fit` the sparsity rises along a cubic ramp, from
@@ -46,7 +46,7 @@ class PrunedTernary(Scheme):
             size knob. None takes the best cosine per filter, about 0.45.
         first_last: str. Treatment of the first and the last layers: "8bit" for uniform
             codes, "ternary" as in all others, or "float".
-        weight_decay: float. L2 penalty on the kernels, see `Scheme`. With normalised
+        weight_decay: float. L2 penalty on the kernels, see `Scheme`. With normalized
             weights it sets the pace at which directions change.
         discrepancy: float. Weight of the loss `mean(1 - cos)` between float and ternary
             filters, summed over layers.

@@ -1,4 +1,4 @@
-"""The page on accidents names tests that exist."""
+"""The page on recovery names tests that exist."""
 
 import pathlib
 import re
@@ -6,8 +6,8 @@ import re
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def test_page_on_accidents_names_tests_that_exist():
-    page = (ROOT / "docs" / "accidents.md").read_text()
+def test_page_on_recovery_names_tests_that_exist():
+    page = (ROOT / "docs" / "recovery.md").read_text()
     rows = [x for x in page.splitlines() if x.startswith("| ")]
     rows = [x for x in rows if x != "| What happens | Test |"]
     tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
