@@ -188,6 +188,20 @@ def test_compress_refuses_objects_that_are_no_keras_3_model():
         tfc.compress(old, tfc.PrunedTernary())
 
 
+@pytest.mark.parametrize("step", [tfc.plan, tfc.compress])
+@pytest.mark.parametrize("scheme", ["ternary", None, tfc.PrunedTernary])
+def test_objects_that_are_no_scheme_are_refused(step, scheme, trained):
+    with pytest.raises(TypeError, match="A scheme is expected.*Received"):
+        step(trained, scheme)
+
+
+@pytest.mark.parametrize("step", [tfc.finalize, tfc.dequantize, tfc.summary])
+@pytest.mark.parametrize("model", ["model.keras", None])
+def test_objects_that_are_no_model_are_refused_by_all_steps(step, model):
+    with pytest.raises(ValueError, match="Keras 3 model is expected. Received"):
+        step(model)
+
+
 def test_compress_refuses_models_without_compressible_layers(trained):
     inputs = keras.Input((4,))
     empty = keras.Model(inputs, layers.ReLU(name="relu")(inputs))

@@ -159,6 +159,9 @@ def test_wrong_overrides_are_refused(trained):
     with pytest.raises(ValueError, match="'bn0' asks for.*'bn0': batch norm"):
         overrides = {"bn0": tfc.QuantizeConfig(Ternary())}
         tfc.plan(trained, tfc.PrunedTernary(overrides=overrides))
+    for wrong in [("conv0", tfc.KeepFloat())], "conv0", {0: tfc.KeepFloat()}, 0:
+        with pytest.raises(TypeError, match="`overrides` is a dict.*Received"):
+            tfc.PrunedTernary(overrides=wrong)
     with pytest.raises(TypeError, match="Received: 'float' for 'conv0'"):
         tfc.PrunedTernary(overrides={"conv0": "float"})
     with pytest.raises(ValueError, match="regular expression.*'conv\\('"):

@@ -170,6 +170,33 @@ def test_free_sizes_are_refused(tmp_path):
     refused(message, model, tmp_path, target="micro", representative_data=data)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "float16", "float64"])
+def test_types_that_the_runtime_lacks_are_refused_by_input_and_output(dtype, tmp_path):
+    data = np.random.default_rng(0).integers(0, 256, (8, 12))
+    floats, others = keras.Input((12,)), keras.Input((12,), dtype=dtype, name="pixels")
+    x = kl.Dense(4)(kl.Rescaling(1 / 255)(others))
+    of_inputs = make_packed(keras.Model(others, x))
+    message = f"has inputs of the types.*'pixels' of type {dtype}.*clone_model"
+    kwargs = {"target": "micro", "representative_data": data}
+    refused(message, of_inputs, tmp_path, **kwargs)
+    outputs = keras.ops.cast(kl.Dense(4)(floats), dtype)
+    of_outputs = make_packed(keras.Model(floats, outputs))
+    refused(f"has outputs of.*of type {dtype}", of_outputs, tmp_path, **kwargs)
+    # The remedy that the error names.
+    clone = keras.models.clone_model(of_inputs, input_tensors=keras.Input((12,)))
+    clone.set_weights(of_inputs.get_weights())
+    report = exported(clone, tmp_path / "model.tflite", data)
+    assert report["agreement"]["max_abs_diff"] < 0.1
+
+
+def test_outputs_of_booleans_are_compared(tmp_path):
+    inputs = keras.Input((12,))
+    model = make_packed(keras.Model(inputs, kl.Dense(40)(inputs) > 0))
+    data = np.random.default_rng(0).normal(size=(32, 12))
+    report = exported(model, tmp_path / "model.tflite", data)
+    assert report["agreement"]["samples"] == 32
+
+
 @pytest.mark.parametrize("name", ["middle", "last"])
 def test_operators_that_the_runtime_lacks_are_refused_by_layer(name, tmp_path):
     inputs = keras.Input((8, 8, 3))

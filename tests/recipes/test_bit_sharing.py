@@ -26,10 +26,10 @@ def test_a_phase_without_epochs_is_refused(run_recipe, tmp_path, name):
 @pytest.mark.parametrize(
     ("bops", "message"),
     [
-        ("0", "^bit_sharing: `bops` is a positive count"),
-        ("1/0", "^bit_sharing: `bops` is a positive count"),
-        ("many", "^bit_sharing: `bops` is a positive count"),
-        ("inf", "^bit_sharing: `bops` is a positive count"),
+        ("0", "^bit_sharing: `bops` is a count of at least 1"),
+        ("1/0", "^bit_sharing: `bops` is a count of at least 1"),
+        ("many", "^bit_sharing: `bops` is a count of at least 1"),
+        ("inf", "^bit_sharing: `bops` is a count of at least 1"),
         ("1/10000", "^bit_sharing: .*can be met: 1/.*Received: bops='1/10000'"),
         ("1e5", "^bit_sharing: .*can be met: 1/.*Received: bops=100000.0"),
     ],

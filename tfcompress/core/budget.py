@@ -53,7 +53,8 @@ def parse_budget(budget: float | str, reference: float, name: str) -> float:
     """Returns a budget in absolute units, a float above 0.
 
     Args:
-        budget: number, or str for a share of the reference: "1/60", "0.02".
+        budget: number of at least 1, or str for a share of the reference: "1/60",
+            "0.02".
         reference: float. Cost of the float model.
         name: str. Name of the argument, for the error.
 
@@ -68,10 +69,12 @@ def parse_budget(budget: float | str, reference: float, name: str) -> float:
     elif is_number(budget):
         with contextlib.suppress(OverflowError):
             value = float(budget)
-    if value is None or not 0 < value < float("inf"):
+    # A number below 1 is a share that was not written as text.
+    least = 0.0 if isinstance(budget, str) else 1.0
+    if value is None or value == 0 or not least <= value < float("inf"):
         raise ValueError(
-            f"`{name}` is a positive count, or a share of the float model's as text, "
-            f"such as '1/60'. Received: {name}={budget!r}."
+            f"`{name}` is a count of at least 1, or a share of the float model's as "
+            f"text, such as '1/60'. Received: {name}={budget!r}."
         )
     return value
 

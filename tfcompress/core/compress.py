@@ -63,8 +63,8 @@ def compress(
         A `Student`, a Functional `keras.Model`, of the user's class if there is one.
 
     Raises:
-        TypeError: if `model` or the teacher is no Keras 3 model, or `distill` of
-            another type.
+        TypeError: if `model` or the teacher is no Keras 3 model, `scheme` no scheme, or
+            `distill` of another type.
         ValueError: if the model has no graph and cannot be traced, is not built, or has
             NaN, infinite or 16-bit weights; if its class overrides methods and its
             constructor cannot make a student; if an override matches no layer; if the

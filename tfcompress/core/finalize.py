@@ -66,8 +66,9 @@ def finalize(student: keras.Model) -> keras.Model:
         UserWarning: if the training of a layer did not reach its end, or the student
             exceeds its scheme's budget.
     """
+    layers = _training_layers(Graph(student))
     with announced(f"Finalization of '{student.name}'"):
-        _check(student, _training_layers(Graph(student)))
+        _check(student, layers)
         model = inference_model(student)
         if _has_tensor_ranges(student):
             if not _has_packed_layers(model):

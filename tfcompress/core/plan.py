@@ -108,7 +108,7 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
         A `Plan` with every layer's treatment, or the reason why it is left alone.
 
     Raises:
-        TypeError: if `model` is no Keras 3 model.
+        TypeError: if `model` is no Keras 3 model, or `scheme` no scheme.
         ValueError: if the model cannot be compressed (see `tfcompress.compress`), an
             override matches no layer, or the scheme's budget cannot be met.
     """
@@ -119,6 +119,11 @@ def plan(model: keras.Model, scheme: Scheme, unfreeze: bool = False) -> Plan:
 
 def plan_of_checked(model: keras.Model, scheme: Scheme, unfreeze: bool) -> Plan:
     """Returns `plan` of a model that `check_compressible` accepts."""
+    if not isinstance(scheme, Scheme):
+        raise TypeError(
+            "A scheme is expected, such as tfc.PrunedTernary(sparsity=0.9). Received: "
+            f"{scheme!r}."
+        )
     user_class_of(model)
     with announced(f"Plan of '{model.name}'"):
         return _planned(model, scheme, unfreeze)

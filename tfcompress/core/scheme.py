@@ -51,7 +51,7 @@ class Scheme:
             kernel of each treated layer that has no regularizer of its own.
 
     Raises:
-        TypeError: if an override is of another type.
+        TypeError: if `overrides` is no such dict.
         ValueError: if a key is no regular expression, or `weight_decay` is no number
             from 0 to 1.
     """
@@ -61,7 +61,14 @@ class Scheme:
     def __init__(
         self, overrides: Mapping[str, Any] | None = None, weight_decay: float = 0.0
     ) -> None:
-        for pattern, config in (overrides or {}).items():
+        overrides = {} if overrides is None else overrides
+        is_by_name = isinstance(overrides, Mapping)
+        if not is_by_name or not all(isinstance(key, str) for key in overrides):
+            raise TypeError(
+                "`overrides` is a dict from layer names or regular expressions to "
+                f"treatments. Received: overrides={overrides!r}."
+            )
+        for pattern, config in overrides.items():
             if not isinstance(config, (KeepFloat, self.treatment)):
                 raise TypeError(
                     "An override is tfc.KeepFloat() or "
@@ -78,7 +85,7 @@ class Scheme:
         check_number(
             "weight_decay", weight_decay, "a number from 0 to 1", lambda x: 0 <= x <= 1
         )
-        self.overrides = dict(overrides or {})
+        self.overrides = dict(overrides)
         self.weight_decay = weight_decay
 
     def config_for(

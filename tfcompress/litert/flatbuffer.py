@@ -114,6 +114,13 @@ def computed_tensor(other: schema.TensorT, tensor_type: int) -> schema.TensorT:
     )
 
 
+def has_int8_codes(tensor: schema.TensorT) -> bool:
+    """Returns whether a tensor is INT8 with a scale, and no integers of the user's."""
+    found = tensor.quantization
+    has_scale = found is not None and found.scale is not None
+    return has_scale and tensor.type == schema.TensorType.INT8
+
+
 def append_tensor(graph: schema.SubGraphT, tensor: schema.TensorT) -> int:
     """Appends a tensor to a graph and returns its index."""
     graph.tensors.append(tensor)

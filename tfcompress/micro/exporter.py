@@ -54,6 +54,8 @@ from tfcompress.progress_bar import announced
 RUNS = 20
 # Places of kernels and tables among the inputs of operators.
 _KERNEL = {GATHER: 0, **dict.fromkeys(DATA_AND_BIAS, 1)}
+# Types of inputs and outputs. Float32 becomes int8, the others stay.
+TYPES = ("float32", "int8", "int16", "int32", "int64", "bool")
 # Bytes of a zero point, with its length and alignment.
 _RANGE_BYTES = 12
 
@@ -84,7 +86,7 @@ def export_micro(
     check_installed()
     kernels = packed_kernels(model)
     model = functional(model)
-    _check_inputs(model)
+    _check_ends(model)
     samples = Samples(model, verify)
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
@@ -206,7 +208,7 @@ def flash_size(model: keras.Model) -> int:
     """
     kernels = packed_kernels(model)
     model = functional(model)
-    _check_inputs(model)
+    _check_ends(model)
     plain, *_ = int8_file(model, kernels, Samples(model, None))
     content, _ = encoded_file(plain, {})
     tensors = flatbuffer.read(plain).subgraphs[0].tensors
@@ -232,7 +234,8 @@ def _planned(content, matches):
     return [tensor for tensor in kernel_tensors(content) if tensor.name in names]
 
 
-def _check_inputs(model: keras.Model) -> None:
+def _check_ends(model: keras.Model) -> None:
+    """Checks that the runtime has the shapes and types of inputs and outputs."""
     shapes = [tuple(x.shape) for x in model.inputs]
     if any(None in shape[1:] for shape in shapes):
         raise ValueError(
@@ -240,6 +243,28 @@ def _check_inputs(model: keras.Model) -> None:
             f"once. Received: inputs of shapes {shapes}. Make `inputs` of fixed sizes "
             "by keras.Input, and export keras.Model(inputs, model(inputs))."
         )
+    ends = {
+        "input": (input_names, model.inputs),
+        "output": (output_names, model.outputs),
+    }
+    for kind, (names, tensors) in ends.items():
+        for name, tensor in zip(names(model), tensors, strict=True):
+            _check_type(kind, name, keras.backend.standardize_dtype(tensor.dtype))
+
+
+def _check_type(kind, name, dtype):
+    if dtype in TYPES:
+        return
+    remedy = {
+        "input": "Give the model inputs of float32, by keras.models.clone_model(model, "
+        "input_tensors=keras.Input(shape)) and set_weights(model.get_weights()): the "
+        "file then takes int8, and scale and zero point say which number a code is.",
+        "output": "Let the model end before it, and compute it on the device yourself.",
+    }[kind]
+    raise ValueError(
+        f"target='micro' has {kind}s of the types {', '.join(TYPES)}. Received: "
+        f"'{name}' of type {dtype}. {remedy}"
+    )
 
 
 def _check_runs(runtime: MicroRuntime, plain: bytes, layers: Sequence[str]) -> None:

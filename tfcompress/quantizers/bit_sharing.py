@@ -316,19 +316,25 @@ def _some_samples(inputs: Tensor) -> Tensor:
     return inputs[::SAMPLE_STRIDE]
 
 
-def check_candidates(bits: Sequence[int]) -> tuple[int, ...]:
+def check_candidates(bits: Sequence[int], name: str = "bits") -> tuple[int, ...]:
     """Returns candidate bit-widths as an increasing tuple.
 
+    Args:
+        bits: ints. The candidates.
+        name: str. Name of the argument, for the error.
+
     Raises:
-        ValueError: unless they are some of 2, 4 and 8, or one from 2 to 8.
+        ValueError: unless they are a sequence of some of 2, 4 and 8, or of one from 2
+            to 8.
     """
-    allowed = range(2, 9) if len(bits) == 1 else nested.BITS
-    if not bits or any(b not in allowed for b in bits):
+    found = () if isinstance(bits, str) or not np.iterable(bits) else tuple(bits)
+    allowed = range(2, 9) if len(found) == 1 else nested.BITS
+    if not found or any(b not in allowed for b in found):
         raise ValueError(
-            f"`bits` are some of {nested.BITS}, whose grids are nested, or one integer "
-            f"from 2 to 8. Received: bits={bits}."
+            f"`{name}` are a tuple of some of {nested.BITS}, whose grids are nested, "
+            f"or of one integer from 2 to 8. Received: {name}={bits!r}."
         )
-    return tuple(sorted(set(bits)))
+    return tuple(sorted({int(b) for b in found}))
 
 
 def calibrate(

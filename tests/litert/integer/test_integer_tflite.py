@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as kl
+from keras import ops
 
 import tfcompress as tfc
 from tests.litert.models import MODELS, check_native_types, operators
@@ -245,3 +246,26 @@ def test_shape_of_a_tensor_leaves_its_learned_range(tmp_path):
     )  # fmt: skip
     assert report["ranges"]["calibrated"] == 0
     assert report["agreement"]["max_abs_diff"] == 0
+
+
+@pytest.mark.parametrize("io", ["float", "int8"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool"])
+def test_integer_file_takes_and_returns_integers_of_the_model(dtype, io, tmp_path):
+    inputs = keras.Input((12,), dtype=dtype)
+    x = kl.Dense(8, activation="relu")(ops.cast(kl.Reshape((3, 4))(inputs), "float32"))
+    scores = kl.Dense(4)(kl.Flatten()(x))
+    codes = ops.cast(ops.clip(8 * scores, -100, 100), "int8")
+    model = make_packed(keras.Model(inputs, [scores, codes]), bits=(8,))
+    given = np.random.default_rng(0).integers(0, 2, (64, 12)).astype(dtype)
+    path = tmp_path / "model.tflite"
+    report = tfc.export(
+        model, path, given, optimize="latency", activations="int8",
+        representative_data=given, io=io,
+    )  # fmt: skip
+    runner = Runner(path)
+    assert runner.inputs[0][1]["dtype"] is np.dtype(dtype).type
+    assert runner.outputs[1][1]["dtype"] is np.int8
+    expected = model.predict(given, verbose=0)
+    for found, right in zip(predict(path, given).values(), expected, strict=True):
+        assert np.abs(found - right.astype(float)).max() < 0.1 * np.abs(right).max()
+    assert report["ranges"]["learned"] == 0

@@ -12,12 +12,13 @@ from tfcompress.litert.proof.samples import Samples
 pytest.importorskip("litert_quantizer")
 
 
-def test_quantized_tflite_has_float_ends_and_keeps_large_kernels():
+def test_quantized_tflite_has_float_ends_and_keeps_large_kernels(capsys):
     """litert-quantizer writes buffers of a few kilobytes after the flatbuffer."""
     inputs = keras.Input((8, 8, 32))
     model = keras.Model(inputs, kl.Conv2D(32, 3, padding="same")(inputs))
     samples = np.random.default_rng(0).normal(size=(50, 8, 8, 32)).astype("float32")
     content = quantized_tflite(float_tflite(model), Samples(model, samples))
+    assert capsys.readouterr().out == ""
     outputs, expected = predict(content, samples), model.predict(samples, verbose=0)
     assert np.std(outputs - expected) < 0.03 * np.std(expected)
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers as kl
+from keras import ops
 
 from tests.litert.packed_models import make_packed
 from tfcompress.litert import check, export, float_tflite
@@ -214,3 +215,18 @@ def test_check_finds_a_changed_scale_in_a_file_for_latency(
     edit_file(path, edit)
     with pytest.raises(ValueError, match="nearly like Keras.*optimize='size'"):
         check(path, digit_model)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int32", "float16"])
+def test_check_compares_outputs_of_every_type(dtype, tmp_path):
+    inputs = keras.Input((8,))
+    x = 60 * ops.abs(kl.Dense(4, activation="tanh")(inputs))
+    model = make_packed(
+        keras.Model(inputs, x > 20 if dtype == "bool" else ops.cast(x, dtype))
+    )
+    path = tmp_path / "model.tflite"
+    export(model, path)
+    assert check(path, model)["agreement"]["max_abs_diff"] < 0.1
+    other = make_packed(keras.Model(inputs, ops.cast(61 - x, dtype)))
+    with pytest.raises(ValueError, match="LiteRT should predict like Keras"):
+        check(path, other)

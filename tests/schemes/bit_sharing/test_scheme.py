@@ -293,16 +293,21 @@ def test_uniform_has_the_same_bits_in_all_inner_layers(
     [
         {"bops": None},
         {"bops": "1/40", "penalty": 1.0},
-        {"bops": None, "penalty": -1.0},
+        {"penalty": -1.0, "bops": None},
         {"search_fraction": 0.0},
         {"search_fraction": 1.5},
         {"group_size": 0},
         {"max_pruned": 1.0},
+        {"max_pruned": 1.0, "group_size": None},
         {"weight_bits": (2, 3)},
+        {"weight_bits": 4},
+        {"weight_bits": "48"},
         {"activation_bits": ()},
+        {"activation_bits": None},
         {"grid": "hexagonal"},
     ],
 )
 def test_out_of_range_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match="Received"):
+    name = list(arguments)[0]
+    with pytest.raises(ValueError, match=f"`{name}`.*Received.*{name}="):
         tfc.BitSharing(**{"bops": "1/40", **arguments})

@@ -265,7 +265,7 @@ class _TrainedWriter:
     def _make_exact(self, tensor):
         """Sets a scale that the quantizer computed from limits to the trained one."""
         levels = self._trained.made.get(tensor.name)
-        if levels is not None and tensor.type == schema.TensorType.INT8:
+        if levels is not None and flatbuffer.has_int8_codes(tensor):
             scale, zero_point = levels.grids()[0]
             if _is_on(tensor, scale, zero_point):
                 tensor.quantization.scale = np.array([scale], np.float32)
@@ -278,10 +278,10 @@ class _TrainedWriter:
             [self._graph.tensors[i] for i in indices if i >= 0]
             for indices in (operator.inputs, operator.outputs)
         )
-        sources = [x for x in inputs if x.type == schema.TensorType.INT8]
+        sources = [x for x in inputs if flatbuffer.has_int8_codes(x)]
         for tensor in outputs:
-            is_int8 = tensor.type == schema.TensorType.INT8
-            if sources and is_int8 and tensor.name not in self._trained.made:
+            has_codes = flatbuffer.has_int8_codes(tensor)
+            if sources and has_codes and tensor.name not in self._trained.made:
                 found = sources[0].quantization
                 if _is_on(tensor, found.scale[0], found.zeroPoint[0]):
                     tensor.quantization.scale = found.scale[:1].copy()
@@ -289,7 +289,7 @@ class _TrainedWriter:
     def _count(self, index):
         """Counts an int8 tensor whose range was chosen."""
         tensor = self._graph.tensors[index]
-        if tensor.type == schema.TensorType.INT8:
+        if flatbuffer.has_int8_codes(tensor):
             is_learned = flatbuffer.tensor_name(tensor) in self._trained.learned
             self.ranges["learned" if is_learned else "calibrated"] += 1
 
@@ -301,8 +301,9 @@ class _TrainedWriter:
         inputs = list(operator.inputs)
         for place, index in enumerate(inputs):
             levels = self._trained.inputs.get((output, place))
-            is_int8 = self._graph.tensors[index].type == schema.TensorType.INT8
-            if levels is not None and is_int8:
+            if levels is not None and flatbuffer.has_int8_codes(
+                self._graph.tensors[index]
+            ):
                 inputs[place] = self._on_levels(index, levels)
         operator.inputs = np.array(inputs, np.int32)
 
@@ -311,7 +312,7 @@ class _TrainedWriter:
         data, bias_place = DATA_AND_BIAS[name]
         source = operator.inputs[data]
         layer = trained.match.kernel.layer
-        if self._graph.tensors[source].type != schema.TensorType.INT8:
+        if not flatbuffer.has_int8_codes(self._graph.tensors[source]):
             raise ValueError(
                 f"The input of '{layer}' is expected in int8. Received: an operator "
                 "that litert-quantizer leaves in float. Export with activations="

@@ -63,7 +63,8 @@ def quantized_tflite(
                 _widen(ranges, calibrate(engine, batch))
         for name, limits in ranges.items():
             _adjust(name, limits, choose)
-        quantized = bytes(engine.quantize(ranges).quantized_model)
+        made = engine.quantize(ranges, enable_progress_report=False)
+    quantized = bytes(made.quantized_model)
     quantized = _with_exact_integers(_returning_first(quantized, outputs))
     return _with_float_ends(quantized) if float_ends else quantized
 
@@ -209,7 +210,7 @@ def _with_float_ends(content: bytes) -> bytes:
     ):
         for entry in entries:
             inner = entry.tensorIndex
-            if graph.tensors[inner].type == schema.TensorType.INT8:
+            if flatbuffer.has_int8_codes(graph.tensors[inner]):
                 outer = flatbuffer.computed_tensor(
                     graph.tensors[inner], schema.TensorType.FLOAT32
                 )
@@ -241,9 +242,9 @@ def _explained() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses litert-quantizer's progress, statistics and warnings.
+    """Suppresses litert-quantizer's progress and warnings.
 
-    It writes none of them to stdout, where progress bars appear.
+    It writes neither to stdout, where progress bars appear.
     """
     with (
         contextlib.redirect_stderr(io.StringIO()),

@@ -168,6 +168,7 @@ class _Comparison:
             ValueError: if shapes differ, or an output is not finite.
         """
         _check_outputs(self._names, expected, received, self._runtime)
+        expected, received = _numbers(expected), _numbers(received)
         self.samples += len(expected[0])
         found = _differences(expected, received)
         self.difference = np.maximum(self.difference, found)
@@ -183,7 +184,7 @@ class _Comparison:
         self, expected: list[np.ndarray], received: list[np.ndarray]
     ) -> None:
         """Adds the outputs of the same batch with equal levels of activations."""
-        found = _differences(expected, received)
+        found = _differences(_numbers(expected), _numbers(received))
         self._on_same_levels = np.maximum(self._on_same_levels, found)
 
     def top1(self) -> float | None:
@@ -227,6 +228,15 @@ def _warn_of_other_classes(top1, samples, runtime):
             f"to 8 bits. Measure the accuracy of the file. {_REMEDIES[runtime]}",
             stacklevel=4,
         )
+
+
+def _numbers(outputs):
+    """Arrays that can be subtracted: those of booleans and integers as float64."""
+    is_float = [np.issubdtype(output.dtype, np.floating) for output in outputs]
+    return [
+        output if floating else output.astype(float)
+        for output, floating in zip(outputs, is_float, strict=True)
+    ]
 
 
 def _differences(expected, received):

@@ -21,6 +21,19 @@ from tfcompress.quantizers.gates import (
 from tfcompress.types import ArrayLike, Tensor
 
 
+def check_share(name: str, share: float) -> None:
+    """Checks the share of a layer's groups that may be closed.
+
+    Args:
+        name: str. Name of the argument, for the error.
+        share: the argument.
+
+    Raises:
+        ValueError: if it is no number in [0, 1).
+    """
+    check_number(name, share, "a share of the groups in [0, 1)", lambda x: 0 <= x < 1)
+
+
 @keras.saving.register_keras_serializable(package="tfcompress")
 class FilterGate(TrainingForm, keras.layers.Layer):
     """Layer that multiplies channels by 1 or 0, one gate per group of filters.
@@ -70,12 +83,7 @@ class FilterGate(TrainingForm, keras.layers.Layer):
                 raise ValueError(
                     f"`{name}` is a positive integer. Received: {name}={value}."
                 )
-        check_number(
-            "max_closed",
-            max_closed,
-            "a share of the groups in [0, 1)",
-            lambda x: 0 <= x < 1,
-        )
+        check_share("max_closed", max_closed)
         self.source = source
         self.filters = filters
         self.group_size = group_size

@@ -16,9 +16,10 @@ from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost.input_shape import InputShape, parse_input_shape
 from tfcompress.graph.graph import Graph
 from tfcompress.quantizers import nested
+from tfcompress.quantizers.bit_sharing import check_candidates
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
-from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
+from tfcompress.schemes.bit_sharing.filter_gate import FilterGate, check_share
 from tfcompress.schemes.bit_sharing.filters import Filters
 from tfcompress.schemes.bit_sharing.search import BitSearch
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace, candidates
@@ -96,16 +97,17 @@ class BitSharing(SearchingScheme):
             )
         self.bops = bops
         self.penalty = penalty
-        self.weight_bits = tuple(weight_bits)
-        self.activation_bits = tuple(activation_bits)
+        self.weight_bits = check_candidates(weight_bits, "weight_bits")
+        self.activation_bits = check_candidates(activation_bits, "activation_bits")
         self.group_size = group_size
         self.max_pruned = max_pruned
         self.grid = grid
         self.input_shape = parse_input_shape(input_shape)
-        # Checks the candidates and the grid.
+        # Checks the grid.
         learned_range_config(self.weight_bits, self.activation_bits, False, grid)
+        check_share("max_pruned", max_pruned)
         if group_size is not None:
-            FilterGate("", 1, group_size, max_pruned)  # checks
+            FilterGate("", 1, group_size)  # checks
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
         if place.is_first or place.is_last:
