@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfcompress.graph.opening.opening import open_layers
+from tfcompress.graph.parts.replacement import replace_by_parts
 from tfcompress.layers import RecurrentSteps
 
 KINDS = [layers.LSTM, layers.GRU, layers.SimpleRNN]
@@ -32,7 +32,7 @@ def with_random_weights(model):
 
 
 def check_equal(model, inputs):
-    split = open_layers(model).model
+    split = replace_by_parts(model).model
     for _ in range(2):  # a stateful layer goes on from its last batch
         expected, found = (keras.tree.flatten(x(inputs)) for x in (model, split))
         for y, z in zip(expected, found, strict=True):
@@ -78,7 +78,7 @@ def test_layers_of_nested_models_are_split():
     )
     inputs = keras.Input((6, 3))
     model = with_random_weights(keras.Model(inputs, layers.Dense(2)(inner(inputs))))
-    split = open_layers(model).model
+    split = replace_by_parts(model).model
     x = np.random.default_rng(0).normal(size=(2, 6, 3))
     np.testing.assert_allclose(split(x), model(x), atol=1e-6)
 
@@ -88,7 +88,7 @@ def test_values_are_dropped_in_all_steps_alike_in_training(kind):
     """Of inputs that are equal in all steps, and without a recurrence."""
     inputs = keras.Input((5, 64))
     layer = kind(8, dropout=0.5, return_sequences=True, use_bias=False)
-    split = open_layers(keras.Model(inputs, layer(inputs))).model
+    split = replace_by_parts(keras.Model(inputs, layer(inputs))).model
     dropped = split.layers[1](np.ones((2, 5, 64), "float32"), training=True)
     dropped = keras.ops.convert_to_numpy(dropped)
     assert set(np.unique(dropped)) == {0.0, 2.0}
@@ -99,7 +99,9 @@ def test_values_are_dropped_in_all_steps_alike_in_training(kind):
 def test_states_are_dropped_in_training_alone(arguments):
     inputs = keras.Input((5, 3))
     layer = layers.GRU(8, recurrent_dropout=0.5, **arguments)
-    split = open_layers(with_random_weights(keras.Model(inputs, layer(inputs)))).model
+    split = replace_by_parts(
+        with_random_weights(keras.Model(inputs, layer(inputs)))
+    ).model
     x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype("float32")
     inference, *training = (
         keras.ops.convert_to_numpy(split(x, training=t)) for t in (False, True, True)

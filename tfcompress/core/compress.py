@@ -17,7 +17,7 @@ from tfcompress.core.student import Student
 from tfcompress.core.tensor_ranges import TensorRanges
 from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.progress_bar import announced, progress_bar
 

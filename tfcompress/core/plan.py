@@ -16,8 +16,8 @@ from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.user_class import user_class_of
 from tfcompress.graph.frozen import frozen_layers, unfreeze_layers
 from tfcompress.graph.graph import Call, Graph
-from tfcompress.graph.opening.opening import Opened, open_layers
-from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.graph.parts.replacement import Replacement, replace_by_parts
+from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.graph.signs import may_be_negative
 from tfcompress.layers.tensors.sources import Constant
 from tfcompress.progress_bar import announced
@@ -130,11 +130,11 @@ def plan_of_checked(model: keras.Model, scheme: Scheme, unfreeze: bool) -> Plan:
 
 
 def _planned(model, scheme, unfreeze):
-    opened = open_layers(model)
-    graph = Graph(opened.model)
+    replaced = replace_by_parts(model)
+    graph = Graph(replaced.model)
     named = graph.layers()
     why_not = scheme.treatment.why_not
-    is_frozen = _frozen(model, opened, graph)
+    is_frozen = _frozen(model, replaced, graph)
     stays_frozen, used = set() if unfreeze else is_frozen, graph.used()
     on_constants = _on_constants(graph)
     reasons = {
@@ -144,11 +144,11 @@ def _planned(model, scheme, unfreeze):
         if id(layer) in on_constants
         else FROZEN
         if (reason := why_not(layer)) is None and name in stays_frozen
-        else opened.reasons.get(name, reason)
+        else replaced.reasons.get(name, reason)
         for name, layer in named.items()
     }
-    _check_overrides(scheme, reasons, opened)
-    model = opened.model
+    _check_overrides(scheme, reasons, replaced)
+    model = replaced.model
     first = _border_layers(graph.calls, why_not) - _look_ups(named.values())
     last = _border_layers(graph.calls[::-1], why_not, reverse=True)
     negative = may_be_negative(graph)
@@ -156,7 +156,7 @@ def _planned(model, scheme, unfreeze):
     for name, layer in named.items():
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        choice = _requested(scheme.overrides, opened.names(name), reasons[name])
+        choice = _requested(scheme.overrides, replaced.names(name), reasons[name])
         if choice is None:
             signed = any(negative(x) for c in graph.calls_of(layer) for x in c.inputs)
             place = Place(id(layer) in first, id(layer) in last, signed)
@@ -188,10 +188,10 @@ def _on_constants(graph):
     return called - varying
 
 
-def _frozen(model, opened, graph):
-    """Names of the opened model's layers that do not train in the user's."""
-    frozen = frozen_layers(model, Graph(model)) | frozen_layers(opened.model, graph)
-    return {x for x in graph.layers() if frozen.intersection(opened.names(x))}
+def _frozen(model, replaced, graph):
+    """Names of the replaced model's layers that do not train in the user's."""
+    frozen = frozen_layers(model, Graph(model)) | frozen_layers(replaced.model, graph)
+    return {x for x in graph.layers() if frozen.intersection(replaced.names(x))}
 
 
 def _requested(overrides, names, reason):
@@ -306,20 +306,20 @@ def _override(overrides: Mapping[str, Any], name: str) -> Any:
 
 
 def _check_overrides(
-    scheme: Scheme, reasons: Mapping[str, str | None], opened: Opened
+    scheme: Scheme, reasons: Mapping[str, str | None], replaced: Replacement
 ) -> None:
     """Raises an error for an override that has no effect.
 
     Args:
         scheme: scheme with the overrides.
         reasons: `{layer name: reason why it cannot be compressed, or None}`.
-        opened: model of these layers.
+        replaced: model of these layers.
     """
     for pattern, config in scheme.overrides.items():
         found = {
             name: why
             for name, why in reasons.items()
-            if any(re.fullmatch(pattern, x) for x in opened.names(name))
+            if any(re.fullmatch(pattern, x) for x in replaced.names(name))
         }
         if not found:
             raise ValueError(

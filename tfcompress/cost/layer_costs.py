@@ -19,8 +19,8 @@ from tfcompress.cost.input_shape import InputShape, sized_graph
 from tfcompress.cost.layer_macs import NO_FORMULA, macs_of, samples_of
 from tfcompress.graph.graph import Call
 from tfcompress.graph.levels.stored_tensors import levels_of_tensors
-from tfcompress.graph.opening.opening import open_layers
-from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.graph.parts.replacement import replace_by_parts
+from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.layers import (
     FactorizedKernel,
     IntegerAdd,
@@ -177,7 +177,7 @@ def float32_cost(cost: ModelCost) -> ModelCost:
 def _opened(model):
     """The model with the parts of its layers, which have formulas."""
     try:
-        return open_layers(model).model
+        return replace_by_parts(model).model
     except ValueError:
         return model  # without a graph, or with a layer that cannot be copied
 

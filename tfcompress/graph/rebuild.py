@@ -22,7 +22,7 @@ _ADDED = ("training", "mask")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entered:
+class NestedParts:
     """Replacement of a layer by its sublayers, in a nested model of its name.
 
     Attributes:
@@ -85,8 +85,8 @@ def rebuild(
         replace: function from an old layer to its unbuilt replacement. It may also
             return a list of layers to call one after the other, of which the last is
             the replacement. None takes the layer out of the graph, and its input
-            passes through. `Entered` replaces it by its sublayers. It is called once
-            per layer.
+            passes through. `NestedParts` replaces it by its sublayers. The function is
+            called once per layer.
         replace_operation: function from an operation that is no layer to a callable
             with the same arguments. By default such operations are cloned.
         model_class: class of the result, or a function with the arguments inputs,
@@ -200,7 +200,7 @@ class _Rebuilding:
         if not isinstance(operation, keras.layers.Layer):
             return self._replace_operation(operation)
         built = self._replace(operation)
-        if isinstance(built, Entered):
+        if isinstance(built, NestedParts):
             return _NestedLayer(built, self)
         return built
 
@@ -236,15 +236,15 @@ class _NestedLayer:
         layer: new layer, or None.
     """
 
-    def __init__(self, entered: Entered, rebuilding: _Rebuilding) -> None:
-        self._entered, self._rebuilding = entered, rebuilding
+    def __init__(self, parts: NestedParts, rebuilding: _Rebuilding) -> None:
+        self._parts, self._rebuilding = parts, rebuilding
         self._model: keras.Model | None = None
         self.layer: Layer | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.layer is not None:
             return self.layer(*args, **kwargs)
-        new, tensors = self._entered.trace(args, kwargs)
+        new, tensors = self._parts.trace(args, kwargs)
         if tensors is None:
             self.layer = new
             return new(*args, **kwargs)
@@ -255,7 +255,7 @@ class _NestedLayer:
         except RestartError:
             raise
         except Exception as error:
-            self._entered.failed(error)
+            self._parts.failed(error)
             raise
         return self._rebuilding.call(self._model, tensors)
 

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from tfcompress.cost import InputShape, float32_cost, layer_costs, total_cost
 from tfcompress.cost.input_shape import example_input_shape
-from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.reporting.tables import render
 
 

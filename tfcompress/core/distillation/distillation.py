@@ -17,7 +17,7 @@ from tfcompress.core.distillation.soft_loss import (
     output_activations,
 )
 from tfcompress.graph.graph import check_has_graph
-from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.types import Tensor
 

@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 
-from tests.graph.opening.opened import normal, opened_alike
+from tests.graph.parts.replaced import normal, replaced_alike
 
 # `(equation, shape of the input, output_shape, bias_axes, types of the parts)`.
 PRODUCTS = [
@@ -50,13 +50,13 @@ def test_products_of_matrices_become_dense_layers(
     equation, shape, output_shape, bias_axes, kinds, activation
 ):
     model = model_of(equation, shape, output_shape, bias_axes, activation=activation)
-    opened = opened_alike(model, batch(shape))
-    found = [type(x).__name__ for x in opened.model.layers[1:]]
+    replaced = replaced_alike(model, batch(shape))
+    found = [type(x).__name__ for x in replaced.model.layers[1:]]
     # An activation may need the axes that come after the product.
     assert [x for x in found if x != "Activation"] == kinds
-    assert opened.model.layers[-1].name == "einsum"
-    assert set(opened.whole_of.values()) == {"einsum"}
-    assert not opened.reasons
+    assert replaced.model.layers[-1].name == "einsum"
+    assert set(replaced.whole_of.values()) == {"einsum"}
+    assert not replaced.reasons
 
 
 @pytest.mark.parametrize("equation, shape, output_shape, bias_axes, reason", WHOLE)
@@ -64,12 +64,12 @@ def test_other_equations_stay_whole_with_the_reason(
     equation, shape, output_shape, bias_axes, reason
 ):
     model = model_of(equation, shape, output_shape, bias_axes)
-    opened = opened_alike(model, batch(shape))
+    replaced = replaced_alike(model, batch(shape))
     if reason is None:
-        assert not opened.reasons
+        assert not replaced.reasons
     else:
-        assert reason in opened.reasons["einsum"]
-        assert opened.model is model
+        assert reason in replaced.reasons["einsum"]
+        assert replaced.model is model
 
 
 def test_parts_have_the_arguments_of_the_layer():
@@ -77,7 +77,7 @@ def test_parts_have_the_arguments_of_the_layer():
     config = {"kernel_regularizer": decay, "bias_regularizer": decay}
     config.update(activity_regularizer=decay, trainable=False, dtype="mixed_float16")
     model = model_of("abc,cde->abde", (5, 4), (None, 2, 3), "de", **config)
-    dense, reshape = opened_alike(model, batch((5, 4))).model.layers[-2:]
+    dense, reshape = replaced_alike(model, batch((5, 4))).model.layers[-2:]
     assert (dense.name, reshape.name) == ("einsum_dense", "einsum")
     assert dense.kernel_regularizer.l2 == dense.bias_regularizer.l2
     assert dense.activity_regularizer.l2 == pytest.approx(0.1)
@@ -88,12 +88,12 @@ def test_parts_have_the_arguments_of_the_layer():
 @pytest.mark.parametrize("key", ["kernel_constraint", "bias_constraint"])
 def test_layers_with_constraints_stay_whole(key):
     model = model_of("ab,bc->ac", (4,), 3, "c", **{key: "non_neg"})
-    opened = opened_alike(model, batch((4,)))
-    assert opened.reasons == {"einsum": f"has a `{key}`"}
+    replaced = replaced_alike(model, batch((4,)))
+    assert replaced.reasons == {"einsum": f"has a `{key}`"}
 
 
 def test_layers_with_lora_stay_whole():
     model = model_of("ab,bc->ac", (4,), 3, "c")
     model.get_layer("einsum").enable_lora(2)
-    opened = opened_alike(model, batch((4,)))
-    assert "LoRA" in opened.reasons["einsum"]
+    replaced = replaced_alike(model, batch((4,)))
+    assert "LoRA" in replaced.reasons["einsum"]

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tests.graph.opening.opened import IDS, embedded, normal, opened_alike
-from tfcompress.graph.opening.wrappers import UnitSpectralNorm
+from tests.graph.parts.replaced import IDS, embedded, normal, replaced_alike
+from tfcompress.graph.parts.wrappers import UnitSpectralNorm
 
 Steps = layers.TimeDistributed
 
@@ -47,10 +47,10 @@ def image_net():
 def test_layers_of_steps_are_called_once(make, shape, part, steps):
     inputs = keras.Input((steps, *shape))
     model = keras.Model(inputs, Steps(make(), name="wrapper")(inputs))
-    opened = opened_alike(model, normal(2, 4, *shape))
-    assert "wrapper" in opened.entered and not opened.reasons
+    replaced = replaced_alike(model, normal(2, 4, *shape))
+    assert "wrapper" in replaced.nested and not replaced.reasons
     assert part in {row.name for row in tfc.plan(model, tfc.PrunedTernary()).rows}
-    assert opened.model.output_shape == model.output_shape
+    assert replaced.model.output_shape == model.output_shape
 
 
 @pytest.mark.parametrize("equation", [None, "ab,bc->ac"])
@@ -58,20 +58,20 @@ def test_masks_of_steps_reach_later_layers(equation):
     ids, x = embedded()
     inner = layers.EinsumDense(equation, 8) if equation else layers.Dense(8)
     outputs = layers.LSTM(3)(Steps(inner)(x))
-    assert opened_alike(keras.Model(ids, outputs), IDS).entered
+    assert replaced_alike(keras.Model(ids, outputs), IDS).nested
 
 
 def test_masks_that_a_layer_of_steps_reads_leave_it_whole():
     inputs = keras.Input((4, 6, 8))
     outputs = Steps(layers.LSTM(3), name="wrapper")(layers.Masking()(inputs))
-    opened = opened_alike(keras.Model(inputs, outputs), normal(2, 4, 6, 8))
-    assert opened.reasons == {"wrapper": "passes the masks of its steps on"}
+    replaced = replaced_alike(keras.Model(inputs, outputs), normal(2, 4, 6, 8))
+    assert replaced.reasons == {"wrapper": "passes the masks of its steps on"}
 
 
 def test_layers_of_steps_without_kernels_are_left_as_they_are():
     inputs = keras.Input((4, 6, 8))
     model = keras.Model(inputs, Steps(layers.Flatten())(inputs))
-    assert opened_alike(model, normal(2, 4, 6, 8)).model is model
+    assert replaced_alike(model, normal(2, 4, 6, 8)).model is model
 
 
 @pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave", None])
@@ -83,8 +83,8 @@ def test_bidirectional_layers_are_opened_with_their_masks(mode):
     outputs = keras.tree.map_structure(
         lambda y: layers.GlobalAveragePooling1D()(y), layer(x)
     )
-    opened = opened_alike(keras.Model(ids, outputs), IDS)
-    assert opened.entered == {"both"}
+    replaced = replaced_alike(keras.Model(ids, outputs), IDS)
+    assert replaced.nested == {"both"}
 
 
 @pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
@@ -93,8 +93,8 @@ def test_bidirectional_layers_are_opened_where_keras_runs_both_at_once(kind):
     layer = layers.Bidirectional(kind(3), name="both")
     model = keras.Model(inputs, layer(inputs))
     before = vars(layer.forward_layer).get("use_cudnn")
-    opened = opened_alike(model, normal(2, 6, 8))
-    assert opened.entered == {"both"}
+    replaced = replaced_alike(model, normal(2, 6, 8))
+    assert replaced.nested == {"both"}
     assert vars(layer.forward_layer).get("use_cudnn") == before
 
 
@@ -111,13 +111,13 @@ def test_spectral_normalization_becomes_a_constraint(make, shape):
     inputs = keras.Input(shape)
     kind = type(make())
     layer = layers.SpectralNormalization(make(), name="wrapper")
-    opened = opened_alike(keras.Model(inputs, layer(inputs)), normal(2, *shape))
-    part = opened.model.get_layer("wrapper")
+    replaced = replaced_alike(keras.Model(inputs, layer(inputs)), normal(2, *shape))
+    part = replaced.model.get_layer("wrapper")
     assert type(part) is kind
     assert isinstance(part.kernel.constraint, UnitSpectralNorm)
-    opened.model.compile("adam", "mse")
+    replaced.model.compile("adam", "mse")
     x = normal(16, *shape)
-    opened.model.fit(x, np.ones((16, *opened.model.output_shape[1:])), verbose=0)
+    replaced.model.fit(x, np.ones((16, *replaced.model.output_shape[1:])), verbose=0)
     kernel = keras.ops.convert_to_numpy(part.kernel)
     norm = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2)
     assert norm == pytest.approx(1, abs=0.02)
@@ -133,8 +133,8 @@ def test_spectral_normalization_becomes_a_constraint(make, shape):
 def test_other_spectral_normalization_stays_whole(make, reason):
     inputs = keras.Input((8,))
     layer = layers.SpectralNormalization(make(), name="wrapper")
-    opened = opened_alike(keras.Model(inputs, layer(inputs)), normal(2, 8))
-    assert reason in opened.reasons["wrapper"]
+    replaced = replaced_alike(keras.Model(inputs, layer(inputs)), normal(2, 8))
+    assert reason in replaced.reasons["wrapper"]
 
 
 def test_constraint_leaves_kernels_of_zeros_and_small_ones_valid():

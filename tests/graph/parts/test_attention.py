@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tests.graph.opening.opened import IDS, embedded, normal, opened_alike
+from tests.graph.parts.replaced import IDS, embedded, normal, replaced_alike
 from tfcompress.core.plan import FROZEN
 
 MHA = layers.MultiHeadAttention
@@ -38,19 +38,19 @@ def test_cross_attention_is_made_of_dense_layers(config, call):
     model = keras.Model(
         [query, value], MHA(2, 4, name="mha", **config)(query, value, **call)
     )
-    opened = opened_alike(model, normal(3, 5, 8), normal(3, 7, 6))
-    assert opened.entered == {"mha"} and not opened.reasons
+    replaced = replaced_alike(model, normal(3, 5, 8), normal(3, 7, 6))
+    assert replaced.nested == {"mha"} and not replaced.reasons
     parts = ("query_dense", "key_dense", "value_dense", "attention_output")
-    kinds = {x.name: type(x) for x in opened.model.get_layer("mha").layers}
+    kinds = {x.name: type(x) for x in replaced.model.get_layer("mha").layers}
     assert all(kinds[name] is layers.Dense for name in parts)
-    assert opened.model.count_params() == model.count_params()
+    assert replaced.model.count_params() == model.count_params()
 
 
 @pytest.mark.parametrize("steps", [6, None])
 def test_attention_over_any_number_of_steps_is_opened(steps):
     inputs = keras.Input((steps, 8))
     model = keras.Model(inputs, MHA(2, 4)(inputs, inputs, use_causal_mask=True))
-    assert len(opened_alike(model, normal(2, 6, 8)).entered) == 1
+    assert len(replaced_alike(model, normal(2, 6, 8)).nested) == 1
 
 
 def test_attention_masks_are_arguments_of_the_nested_model():
@@ -61,24 +61,26 @@ def test_attention_masks_are_arguments_of_the_nested_model():
     )
     x = normal(3, 5, 8), normal(3, 7, 6)
     allowed = np.random.default_rng(0).random((3, 5, 7)) > 0.5
-    opened = opened_alike(model, *x, allowed)
-    assert opened.entered
-    changed = [opened.model([*x, m]) for m in (allowed, ~allowed)]
+    replaced = replaced_alike(model, *x, allowed)
+    assert replaced.nested
+    changed = [replaced.model([*x, m]) for m in (allowed, ~allowed)]
     assert np.abs(changed[0] - changed[1]).max() > 1e-3
 
 
 def test_grouped_query_attention_is_opened():
     inputs = keras.Input((6, 8))
     layer = layers.GroupQueryAttention(4, 4, 2, name="gqa")
-    opened = opened_alike(keras.Model(inputs, layer(inputs, inputs)), normal(3, 6, 8))
-    assert opened.entered == {"gqa"}
+    replaced = replaced_alike(
+        keras.Model(inputs, layer(inputs, inputs)), normal(3, 6, 8)
+    )
+    assert replaced.nested == {"gqa"}
 
 
 @pytest.mark.parametrize("kind", [layers.Attention, layers.AdditiveAttention])
 def test_attention_without_kernels_is_left_as_it_is(kind):
     query, value = keras.Input((5, 8)), keras.Input((7, 8))
     model = keras.Model([query, value], kind()([query, value]))
-    assert opened_alike(model, normal(3, 5, 8), normal(3, 7, 8)).model is model
+    assert replaced_alike(model, normal(3, 5, 8), normal(3, 7, 8)).model is model
 
 
 @pytest.mark.skipif(
@@ -86,25 +88,25 @@ def test_attention_without_kernels_is_left_as_it_is(kind):
 )
 def test_shapes_that_keras_gets_wrong_leave_the_layer_whole():
     model = self_attention(value_dim=3)  # Keras expects the heads of queries
-    opened = opened_alike(model, normal(3, 6, 8))
-    assert opened.model is model
-    assert opened.reasons == {"mha": "has values and queries of different sizes"}
+    replaced = replaced_alike(model, normal(3, 6, 8))
+    assert replaced.model is model
+    assert replaced.reasons == {"mha": "has values and queries of different sizes"}
 
 
 def test_layers_shared_by_calls_of_one_kind_stay_shared():
     inputs = keras.Input((6, 8))
     shared = MHA(2, 4, name="mha")
     model = keras.Model(inputs, shared(shared(inputs, inputs), shared(inputs, inputs)))
-    opened = opened_alike(model, normal(3, 6, 8))
-    assert opened.model.count_params() == model.count_params()
+    replaced = replaced_alike(model, normal(3, 6, 8))
+    assert replaced.model.count_params() == model.count_params()
 
 
 def test_layers_shared_by_calls_of_several_kinds_stay_whole():
     inputs = keras.Input((6, 8))
     shared = MHA(2, 4, name="mha")
     outputs = shared(shared(inputs, inputs), inputs, use_causal_mask=True)
-    opened = opened_alike(keras.Model(inputs, outputs), normal(3, 6, 8))
-    assert opened.reasons == {"mha": "is called with arguments of several kinds"}
+    replaced = replaced_alike(keras.Model(inputs, outputs), normal(3, 6, 8))
+    assert replaced.reasons == {"mha": "is called with arguments of several kinds"}
 
 
 def test_layers_in_nested_models_are_opened():
@@ -112,8 +114,8 @@ def test_layers_in_nested_models_are_opened():
     inner.name = "inner"
     inputs = keras.Input((6, 8))
     model = keras.Model(inputs, inner(inner(inputs)))
-    opened = opened_alike(model, normal(3, 6, 8))
-    assert opened.entered == {"inner/mha"}
+    replaced = replaced_alike(model, normal(3, 6, 8))
+    assert replaced.nested == {"inner/mha"}
     assert "inner/mha/query_dense" in treatments(model)
 
 
@@ -122,18 +124,18 @@ def test_layers_in_nested_models_are_opened():
 def test_parts_compute_in_the_types_of_the_layer(policy, dtype):
     keras.config.set_dtype_policy(policy)
     try:
-        opened = opened_alike(self_attention(dtype=dtype), normal(3, 6, 8))
+        replaced = replaced_alike(self_attention(dtype=dtype), normal(3, 6, 8))
     finally:
         keras.config.set_dtype_policy("float32")
-    assert opened.entered == {"mha"}
+    assert replaced.nested == {"mha"}
 
 
 def test_dropout_of_attention_runs_in_training_only():
-    opened = opened_alike(self_attention(dropout=0.5), normal(3, 6, 8)).model
+    replaced = replaced_alike(self_attention(dropout=0.5), normal(3, 6, 8)).model
     x = normal(3, 6, 8)
     keras.utils.set_random_seed(0)
-    quiet = [opened(x, training=False) for _ in range(2)]
-    noisy = [opened(x, training=True) for _ in range(2)]
+    quiet = [replaced(x, training=False) for _ in range(2)]
+    noisy = [replaced(x, training=True) for _ in range(2)]
     np.testing.assert_array_equal(*quiet)
     assert np.abs(noisy[0] - noisy[1]).max() > 1e-3
 
@@ -203,14 +205,14 @@ MASKED = {
 @pytest.mark.parametrize("case", MASKED)
 def test_masks_reach_all_layers_as_before(case, end):
     model = through_mask(*MASKED[case](), end())
-    opened = opened_alike(model, IDS)
-    assert opened.entered and not opened.reasons
+    replaced = replaced_alike(model, IDS)
+    assert replaced.nested and not replaced.reasons
     # The vector of padding has no effect: the masks are read.
-    embedding = opened.model.layers[1]
-    before = keras.ops.convert_to_numpy(opened.model(IDS))
+    embedding = replaced.model.layers[1]
+    before = keras.ops.convert_to_numpy(replaced.model(IDS))
     (vectors,) = embedding.get_weights()
     embedding.set_weights([np.concatenate([vectors[:1] + 5, vectors[1:]])])
-    after = keras.ops.convert_to_numpy(opened.model(IDS))
+    after = keras.ops.convert_to_numpy(replaced.model(IDS))
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
@@ -220,8 +222,8 @@ def test_nested_model_that_is_called_with_a_mask_and_without_is_opened():
     plain = layers.Dense(8)(layers.Reshape((6, 8))(x))
     inner = nested(attend)
     outputs = [layers.LSTM(3)(inner(y)) for y in (plain, x)]
-    opened = opened_alike(keras.Model(ids, outputs), IDS)
-    assert len(opened.entered) == 1
+    replaced = replaced_alike(keras.Model(ids, outputs), IDS)
+    assert len(replaced.nested) == 1
 
 
 @pytest.mark.parametrize("which", ["query", "value"])
@@ -230,6 +232,6 @@ def test_masks_of_queries_and_of_values_differ(which):
     other = keras.Input((5, 8))
     pair = (x, other) if which == "query" else (other, x)
     outputs = layers.GlobalAveragePooling1D()(MHA(2, 4)(*pair))
-    assert opened_alike(
+    assert replaced_alike(
         keras.Model([ids, other], outputs), IDS, normal(3, 5, 8)
-    ).entered
+    ).nested

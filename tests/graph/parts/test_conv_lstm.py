@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tests.graph.opening.opened import normal, opened_alike
+from tests.graph.parts.replaced import normal, replaced_alike
 from tfcompress.cost.layer_costs import layer_costs
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.graph import Graph
@@ -39,28 +39,28 @@ def net(rank, *, shape=None, **arguments):
 @pytest.mark.parametrize("rank, arguments", CASES)
 def test_split_layer_computes_the_same(rank, arguments):
     model = net(rank, **arguments)
-    opened = opened_alike(model, normal(2, *sizes(rank)))
-    assert not opened.reasons
-    steps = opened.model.get_layer("steps")
-    convolution = opened.model.get_layer("steps_input")
+    replaced = replaced_alike(model, normal(2, *sizes(rank)))
+    assert not replaced.reasons
+    steps = replaced.model.get_layer("steps")
+    convolution = replaced.model.get_layer("steps_input")
     assert isinstance(steps, ConvLSTMSteps)
     assert convolution.filters == steps.kernel.shape[-1] == 12
-    assert opened.model.count_params() == model.count_params()
-    shapes = [[x.shape for x in m.outputs] for m in (model, opened.model)]
+    assert replaced.model.count_params() == model.count_params()
+    shapes = [[x.shape for x in m.outputs] for m in (model, replaced.model)]
     assert shapes[0] == shapes[1]
-    assert set(opened.whole_of.values()) == {"steps"}
+    assert set(replaced.whole_of.values()) == {"steps"}
 
 
 def test_split_layer_takes_sequences_of_any_length():
     model = net(1, shape=sizes(1, None), return_sequences=True)
-    opened_alike(model, normal(2, *sizes(1, 5)))
+    replaced_alike(model, normal(2, *sizes(1, 5)))
 
 
 def test_split_layer_takes_initial_states():
     inputs, states = keras.Input((4, 6, 2)), [keras.Input((6, 3)), keras.Input((6, 3))]
     layer = layers.ConvLSTM1D(3, 3, padding="same", return_state=True)
     model = keras.Model([inputs, *states], layer(inputs, initial_state=states))
-    opened_alike(model, *(normal(2, *x.shape[1:]) for x in model.inputs))
+    replaced_alike(model, *(normal(2, *x.shape[1:]) for x in model.inputs))
 
 
 def test_split_layer_goes_on_from_its_state():
@@ -68,8 +68,8 @@ def test_split_layer_goes_on_from_its_state():
     model = keras.Model(inputs, layers.ConvLSTM1D(3, 3, stateful=True)(inputs))
     x = normal(2, 4, 6, 2)
     model(x)
-    opened = opened_alike(model, x)
-    np.testing.assert_allclose(opened.model(x), model(x), atol=1e-5)
+    replaced = replaced_alike(model, x)
+    np.testing.assert_allclose(replaced.model(x), model(x), atol=1e-5)
     student = tfc.compress(model, tfc.Uniform(8))
     student.compile("adam", "mse")
     student.fit(x, np.zeros((2, 4, 3)), batch_size=2, epochs=2, verbose=0)
@@ -87,7 +87,7 @@ def test_split_layers_read_masks(zeros):
     model = keras.Model([inputs, mask], outputs)
     steps = np.array([[True] * 4, [True, True, False, False], [False, True] * 2])
     x = normal(3, 4, 6, 2)
-    opened_alike(model, x, steps)
+    replaced_alike(model, x, steps)
     assert np.abs(model([x, steps]) - model([x, steps | True])).max() > 1e-3
 
 
@@ -102,8 +102,8 @@ def test_layers_inside_of_others_are_split(make, names):
     shape = (3, 4, 6, 2) if make is layers.TimeDistributed else (4, 6, 2)
     inputs = keras.Input(shape)
     layer = make(layers.ConvLSTM1D(3, 3, name="steps"), name="x")
-    opened = opened_alike(keras.Model(inputs, layer(inputs)), normal(2, *shape))
-    assert set(opened.whole_of.values()) == names and not opened.reasons
+    replaced = replaced_alike(keras.Model(inputs, layer(inputs)), normal(2, *shape))
+    assert set(replaced.whole_of.values()) == names and not replaced.reasons
 
 
 def test_channels_that_the_layer_reads_and_makes_are_kept():
@@ -111,8 +111,8 @@ def test_channels_that_the_layer_reads_and_makes_are_kept():
     x = layers.TimeDistributed(layers.Conv2D(4, 2, name="before"), name="x")(inputs)
     x = layers.ConvLSTM2D(3, 3, name="steps")(x)
     model = keras.Model(inputs, layers.Conv2D(2, 1, name="after")(x))
-    opened = opened_alike(model, normal(2, *sizes(2)))
-    channels = Channels(Graph(opened.model))
+    replaced = replaced_alike(model, normal(2, *sizes(2)))
+    channels = Channels(Graph(replaced.model))
     removable = channels.removable()
     assert all(removable[channels.written["x/before"]])  # the convolution reads them
     assert not any(removable[channels.written["steps_input"]])
@@ -123,8 +123,8 @@ def test_shared_layer_stays_shared():
     inputs = keras.Input((4, 6, 2))
     layer = layers.ConvLSTM1D(2, 3, padding="same", return_sequences=True, name="x")
     model = keras.Model(inputs, layer(layer(inputs)))
-    opened = opened_alike(model, normal(2, 4, 6, 2))
-    assert opened.model.count_params() == model.count_params()
+    replaced = replaced_alike(model, normal(2, 4, 6, 2))
+    assert replaced.model.count_params() == model.count_params()
 
 
 def test_channels_first_stay_whole_with_the_reason():
@@ -138,7 +138,9 @@ def test_channels_first_stay_whole_with_the_reason():
 def test_values_are_dropped_in_all_steps_alike_in_training():
     inputs = keras.Input((5, 8, 16))
     layer = layers.ConvLSTM1D(2, 3, dropout=0.5)
-    split = opened_alike(keras.Model(inputs, layer(inputs)), normal(2, 5, 8, 16)).model
+    split = replaced_alike(
+        keras.Model(inputs, layer(inputs)), normal(2, 5, 8, 16)
+    ).model
     x = split.layers[1](np.ones((2, 5, 8, 16), "float32"), training=True)
     x = keras.ops.convert_to_numpy(x)
     assert set(np.unique(x)) == {0.0, 2.0}
@@ -146,7 +148,7 @@ def test_values_are_dropped_in_all_steps_alike_in_training():
 
 
 def test_states_are_dropped_in_training_alone():
-    model = opened_alike(net(1, recurrent_dropout=0.5), normal(2, *sizes(1))).model
+    model = replaced_alike(net(1, recurrent_dropout=0.5), normal(2, *sizes(1))).model
     x = normal(4, *sizes(1))
     inference, *training = (
         keras.ops.convert_to_numpy(model(x, training=t)) for t in (False, True, True)

@@ -7,8 +7,8 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cost import layer_costs, total_cost
-from tfcompress.graph.opening import opening
-from tfcompress.graph.opening.opening import open_layers
+from tfcompress.graph.parts import replacement
+from tfcompress.graph.parts.replacement import replace_by_parts
 
 ARGUMENTS = [
     {},
@@ -41,7 +41,7 @@ def random_net(separable, shape):
 def test_split_model_predicts_as_the_separable_one(kind, shape, parts, arguments):
     model = random_net(kind(5, 3, name="a", **arguments), shape)
     before = model.get_weights()
-    split = open_layers(model).model
+    split = replace_by_parts(model).model
     names = [(x.name, type(x).__name__) for x in split.layers]
     assert list(zip(("a_depthwise", "a"), parts, strict=True)) == names[1:3]
     assert split.count_params() == model.count_params()
@@ -65,7 +65,7 @@ def test_split_gives_each_part_its_arguments():
         bias_initializer="ones",
         activity_regularizer=decay,
     )
-    split = open_layers(random_net(separable, (8, 8, 2))).model
+    split = replace_by_parts(random_net(separable, (8, 8, 2))).model
     depthwise, pointwise = split.get_layer("a_depthwise"), split.get_layer("a")
     assert depthwise.depthwise_regularizer.l2 == pytest.approx(0.1)
     assert depthwise.activity_regularizer is None
@@ -78,7 +78,7 @@ def test_split_gives_each_part_its_arguments():
 
 def test_model_with_nothing_to_open_is_returned_itself():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    assert open_layers(model).model is model
+    assert replace_by_parts(model).model is model
 
 
 def test_split_handles_shared_and_nested_layers():
@@ -86,8 +86,8 @@ def test_split_handles_shared_and_nested_layers():
     shared = layers.SeparableConv2D(4, 3, padding="same")
     inputs = keras.Input((8, 8, 4))
     model = keras.Model(inputs, inner(shared(shared(inputs))))
-    split = open_layers(model).model
-    assert open_layers(split).model is split
+    split = replace_by_parts(model).model
+    assert replace_by_parts(split).model is split
     assert split.count_params() == model.count_params()
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
     np.testing.assert_allclose(split(x), model(x), atol=1e-5)
@@ -147,6 +147,6 @@ def test_layers_of_keras_are_not_copied_to_find_what_may_open(monkeypatch):
     def fail(layer):
         raise AssertionError(f"{layer.name} was copied")
 
-    monkeypatch.setattr(opening, "clone_layer", fail)
+    monkeypatch.setattr(replacement, "clone_layer", fail)
     model = random_net(layers.Conv2D(3, 3), (12, 12, 4))
-    assert open_layers(model).model is model
+    assert replace_by_parts(model).model is model

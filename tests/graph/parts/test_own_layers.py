@@ -4,9 +4,9 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tests.graph.opening import blocks
+from tests.graph.parts import blocks
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening.opening import open_layers
+from tfcompress.graph.parts.replacement import replace_by_parts
 
 
 def given_conv():
@@ -39,28 +39,28 @@ def test_own_layer_is_entered_and_computes_the_same(make):
     model = make()
     before = [v.numpy() for v in model.variables]
     nodes = [len(x._inbound_nodes) for x in model._flatten_layers()]
-    opened = open_layers(model)
-    assert any(name.endswith("block") for name in opened.entered)
-    assert opened.reasons == {}
-    same(model, opened.model)
+    replaced = replace_by_parts(model)
+    assert any(name.endswith("block") for name in replaced.nested)
+    assert replaced.reasons == {}
+    same(model, replaced.model)
     assert [len(x._inbound_nodes) for x in model._flatten_layers()] == nodes
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
     assert not {id(v) for v in model.variables} & {
-        id(v) for v in opened.model.variables
+        id(v) for v in replaced.model.variables
     }
-    assert opened.model.count_params() == model.count_params()
+    assert replaced.model.count_params() == model.count_params()
 
 
 @pytest.mark.parametrize("cls", blocks.WHOLE, ids=lambda cls: cls.__name__)
 def test_own_layer_that_is_more_than_its_parts_stays_whole(cls):
     model = blocks.net(cls(name="block"))
-    opened = open_layers(model)
-    assert list(opened.reasons) == ["block"]
-    assert blocks.WHOLE[cls] in opened.reasons["block"]
-    assert type(opened.model.get_layer("block")) is cls
+    replaced = replace_by_parts(model)
+    assert list(replaced.reasons) == ["block"]
+    assert blocks.WHOLE[cls] in replaced.reasons["block"]
+    assert type(replaced.model.get_layer("block")) is cls
     if cls not in blocks.UNEQUAL:
-        same(model, opened.model)
+        same(model, replaced.model)
 
 
 def test_plan_and_warning_say_why_a_layer_stays_whole():
@@ -97,9 +97,9 @@ def test_layer_stays_whole_if_a_part_can_be_neither_entered_nor_copied():
             return self.part(inputs)
 
     model = blocks.net(Holder(name="block"))
-    opened = open_layers(model)
-    assert "holds 'part" in opened.reasons["block"]
-    same(model, opened.model)
+    replaced = replace_by_parts(model)
+    assert "holds 'part" in replaced.reasons["block"]
+    same(model, replaced.model)
 
 
 def test_layer_that_two_blocks_hold_stays_shared():
@@ -108,20 +108,20 @@ def test_layer_that_two_blocks_hold_stays_shared():
     x = blocks.Twice(conv, name="one")(inputs)
     x = conv(blocks.Twice(conv, name="two")(x))
     model = keras.Model(inputs, x)
-    opened = open_layers(model)
-    assert opened.model.count_params() == model.count_params()
-    assert len([x for x in Graph(opened.model).layers() if "given" in x]) == 1
-    same(model, opened.model)
+    replaced = replace_by_parts(model)
+    assert replaced.model.count_params() == model.count_params()
+    assert len([x for x in Graph(replaced.model).layers() if "given" in x]) == 1
+    same(model, replaced.model)
 
 
 def test_block_that_is_called_twice_stays_shared():
     block = blocks.Block(4, name="block")
     inputs = keras.Input((8, 8, 4))
     model = keras.Model(inputs, block(block(inputs)))
-    opened = open_layers(model)
-    assert "block" in opened.entered
-    assert opened.model.count_params() == model.count_params()
-    same(model, opened.model)
+    replaced = replace_by_parts(model)
+    assert "block" in replaced.nested
+    assert replaced.model.count_params() == model.count_params()
+    same(model, replaced.model)
 
 
 def test_block_that_is_called_on_several_shapes_computes_the_same():
@@ -129,10 +129,10 @@ def test_block_that_is_called_on_several_shapes_computes_the_same():
     inputs = keras.Input((8, 8, 4))
     x = block(layers.AveragePooling2D(2)(inputs))
     model = keras.Model(inputs, layers.UpSampling2D()(x) + block(inputs))
-    opened = open_layers(model)
-    assert opened.entered == {"block"} and opened.reasons == {}
-    assert opened.model.count_params() == model.count_params()
-    same(model, opened.model)
+    replaced = replace_by_parts(model)
+    assert replaced.nested == {"block"} and replaced.reasons == {}
+    assert replaced.model.count_params() == model.count_params()
+    same(model, replaced.model)
 
 
 def test_frozen_block_is_left_alone_unless_it_is_unfrozen():
@@ -174,20 +174,20 @@ def test_masks_pass_a_block_as_before(passes):
     x = layers.Embedding(5, 4, mask_zero=True)(inputs)
     x = layers.GlobalAveragePooling1D()(Sequences(passes, name="block")(x))
     model = keras.Model(inputs, x)
-    opened = open_layers(model)
-    assert "block" in opened.entered
-    same(model, opened.model, np.array([[1, 2, 3, 0], [1, 0, 0, 0]]))
+    replaced = replace_by_parts(model)
+    assert "block" in replaced.nested
+    same(model, replaced.model, np.array([[1, 2, 3, 0], [1, 0, 0, 0]]))
 
 
 def test_block_in_mixed_precision_computes_the_same():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = blocks.net(blocks.WithSwish(4, name="block"))
-        opened = open_layers(model)
+        replaced = replace_by_parts(model)
     finally:
         keras.config.set_dtype_policy("float32")
-    assert "block" in opened.entered
-    outputs = [m(blocks.images()) for m in (model, opened.model)]
+    assert "block" in replaced.nested
+    outputs = [m(blocks.images()) for m in (model, replaced.model)]
     assert outputs[0].dtype == "bfloat16"
     np.testing.assert_array_equal(*map(ops.convert_to_numpy, outputs))
 
@@ -196,6 +196,6 @@ def test_block_of_open_sizes_stays_open():
     block = blocks.WithSwish(4, name="block")
     inputs = keras.Input((None, None, 4))
     model = keras.Model(inputs, block(inputs))
-    opened = open_layers(model)
-    assert opened.model.output_shape == (None, None, None, 4)
-    same(model, opened.model, np.ones((2, 5, 7, 4), "float32"))
+    replaced = replace_by_parts(model)
+    assert replaced.model.output_shape == (None, None, None, 4)
+    same(model, replaced.model, np.ones((2, 5, 7, 4), "float32"))

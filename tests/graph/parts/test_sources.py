@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.graph.opening.opening import open_layers
+from tfcompress.graph.parts.replacement import replace_by_parts
 
 RNG = np.random.default_rng(0)
 
@@ -135,33 +135,33 @@ def test_weights_constants_and_sizes_of_a_call_are_tensors_of_its_graph(
     attributes = vars(model.get_layer("block"))
     before = {k: v for k, v in attributes.items() if isinstance(v, keras.Variable)}
     shape = ops.shape
-    opened = open_layers(model)
-    assert opened.entered == {"block"} and opened.reasons == {}
-    assert opened.model.count_params() == model.count_params()
+    replaced = replace_by_parts(model)
+    assert replaced.nested == {"block"} and replaced.reasons == {}
+    assert replaced.model.count_params() == model.count_params()
     assert ops.shape is shape
     assert all(attributes[key] is value for key, value in before.items())
-    opened.model.save(tmp_path / "model.keras")
+    replaced.model.save(tmp_path / "model.keras")
     expected = model.predict(x, verbose=0)
-    for one in (opened.model, keras.models.load_model(tmp_path / "model.keras")):
+    for one in (replaced.model, keras.models.load_model(tmp_path / "model.keras")):
         np.testing.assert_allclose(one.predict(x, verbose=0), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["folded", "stored"])
 def test_call_for_sequences_of_one_length_is_entered(name):
     model, x = net(name)
-    opened = open_layers(model)
-    assert opened.entered == {"block"}
-    outputs = [m.predict(x, verbose=0) for m in (model, opened.model)]
+    replaced = replace_by_parts(model)
+    assert replaced.nested == {"block"}
+    outputs = [m.predict(x, verbose=0) for m in (model, replaced.model)]
     np.testing.assert_allclose(*outputs, rtol=1e-5)
 
 
 def test_own_weight_keeps_its_regularizer_its_constraint_and_whether_it_trains():
     model, x = net("scaled")
-    opened = open_layers(model).model.get_layer("block")
-    (scale,) = [w for w in opened.trainable_weights if w.constraint is not None]
+    replaced = replace_by_parts(model).model.get_layer("block")
+    (scale,) = [w for w in replaced.trainable_weights if w.constraint is not None]
     assert scale.shape == (8,)
-    assert len(opened.non_trainable_weights) == 1
-    losses = [float(sum(part.losses)) for part in (model.get_layer("block"), opened)]
+    assert len(replaced.non_trainable_weights) == 1
+    losses = [float(sum(part.losses)) for part in (model.get_layer("block"), replaced)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
@@ -170,11 +170,11 @@ def test_block_in_mixed_precision_has_the_same_type(name):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model, x = net(name)
-        opened = open_layers(model)
+        replaced = replace_by_parts(model)
     finally:
         keras.config.set_dtype_policy("float32")
-    assert opened.entered == {"block"}
-    outputs = [m(ops.convert_to_tensor(x)) for m in (model, opened.model)]
+    assert replaced.nested == {"block"}
+    outputs = [m(ops.convert_to_tensor(x)) for m in (model, replaced.model)]
     assert outputs[0].dtype == outputs[1].dtype
     np.testing.assert_array_equal(*map(ops.convert_to_numpy, outputs))
 

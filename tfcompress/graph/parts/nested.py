@@ -10,32 +10,32 @@ from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import is_model
-from tfcompress.graph.opening.examples import (
-    CannotOpenError,
+from tfcompress.graph.parts.examples import (
+    NoPartsError,
     brief,
     examples,
     message,
     same_outputs,
 )
-from tfcompress.graph.opening.sources import (
+from tfcompress.graph.parts.sources import (
     as_tensors,
     constants_as_tensors,
     open_sizes,
     own_weights,
 )
-from tfcompress.graph.opening.state import (
+from tfcompress.graph.parts.state import (
     check_all_used,
     check_own_state,
     only_parts_have_state,
     operations,
 )
-from tfcompress.graph.opening.wrappers import call_of
+from tfcompress.graph.parts.wrappers import call_of
 from tfcompress.layers import TrainingForm
 from tfcompress.layers.registry import forms_of
 from tfcompress.layers.tensors.masking import AttachMask
 
 
-def may_enter(layer: keras.layers.Layer) -> bool:
+def may_nest(layer: keras.layers.Layer) -> bool:
     """Returns whether a layer has sublayers with kernels, which schemes can treat."""
     if is_model(layer) or isinstance(layer, (keras.layers.RNN, TrainingForm)):
         return False
@@ -66,27 +66,27 @@ def trace(
         arguments, or of the first argument.
 
     Raises:
-        CannotOpenError: if the layer computes differently in training, or by
+        NoPartsError: if the layer computes differently in training, or by
             anything but layers, weights and `keras.ops`, or if the model does not
             compute the same.
     """
     if getattr(layer, "activity_regularizer", None) is not None:
-        raise CannotOpenError("has an activity regularizer")
+        raise NoPartsError("has an activity regularizer")
     check_own_state(layer)
     try:
         weights = own_weights(layer)
         model = _traced(layer, args, kwargs, weights, False, as_given)
         in_training = _traced(layer, args, kwargs, weights, True)
         modes = [operations(model, False), operations(in_training, True)]
-    except CannotOpenError as error:
-        raise CannotOpenError(message(error)) from error
+    except NoPartsError as error:
+        raise NoPartsError(message(error)) from error
     except Exception as error:
-        raise CannotOpenError(
+        raise NoPartsError(
             "has a `call` that computes by more than layers and keras.ops "
             f"({brief(error)})"
         ) from error
     if modes[0] != modes[1]:
-        raise CannotOpenError("computes differently in training")
+        raise NoPartsError("computes differently in training")
     check_all_used(layer, model)
     _check_outputs(layer, model, args, kwargs, as_given)
     return model
@@ -156,7 +156,7 @@ def _traced(layer, args, kwargs, weights, training, as_given=False):
     parameters = inspect.signature(layer.call).parameters
     if "training" in parameters:
         if parameters["training"].default is True:
-            raise CannotOpenError("runs in training mode by default")
+            raise NoPartsError("runs in training mode by default")
         kwargs["training"] = training
     previous = keras_private.mask_of(taken[0]) if taken else None
     with keras_private.tracing(layer, training):
@@ -220,7 +220,7 @@ def _with_masks(layer, inputs, outputs, previous):
 
 
 def _check_outputs(layer, model, args, kwargs, as_given):
-    """Raises CannotOpenError unless layer and model agree on example inputs."""
+    """Raises NoPartsError unless layer and model agree on example inputs."""
     tensors, masks = tensors_of(args, kwargs)
     arrays, copies = examples(tensors), examples(tensors)
     mask_arrays = examples(masks)

@@ -9,19 +9,19 @@ import keras
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import Graph, check_has_graph, own_classes
-from tfcompress.graph.opening import (
+from tfcompress.graph.parts import (
     einsum,
-    entering,
+    nested,
     recurrent,
     separable,
     subclass,
     wrappers,
 )
-from tfcompress.graph.opening.examples import CannotOpenError, brief
+from tfcompress.graph.parts.examples import NoPartsError, brief
 from tfcompress.graph.rebuild import (
-    Entered,
     MaskAxes,
     MasksDifferError,
+    NestedParts,
     RestartError,
     clone_layer,
     copy_weights,
@@ -44,20 +44,20 @@ _KNOWN = (*(forms.plain for forms in FORMS), *_SPLITS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class Replacement:
     """Model with the parts of its layers.
 
     Attributes:
         model: `keras.Model`. The given model if no layer was replaced.
         whole_of: `{name: name}`. Layers that were split, by the names of their parts.
-        entered: frozenset of str. Names of layers that a nested model of their
+        nested: frozenset of str. Names of layers that a nested model of their
             sublayers replaces. The names of the sublayers begin with "NAME/".
         reasons: `{name: str}`. Layers with sublayers that stay whole, and why.
     """
 
     model: keras.Model
     whole_of: Mapping[str, str]
-    entered: frozenset[str]
+    nested: frozenset[str]
     reasons: Mapping[str, str]
 
     def names(self, name: str) -> list[str]:
@@ -66,10 +66,10 @@ class Opened:
         if name in self.whole_of:
             names.append(self.whole_of[name])
         places = [i for i, letter in enumerate(name) if letter == "/"]
-        return names + [name[:i] for i in reversed(places) if name[:i] in self.entered]
+        return names + [name[:i] for i in reversed(places) if name[:i] in self.nested]
 
 
-def open_layers(model: keras.Model) -> Opened:
+def replace_by_parts(model: keras.Model) -> Replacement:
     """Replaces layers that hold several kernels by layers that hold one each.
 
     A separable convolution becomes a chain of two layers. A layer that is made of other
@@ -79,7 +79,7 @@ def open_layers(model: keras.Model) -> Opened:
         model: built Functional or Sequential model. It is left untouched.
 
     Returns:
-        `Opened`, with a model that computes the same.
+        `Replacement`, with a model that computes the same.
 
     Raises:
         ValueError: if the model has no graph, or a layer cannot be copied.
@@ -89,23 +89,23 @@ def open_layers(model: keras.Model) -> Opened:
     mask_axes: MaskAxes = {}
     # A look at all layers takes little time, but finds those of a teacher as well.
     layers = keras_private.flatten_layers(model)[1:]
-    if not any(map(_may_open, layers)) or not any(
-        map(_may_open, Graph(model).layers().values())
+    if not any(map(_may_replace, layers)) or not any(
+        map(_may_replace, Graph(model).layers().values())
     ):
-        return Opened(model, {}, frozenset(), {})
+        return Replacement(model, {}, frozenset(), {})
     shapes: dict[int, Shapes] = {}
     while True:
-        opening = _Opening(whole, mask_axes, shapes)
+        replacing = _Replacing(whole, mask_axes, shapes)
         try:
-            return opening.run(model)
+            return replacing.run(model)
         except _StaysWholeError as error:
             whole[id(error.layer)] = error.reason
         except (MasksDifferError, _ShapesDifferError):
             pass  # the next pass knows them all
 
 
-def _may_open(layer):
-    return _may_split(layer) or entering.may_enter(layer) or _may_not_copy(layer)
+def _may_replace(layer):
+    return _may_split(layer) or nested.may_nest(layer) or _may_not_copy(layer)
 
 
 def _may_split(layer):
@@ -138,7 +138,7 @@ class _ShapesDifferError(RestartError):
     """A later call of a layer has other sizes than the first one."""
 
 
-class _Opening:
+class _Replacing:
     """One pass over a model.
 
     Attributes:
@@ -156,37 +156,37 @@ class _Opening:
         self._parts: dict[int, tuple[keras.layers.Layer, list[keras.layers.Layer]]] = {}
         # `(model, form of the arguments, their shapes)` by the layers' ids.
         self._traced: dict[int, tuple[Any, Any, Shapes]] = {}
-        # Layers that were entered, by the ids of their parts.
+        # Layers that nested models replace, by the ids of their parts.
         self._holders: dict[int, keras.layers.Layer] = {}
 
-    def run(self, model: keras.Model) -> Opened:
-        """Returns the opened model.
+    def run(self, model: keras.Model) -> Replacement:
+        """Returns the model with the parts.
 
         Raises:
             RestartError: if a layer has to be left as it is, or masks were not known.
         """
-        opened, pairs = rebuild(model, self._replace, mask_axes=self._mask_axes)
+        result, pairs = rebuild(model, self._replace, mask_axes=self._mask_axes)
         if not self._parts and not self._traced:
             named = Graph(model).layers().items()
             reasons = {x: self.whole[id(y)] for x, y in named if id(y) in self.whole}
-            return Opened(model, {}, frozenset(), reasons)
+            return Replacement(model, {}, frozenset(), reasons)
         for old, new in pairs:
             source, parts = self._parts.get(id(old), (old, [new]))
             if type(source) in _SPLITS and id(old) in self._parts:
                 _SPLITS[type(source)].copy_weights(source, parts)
             else:
                 copy_weights(source, new)
-        graph = Graph(opened)
+        graph = Graph(result)
         names = {id(layer): name for name, layer in graph.layers().items()}
-        nested = [{c.name for c in g.model_calls} for g in (graph, Graph(model))]
-        return Opened(
-            opened,
+        calls = [{c.name for c in g.model_calls} for g in (graph, Graph(model))]
+        return Replacement(
+            result,
             whole_of={
                 names[id(part)]: names[id(parts[-1])]
                 for _, parts in self._parts.values()
                 for part in parts
             },
-            entered=frozenset(nested[0] - nested[1]),
+            nested=frozenset(calls[0] - calls[1]),
             reasons={
                 names[id(new)]: self.whole[id(old)]
                 for old, new in pairs
@@ -200,14 +200,14 @@ class _Opening:
         if _may_split(layer):
             try:
                 return self._split(layer)
-            except CannotOpenError as error:
+            except NoPartsError as error:
                 self.whole[id(layer)] = str(error)
                 return self._clone(layer)
-        copy = None if entering.may_enter(layer) else _copy(layer)
+        copy = None if nested.may_nest(layer) else _copy(layer)
         if copy is not None:
             return copy
-        return Entered(
-            functools.partial(self._enter, layer), functools.partial(_failed, layer)
+        return NestedParts(
+            functools.partial(self._nest, layer), functools.partial(_failed, layer)
         )
 
     def _split(self, layer):
@@ -239,26 +239,24 @@ class _Opening:
                 holder, f"holds '{layer.name}', which {reason} and cannot be copied"
             ) from error
 
-    def _enter(self, layer, args, kwargs):
+    def _nest(self, layer, args, kwargs):
         """The model of a layer's sublayers and its inputs, or a copy and None."""
-        tensors, masks = entering.tensors_of(args, kwargs)
-        form, shapes = entering.form_of(args, kwargs), [x.shape for x in tensors]
+        tensors, masks = nested.tensors_of(args, kwargs)
+        form, shapes = nested.form_of(args, kwargs), [x.shape for x in tensors]
         if id(layer) not in self._traced:
-            opened = self.shapes.get(id(layer), shapes)
+            known = self.shapes.get(id(layer), shapes)
             try:
-                traced = entering.trace(
-                    layer, *entering.with_shapes(args, kwargs, opened)
-                )
-            except CannotOpenError as error:
+                traced = nested.trace(layer, *nested.with_shapes(args, kwargs, known))
+            except NoPartsError as error:
                 self.whole[id(layer)] = str(error)
                 return self._clone(layer), None
-            self._traced[id(layer)] = traced, form, opened
+            self._traced[id(layer)] = traced, form, known
             self._holders.update({id(part): layer for part in traced.operations})
-        traced, first, opened = self._traced[id(layer)]
+        traced, first, known = self._traced[id(layer)]
         if form != first:
             raise _StaysWholeError(layer, "is called with arguments of several kinds")
-        common = [_common(*pair) for pair in zip(opened, shapes, strict=True)]
-        if common != opened:
+        common = [_common(*pair) for pair in zip(known, shapes, strict=True)]
+        if common != known:
             self.shapes[id(layer)] = common
             raise _ShapesDifferError
         return traced, [*map(_without_mask, tensors), *masks]

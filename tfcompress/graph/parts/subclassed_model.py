@@ -5,9 +5,9 @@ from typing import Any
 import keras
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.opening import entering
-from tfcompress.graph.opening.examples import CannotOpenError
-from tfcompress.graph.opening.subclass import overridden
+from tfcompress.graph.parts import nested
+from tfcompress.graph.parts.examples import NoPartsError
+from tfcompress.graph.parts.subclass import overridden
 
 # Methods of a model that its graph, its layers and their weights replace.
 _REPLACED = (
@@ -52,7 +52,7 @@ def with_graph(model: Any) -> Any:
         )
     try:
         return _traced(model)
-    except CannotOpenError as error:
+    except NoPartsError as error:
         raise ValueError(
             "A model whose `call` can be traced into a graph is expected. Received: "
             f"'{model.name}' of {type(model).__name__}, which {error}. Let its `call` "
@@ -63,7 +63,7 @@ def with_graph(model: Any) -> Any:
 
 def _traced(model):
     inputs = _inputs(model, lambda place: "float32")
-    traced = entering.trace(model, (inputs,), {}, as_given=True)
+    traced = nested.trace(model, (inputs,), {}, as_given=True)
     calls = Graph(traced)
     only_embedded = [
         all(isinstance(x.operation, keras.layers.Embedding) for x in readers)
@@ -72,7 +72,7 @@ def _traced(model):
     if not any(only_embedded):
         return traced
     inputs = _inputs(model, lambda i: "int32" if only_embedded[i] else "float32")
-    return entering.trace(model, (inputs,), {}, as_given=True)
+    return nested.trace(model, (inputs,), {}, as_given=True)
 
 
 def _inputs(model, dtype_of):
@@ -83,10 +83,10 @@ def _inputs(model, dtype_of):
         dtype_of: function from the place of an input to its dtype.
     """
     if not (model.built and model.weights):
-        raise CannotOpenError("is not built (a call on data builds it)")
+        raise NoPartsError("is not built (a call on data builds it)")
     shapes = (keras.Model.get_build_config(model) or {}).get("input_shape")
     if shapes is None:
-        raise CannotOpenError("was not called on one argument, whose shapes are known")
+        raise NoPartsError("was not called on one argument, whose shapes are known")
     place = iter(range(len(_leaves(shapes))))
 
     def made(structure):

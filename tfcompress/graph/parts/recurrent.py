@@ -8,8 +8,8 @@ import keras
 from keras import layers
 
 from tfcompress.compat import keras_private
-from tfcompress.graph.opening.examples import CannotOpenError
-from tfcompress.graph.opening.wrappers import on_all_steps
+from tfcompress.graph.parts.examples import NoPartsError
+from tfcompress.graph.parts.wrappers import on_all_steps
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.recurrent.convolution import ConvLSTMSteps
@@ -61,11 +61,11 @@ def parts(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
         layer: layer whose type is one of `STEPS`.
 
     Raises:
-        CannotOpenError: if its channels come first.
+        NoPartsError: if its channels come first.
     """
     config = config_of(layer)
     if config.get("data_format") == "channels_first":
-        raise CannotOpenError("has data_format='channels_first'")
+        raise NoPartsError("has data_format='channels_first'")
     kind = STEPS[type(layer)]
     shared = {key: config[key] for key in _SHARED}
     own = {key: config[key] for key in _OF_THE_STEPS if key in config}

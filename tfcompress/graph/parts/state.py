@@ -10,7 +10,7 @@ from keras import ops
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import own_classes
-from tfcompress.graph.opening.examples import CannotOpenError
+from tfcompress.graph.parts.examples import NoPartsError
 
 # State of a generator of random numbers. One that a `call` does not use is no loss.
 _SEED = "seed_generator_state"
@@ -27,10 +27,10 @@ class _NoState(keras.StatelessScope):
     """
 
     def get_current_value(self, variable: keras.Variable) -> None:
-        raise CannotOpenError(f"reads the variable '{variable.path}' in its `call`")
+        raise NoPartsError(f"reads the variable '{variable.path}' in its `call`")
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
-        raise CannotOpenError(f"changes the variable '{update[0].path}' in its `call`")
+        raise NoPartsError(f"changes the variable '{update[0].path}' in its `call`")
 
 
 def variables_of(layer: keras.layers.Layer) -> list[Any]:
@@ -46,17 +46,17 @@ def check_own_state(layer: keras.layers.Layer) -> None:
     """Checks that a layer computes in `call` alone, and with variables of Keras.
 
     Raises:
-        CannotOpenError: if it has a `__call__` of its own or other variables.
+        NoPartsError: if it has a `__call__` of its own or other variables.
     """
     if any("__call__" in vars(cls) for cls in own_classes(type(layer))):
-        raise CannotOpenError("has a `__call__` of its own")
+        raise NoPartsError("has a `__call__` of its own")
     known = {id(variable) for variable in layer.variables}
     for name, value in vars(layer).items():
         leaves = _leaves(value)
         if not name.startswith(_OF_TENSORFLOW) and any(
             _is_variable(leaf) and id(leaf) not in known for leaf in leaves
         ):
-            raise CannotOpenError(f"has a variable `{name}` that Keras does not track")
+            raise NoPartsError(f"has a variable `{name}` that Keras does not track")
 
 
 @contextlib.contextmanager
@@ -69,12 +69,12 @@ def only_parts_have_state(
         Context manager of the scope in which it runs.
 
     Raises:
-        CannotOpenError: if the layer itself reads or changes a variable, as random
+        NoPartsError: if the layer itself reads or changes a variable, as random
             numbers do, adds a loss, or changes one of its attributes.
     """
 
     def add_loss(*args: Any, **kwargs: Any) -> None:
-        raise CannotOpenError("adds a loss in its `call`")
+        raise NoPartsError("adds a loss in its `call`")
 
     attributes = vars(layer)
     before = dict(attributes)
@@ -90,7 +90,7 @@ def only_parts_have_state(
         attributes.update(before)
     for name in after.keys() | before.keys():
         if not _same(leaves.get(name), after.get(name)):
-            raise CannotOpenError(f"changes its attribute `{name}` in its `call`")
+            raise NoPartsError(f"changes its attribute `{name}` in its `call`")
 
 
 def _same(leaves, value):
@@ -113,7 +113,7 @@ def operations(function: Any, training: bool) -> list[Any]:
             a call with that value is the one of a call without any.
 
     Raises:
-        CannotOpenError: if an operation reads a variable that is not a layer's own, or
+        NoPartsError: if an operation reads a variable that is not a layer's own, or
             Keras gets the shape of its output wrong.
     """
     result = []
@@ -124,7 +124,7 @@ def operations(function: Any, training: bool) -> list[Any]:
         if keras.utils.is_keras_tensor(leaf):
             return f"tensor {numbers[id(leaf)]}"
         if _is_variable(leaf):
-            raise CannotOpenError(
+            raise NoPartsError(
                 f"computes with the variable '{getattr(leaf, 'path', leaf.name)}' in "
                 "its `call`"
             )
@@ -153,11 +153,11 @@ def operations(function: Any, training: bool) -> list[Any]:
 
 
 def _check_shape_is_known(operation, args):
-    """Raises CannotOpenError for an operation of which Keras gets the shape wrong."""
+    """Raises NoPartsError for an operation of which Keras gets the shape wrong."""
     if type(operation).__name__ == "DotProductAttention":
         query, _, value = args[:3]
         if query.shape[-1] != value.shape[-1]:
-            raise CannotOpenError("has values and queries of different sizes")
+            raise NoPartsError("has values and queries of different sizes")
 
 
 def _identity(operation):
@@ -178,12 +178,12 @@ def check_all_used(layer: keras.layers.Layer, model: keras.Model) -> None:
     """Checks that a model of sublayers has all variables of their layer.
 
     Raises:
-        CannotOpenError: if it has not.
+        NoPartsError: if it has not.
     """
     inside = {id(variable) for variable in model.variables}
     unused = [x for x in variables_of(layer) if id(x) not in inside and x.name != _SEED]
     if unused:
-        raise CannotOpenError(
+        raise NoPartsError(
             f"has variables that its `call` does not use, such as '{unused[0].path}'"
         )
 

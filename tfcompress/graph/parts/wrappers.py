@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from tfcompress.graph.opening.examples import CannotOpenError
+from tfcompress.graph.parts.examples import NoPartsError
 from tfcompress.layers.cloning import clone_layer, config_of
 from tfcompress.layers.kernel import value_of
 from tfcompress.layers.registry import forms_of
@@ -37,7 +37,7 @@ def call_of(layer: keras.layers.Layer) -> Callable[..., Any]:
         if isinstance(inner, layers.Dense):
             return inner(inputs)
         if mask is not None and "mask" in inspect.signature(inner.call).parameters:
-            raise CannotOpenError("passes the masks of its steps on")
+            raise NoPartsError("passes the masks of its steps on")
         return on_all_steps(inner, inputs)
 
     return call
@@ -74,16 +74,16 @@ def parts(layer: layers.SpectralNormalization) -> list[layers.Layer]:
     """Returns the layer that `SpectralNormalization` wraps, with a constraint.
 
     Raises:
-        CannotOpenError: if it has a constraint of its own, or no form to compress it.
+        NoPartsError: if it has a constraint of its own, or no form to compress it.
     """
     inner = layer.layer
     forms = forms_of(inner)
     if forms is None or type(inner) is not forms.plain:
-        raise CannotOpenError(f"normalizes a layer of type {type(inner).__name__}")
+        raise NoPartsError(f"normalizes a layer of type {type(inner).__name__}")
     config = config_of(inner)
     (key,) = [k for k in config if k in ("kernel_constraint", "depthwise_constraint")]
     if config[key] is not None:
-        raise CannotOpenError(f"has a layer with a `{key}`")
+        raise NoPartsError(f"has a layer with a `{key}`")
     trainable = layer.trainable and inner.trainable
     changes = {"name": layer.name, key: UnitSpectralNorm(), "trainable": trainable}
     return [clone_layer(inner, **changes)]

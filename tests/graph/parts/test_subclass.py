@@ -4,8 +4,8 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tests.graph.opening import blocks
-from tfcompress.graph.opening.opening import open_layers
+from tests.graph.parts import blocks
+from tfcompress.graph.parts.replacement import replace_by_parts
 
 
 class OwnConv(layers.Conv2D):
@@ -50,12 +50,12 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 def test_subclass_that_computes_the_same_becomes_the_layer_of_keras(name):
     model = blocks.net(SAME[name]())
-    opened = open_layers(model)
-    assert opened.reasons == {}
-    new = opened.model.get_layer("block")
+    replaced = replace_by_parts(model)
+    assert replaced.reasons == {}
+    new = replaced.model.get_layer("block")
     assert type(new).__module__.startswith("keras.")
-    assert len(opened.model.losses) == len(model.losses)
-    outputs = [m.predict(blocks.images(), verbose=0) for m in (model, opened.model)]
+    assert len(replaced.model.losses) == len(model.losses)
+    outputs = [m.predict(blocks.images(), verbose=0) for m in (model, replaced.model)]
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
     treated = [row.name for row in tfc.plan(model, tfc.PrunedTernary()).treated()]
     assert "block" in treated
@@ -104,14 +104,14 @@ OTHER = {
 def test_subclass_that_computes_something_else_stays_whole(reason):
     layer = OTHER[reason]()
     model = blocks.net(layer)
-    opened = open_layers(model)
-    assert reason in opened.reasons["block"]
-    assert type(opened.model.get_layer("block")) is type(layer)
+    replaced = replace_by_parts(model)
+    assert reason in replaced.reasons["block"]
+    assert type(replaced.model.get_layer("block")) is type(layer)
 
 
 def test_subclass_within_a_block_becomes_the_layer_of_keras():
     inputs = keras.Input((8, 8, 4))
     block = blocks.Twice(OwnConv(3, name="given"), name="block")
     model = keras.Model(inputs, block(inputs))
-    opened = open_layers(model)
-    assert type(opened.model.get_layer("block").get_layer("given")) is layers.Conv2D
+    replaced = replace_by_parts(model)
+    assert type(replaced.model.get_layer("block").get_layer("given")) is layers.Conv2D

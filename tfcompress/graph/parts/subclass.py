@@ -6,8 +6,8 @@ import keras
 
 from tfcompress.compat import keras_private
 from tfcompress.graph.graph import own_classes
-from tfcompress.graph.opening.examples import CannotOpenError, examples, same_outputs
-from tfcompress.graph.opening.state import variables_of
+from tfcompress.graph.parts.examples import NoPartsError, examples, same_outputs
+from tfcompress.graph.parts.state import variables_of
 from tfcompress.graph.rebuild import copy_weights
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.registry import forms_of
@@ -48,19 +48,19 @@ def as_base(
     """Returns a built layer of the class `base_of` with the same weights and name.
 
     Raises:
-        CannotOpenError: if the layer's class overrides a method that matters, has other
+        NoPartsError: if the layer's class overrides a method that matters, has other
             variables, or if its outputs differ on example inputs.
     """
     changed = overridden(type(layer), base)
     if changed:
-        raise CannotOpenError(f"is a {base.__name__} with its own `{changed[0]}`")
+        raise NoPartsError(f"is a {base.__name__} with its own `{changed[0]}`")
     plain = base.from_config(config_of(layer, base))
     shape = (layer.get_build_config() or {}).get("input_shape")
     if shape is None:
-        raise CannotOpenError(f"is a {base.__name__} of unknown input shape")
+        raise NoPartsError(f"is a {base.__name__} of unknown input shape")
     plain.build(shape)
     if [x.shape for x in variables_of(layer)] != [x.shape for x in plain.variables]:
-        raise CannotOpenError(f"is a {base.__name__} with variables of its own")
+        raise NoPartsError(f"is a {base.__name__} with variables of its own")
     copy_weights(layer, plain)
     symbolic = keras.KerasTensor((None, *shape[1:]), layer.compute_dtype)
     (inputs,) = examples([symbolic])

@@ -18,7 +18,7 @@ _MESSAGE = 160
 _ROUNDING = 1e-5
 
 
-class CannotOpenError(Exception):
+class NoPartsError(Exception):
     """Reason why a layer cannot be replaced by its parts."""
 
 
@@ -69,12 +69,12 @@ def same_outputs(layer: Callable[[], Any], parts: Callable[[], Any]) -> None:
         layer, parts: functions that return structures of tensors.
 
     Raises:
-        CannotOpenError: if they differ, or one raises an error.
+        NoPartsError: if they differ, or one raises an error.
     """
     try:
         outputs = [keras.tree.flatten(function()) for function in (layer, parts)]
     except Exception as error:
-        raise CannotOpenError(
+        raise NoPartsError(
             f"cannot be called on example inputs ({brief(error)})"
         ) from error
     for pair in zip(*outputs, strict=True):
@@ -83,4 +83,4 @@ def same_outputs(layer: Callable[[], Any], parts: Callable[[], Any]) -> None:
         if one.shape != other.shape or not (
             np.abs(one - other).max(initial=0) <= _ROUNDING * largest
         ):
-            raise CannotOpenError("computes something else than its parts do")
+            raise NoPartsError("computes something else than its parts do")

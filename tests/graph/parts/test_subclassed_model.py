@@ -4,9 +4,9 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tests.graph.opening import blocks
+from tests.graph.parts import blocks
 from tfcompress.cost import layer_costs
-from tfcompress.graph.opening.subclassed_model import with_graph
+from tfcompress.graph.parts.subclassed_model import with_graph
 
 
 class OwnModel(keras.Model):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from keras import activations, layers, ops
 
-from tfcompress.graph.opening.examples import CannotOpenError
+from tfcompress.graph.parts.examples import NoPartsError
 from tfcompress.layers.cloning import config_of
 from tfcompress.layers.kernel import value_of
 
@@ -30,16 +30,16 @@ def parts(layer: layers.EinsumDense) -> list[layers.Layer]:
     and "_dense".
 
     Raises:
-        CannotOpenError: if the kernel is not the matrix of one product, as where it has
+        NoPartsError: if the kernel is not the matrix of one product, as where it has
             an axis that both the inputs and the outputs have.
     """
     labels = _Labels(layer)
     config = config_of(layer)
     for key in ("kernel_constraint", "bias_constraint"):
         if config[key] is not None:
-            raise CannotOpenError(f"has a `{key}`")
+            raise NoPartsError(f"has a `{key}`")
     if layer.lora_enabled or layer.quantization_mode:
-        raise CannotOpenError("has LoRA enabled or is quantized by Keras")
+        raise NoPartsError("has LoRA enabled or is quantized by Keras")
     shared = {key: config[key] for key in _SHARED}
     dense = {key: config[key] for key in _OF_DENSE}
     before, after = labels.shapes_before(), labels.shapes_after()
@@ -99,14 +99,14 @@ class _Labels:
         self._free = [x for x in self._inputs if x not in self.kernel]
         self.new_sizes = [sizes[label] for label in self.new]
         if len(self.summed + self.new) < len(self.kernel):
-            raise CannotOpenError(
+            raise NoPartsError(
                 f"has the equation '{layer.equation}', which is no product of matrices"
             )
         if self._free[:1] != [self._inputs[0]] or self._outputs[0] != self._inputs[0]:
-            raise CannotOpenError(f"moves the batch by '{layer.equation}'")
+            raise NoPartsError(f"moves the batch by '{layer.equation}'")
         bias_axes = layer.bias_axes or ""
         if not set(bias_axes) <= set(self.new):
-            raise CannotOpenError(f"has the `bias_axes` '{bias_axes}'")
+            raise NoPartsError(f"has the `bias_axes` '{bias_axes}'")
 
     def shapes_before(self) -> list[tuple[type[layers.Layer], tuple]]:
         """Returns layers and arguments: free axes, then all summed ones as one."""
@@ -128,15 +128,15 @@ class _Labels:
         if old == new:
             return []
         if self._dots:
-            raise CannotOpenError("has an equation with dots that moves axes")
+            raise NoPartsError("has an equation with dots that moves axes")
         return [(layers.Permute, tuple(old.index(label) for label in new[1:]))]
 
     def _target(self, last):
         if self._dots:
-            raise CannotOpenError("has an equation with dots and several axes")
+            raise NoPartsError("has an equation with dots and several axes")
         sizes = [self._sizes[label] for label in self._free[1:]]
         if sizes.count(None) > 1:
-            raise CannotOpenError("has several axes of open size")
+            raise NoPartsError("has several axes of open size")
         return tuple(-1 if size is None else size for size in sizes) + tuple(last)
 
 
