@@ -147,7 +147,7 @@ def refused(message, model, tmp_path, **kwargs):
     ({"allowance": 2}, "`allowance` is expected with.*'latency'.*optimize='size'"),
     ({"activations": "float"}, "activations='int8', or None.*activations='float'"),
     ({"io": "float"}, "io='int8', or None.*Received: io='float'"),
-    ({"representative_data": None}, "target='micro' is expected with `representative_"),
+    ({"representative_data": None}, "`representative_data` is expected: training"),
     ({"arena": "64"}, "`arena` is a number of bytes.*Received: arena='64'"),
     ({"arena": 0}, "`arena` is a number of bytes"),
     ({"target": "esp32"}, "`target` is one of.*Received: target='esp32'"),

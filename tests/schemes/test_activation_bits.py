@@ -38,6 +38,28 @@ def trained(name, digits, epochs):
     return student
 
 
+@pytest.mark.parametrize("options", [
+    {"optimize": "latency", "activations": "int8"}, {"target": "micro"},
+])  # fmt: skip
+def test_ranges_that_were_not_learned_need_samples(options, tmp_path):
+    """Batch normalization that is not folded is a product and a sum of the file."""
+    pytest.importorskip("litert_quantizer")
+    pytest.importorskip("tflite_micro")
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    outputs = keras.layers.Dense(3)(keras.layers.Flatten()(x))
+    student = tfc.compress(
+        keras.Model(inputs, outputs), tfc.PrunedTernary(activation_bits=8)
+    )
+    student.compile("sgd", "mse")
+    student.fit(np.ones((64, 8, 8, 2)), np.ones((64, 3)), batch_size=4, verbose=0)
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match="`representative_data` is expected: training"):
+        tfc.export(tfc.finalize(student), path, **options)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.filterwarnings(
     "ignore:LiteRT and Keras predict the same class:UserWarning"
 )
@@ -67,6 +89,9 @@ def test_integer_file_of_trained_activations_calibrates_no_range(
         )
         assert report["ranges"] == {"learned": 6, "calibrated": 0}
         content = (tmp_path / "model.tflite").read_bytes()
+        without_data = {"optimize": optimize, "activations": "int8"}
+        tfc.export(tiny, tmp_path / "alone.tflite", **without_data)
+        assert (tmp_path / "alone.tflite").read_bytes() == content
         # Sums are rounded to trained levels at once, through pooling as well.
         assert operators(content).count("QUANTIZE") == 1
         assert report["agreement"]["max_abs_diff"] == 0

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 
 from tfcompress.cost.arithmetic import xz_bytes
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.levels.stored_tensors import levels_of_tensors
 from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.kernels import Kernel, Match, packed_kernels
@@ -92,7 +94,8 @@ def export(
             others come from `representative_data`. Layers kept in float are quantized
             to 8 bits as well. None is "float", or "int8" with target="micro".
         representative_data: training samples, as `verify` takes them, for
-            activations="int8". At most 256 of them are used.
+            activations="int8". At most 256 of them are used. None if the model has
+            learned the ranges of all activations.
         io: dtype of the file's inputs and outputs: "float", or "int8" with
             activations="int8", for devices that read sensors as integers. Scales and
             zero points are in the file; `tfcompress.litert.predict` applies them. None
@@ -156,6 +159,8 @@ def export(
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
         next(iter(given))  # wrong samples raise an error before the work starts
+    if activations == "int8":
+        representative.check_given(not levels_of_tensors(Graph(model)))
     with announced(f"Export of '{path}'"):
         ranges, shapes = None, samples.smallest_shapes()
         lowering = None
@@ -245,8 +250,11 @@ def _integer(
     from tfcompress.litert.integer.integer_tflite import integer_tflite
 
     names = input_names(model), output_names(model)
-    integer = integer_tflite(model, kernels, samples, names, float_ends, lowering)
-    return float_tflite(model), *integer
+    content, matches, ranges = integer_tflite(
+        model, kernels, samples, names, float_ends, lowering
+    )
+    samples.check_given(ranges["calibrated"])
+    return float_tflite(model), content, matches, ranges
 
 
 def _of_target(target: str, **options: str | None) -> list[str]:
@@ -292,17 +300,11 @@ def _check_arguments(target, optimize, activations, representative_data, io):
         if value not in known:
             raise ValueError(f"`{name}` is one of {known}. Received: {name}={value!r}.")
     if target == "micro":
-        if representative_data is None:
-            raise ValueError(
-                "target='micro' is expected with `representative_data`, training "
-                "samples for the ranges of int8 activations. Received: None."
-            )
         return
-    if activations == "int8" and (optimize == "size" or representative_data is None):
+    if activations == "int8" and optimize == "size":
         raise ValueError(
-            "activations='int8' is expected with optimize='latency' or 'balanced' and "
-            f"`representative_data`. Received: optimize={optimize!r}, "
-            f"representative_data={representative_data!r}."
+            "activations='int8' is expected with optimize='latency' or 'balanced'. "
+            f"Received: optimize={optimize!r}."
         )
     if activations == "float" and representative_data is not None:
         raise ValueError(

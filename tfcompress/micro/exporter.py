@@ -12,6 +12,8 @@ import numpy as np
 from tfcompress.compat.litert_private import schema
 from tfcompress.cost.arithmetic import xz_bytes
 from tfcompress.cost.parse_bytes import parse_bytes
+from tfcompress.graph.graph import Graph
+from tfcompress.graph.levels.stored_tensors import levels_of_tensors
 from tfcompress.graph.signature import functional, input_names, output_names
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
@@ -91,12 +93,14 @@ def export_micro(
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
         next(iter(given))  # wrong samples raise an error before the work starts
+    representative.check_given(not levels_of_tensors(Graph(model)))
     with (
         announced(f"Export of '{os.fspath(path)}'"),
         _replaced(path) as temporary,
         MicroRuntime() as runtime,
     ):
         plain, matches, ranges, layers = int8_file(model, kernels, representative)
+        representative.check_given(ranges["calibrated"])
         check_written(_planned(plain, matches), matches)
         _check_runs(runtime, plain, layers)
         encodings = None

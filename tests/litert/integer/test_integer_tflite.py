@@ -175,7 +175,7 @@ def test_integer_file_predicts_nearly_like_keras(exported_residual):
     ("arguments", "message"),
     [
         ({"activations": "int4"}, "`activations` is one of .*activations='int4'"),
-        ({"optimize": "latency"}, "`representative_data`. Received: .*=None"),
+        ({"optimize": "latency"}, "`representative_data` is expected: .* None"),
         ({"representative_data": [1]}, "with optimize='latency'"),
     ],
 )

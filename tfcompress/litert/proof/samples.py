@@ -62,6 +62,22 @@ class Samples:
                 for array, x, name in zip(batch, self._inputs, self._names, strict=True)
             ]
 
+    def check_given(self, calibrated: int) -> None:
+        """Checks that random samples have not set the ranges of activations.
+
+        Args:
+            calibrated: int. Number of ranges that samples set.
+
+        Raises:
+            ValueError: if there are such ranges, and the user gave no samples.
+        """
+        if calibrated and not self.given:
+            raise ValueError(
+                f"`{self._argument}` is expected: training samples for the ranges of "
+                "int8 activations, some of which the model has not learned. Received: "
+                "None. Pass samples, or train with `activation_bits=8`."
+            )
+
     def batches(self) -> int | None:
         """Returns the number of batches, or None if a dataset does not tell it."""
         data = self._data
