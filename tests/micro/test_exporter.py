@@ -312,7 +312,7 @@ def test_ternary_convolution_hardly_differs_from_keras(tmp_path):
     x = np.random.default_rng(0).normal(size=(32, 16, 16, 8)).astype("float32")
     student.fit(x, np.zeros((32, 14, 14, 16)), verbose=0)
     tiny = tfc.finalize(student)
-    exported(tiny, tmp_path / "conv.tflite", x)
+    tfc.export(tiny, tmp_path / "conv.tflite", x, target="micro")
     content = (tmp_path / "conv.tflite").read_bytes()
     with micro_runtime.MicroRuntime() as runtime:
         runner = micro_runtime.MicroRunner(runtime, content, "conv")
