@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import tfcompress as tfc
 from tfcompress import layers
 from tfcompress.quantizers import Ternary, Uniform
 
@@ -107,6 +108,22 @@ def test_one_quantizer_for_two_layers_is_refused():
     x = layers.QuantDense(4, kernel_quantizer=quantizer)(inputs)
     with pytest.raises(ValueError, match="already serves another layer"):
         layers.QuantDense(4, kernel_quantizer=quantizer)(x)
+
+
+@pytest.mark.parametrize("scheme", [tfc.Uniform(4), tfc.Decomposition(params="1/2")])
+def test_lora_is_refused_by_layers_that_compute_their_kernel(scheme):
+    inputs = keras.Input((12, 8))
+    x = keras.layers.Conv1D(16, 3, name="convolution")(inputs)
+    x = keras.layers.Flatten()(keras.layers.Dense(16, name="hidden")(x))
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    student = tfc.compress(model, scheme)
+    compressed = [student]
+    if isinstance(scheme, tfc.Uniform):
+        compressed.append(tfc.finalize(student))
+    for each in compressed:
+        for name in ("convolution", "hidden"):
+            with pytest.raises(ValueError, match=f"enable_lora.*'{name}'.*compress"):
+                each.get_layer(name).enable_lora(2)
 
 
 def test_wrong_arguments_of_quantized_layers_are_refused():

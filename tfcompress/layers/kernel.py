@@ -133,6 +133,19 @@ class ComputedKernel(_Layer):
         # Depthwise layers of Keras assign `kernel`; others store the variable.
         keras_weights_private.set_kernel_variable(self, variable)
 
+    def enable_lora(self, rank: int, *args: Any, **kwargs: Any) -> None:
+        """Refuses LoRA, whose factors the computed kernel would leave out.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "A layer with a plain kernel is expected. Received: "
+            f"enable_lora(rank={rank}) of '{self.name}', whose {type(self).__name__} "
+            "computes its kernel. Train without LoRA. Or adapt the float model by "
+            "LoRA, and copy its kernels into plain layers before `tfcompress.compress`."
+        )
+
     def save_own_variables(self, store: Any) -> None:
         # Keras's convolutions would save `kernel`, the computed value.
         keras.layers.Layer.save_own_variables(self, store)
