@@ -5,6 +5,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
@@ -162,3 +163,31 @@ def test_loss_is_of_the_whole_batch(structure):
 def test_batches_with_none_in_them_train():
     batches = ((SAMPLES, SAMPLES[:, :2], None) for _ in range(100))
     assert traces_of(dense_student(), batches, steps_per_epoch=4) >= 1
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        tfc.PrunedTernary(sparsity=0.5),
+        tfc.Decomposition(macs="1/2"),
+        tfc.SizeConstrained(value_bits="1/20"),
+    ],
+    ids=lambda scheme: type(scheme).__name__,
+)
+def test_trained_student_is_exported_as_a_saved_model(scheme, tmp_path):
+    inputs = keras.Input((8,))
+    x = layers.Dense(16, activation="relu")(inputs)
+    x = layers.Dense(16, activation="relu")(x)
+    student = tfc.compress(keras.Model(inputs, layers.Dense(3)(x)), scheme)
+    student.compile("adam", "mse")
+    rng = np.random.default_rng(0)
+    samples, targets = (rng.normal(size=(64, n)).astype("float32") for n in (8, 3))
+    save = keras.callbacks.ModelCheckpoint(tmp_path / "student.keras")
+    student.fit(samples, targets, epochs=3, verbose=0, callbacks=[save])
+    student.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    expected = student.predict(samples, verbose=0)
+    np.testing.assert_allclose(loaded.serve(samples), expected, atol=1e-6)
+    steps = int(student.optimizer.iterations)
+    student.fit(samples, targets, epochs=2, verbose=0)  # its optimizer is whole
+    assert int(student.optimizer.iterations) == steps + 4

@@ -114,14 +114,14 @@ def test_one_quantizer_for_two_layers_is_refused():
 def test_lora_is_refused_by_layers_that_compute_their_kernel(scheme):
     inputs = keras.Input((12, 8))
     x = keras.layers.Conv1D(16, 3, name="convolution")(inputs)
-    x = keras.layers.Flatten()(keras.layers.Dense(16, name="dense")(x))
+    x = keras.layers.Flatten()(keras.layers.Dense(16, name="hidden")(x))
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
     student = tfc.compress(model, scheme)
     compressed = [student]
     if isinstance(scheme, tfc.Uniform):
         compressed.append(tfc.finalize(student))
     for each in compressed:
-        for name in ("convolution", "dense"):
+        for name in ("convolution", "hidden"):
             with pytest.raises(ValueError, match=f"enable_lora.*'{name}'.*compress"):
                 each.get_layer(name).enable_lora(2)
 

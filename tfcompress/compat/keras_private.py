@@ -127,6 +127,19 @@ def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> No
     A new optimizer cannot load the variables of one that keeps it. Keras has no public
     counterpart of `add_variable`.
     """
+    _untrack(optimizer, variable)
+
+
+def _untrack(optimizer, variable):
+    """Removes a variable from the list of an optimizer, a list of Python's.
+
+    TensorFlow wraps the list, and writes no SavedModel of one that has lost elements.
+    """
+    predicate, variables = optimizer._tracker.config["variables"]
+    if type(variables) is not list:
+        variables = list(variables)
+        object.__setattr__(optimizer, "_variables", variables)
+        optimizer._tracker.config["variables"] = predicate, variables
     optimizer._untrack_variable(variable)
 
 
@@ -139,7 +152,7 @@ def without_variables(
     Files store all variables of an optimizer by their positions.
     """
     for variable in variables:
-        optimizer._untrack_variable(variable)
+        _untrack(optimizer, variable)
     try:
         yield
     finally:

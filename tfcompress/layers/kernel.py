@@ -141,10 +141,9 @@ class ComputedKernel(_Layer):
         """
         raise ValueError(
             "A layer with a plain kernel is expected. Received: "
-            f"enable_lora(rank={rank}) of '{self.name}', a {type(self).__name__}, "
-            "which computes its kernel. Train without LoRA; or adapt the float model "
-            "by LoRA, and copy its kernels into plain layers before "
-            "`tfcompress.compress`."
+            f"enable_lora(rank={rank}) of '{self.name}', whose {type(self).__name__} "
+            "computes its kernel. Train without LoRA. Or adapt the float model by "
+            "LoRA, and copy its kernels into plain layers before `tfcompress.compress`."
         )
 
     def save_own_variables(self, store: Any) -> None:

@@ -28,8 +28,8 @@ ROUNDED_TOLERANCE = 0.3
 LEAST_AGREEMENT = 0.995
 _REMEDIES = {
     "LiteRT": "Export it with optimize='size'.",
-    "TensorFlow Lite Micro": "Train with quantized activations, as `tfcompress."
-    "Uniform` and `BitSharing` do, or give other `representative_data`.",
+    "TensorFlow Lite Micro": "Train with `activation_bits=8` of the scheme, or give "
+    "other `representative_data`.",
 }
 
 
