@@ -158,7 +158,7 @@ def export(
     samples = Samples(model, verify)
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
-        next(iter(given))  # wrong samples raise an error before the work starts
+        given.check()  # before the work starts
     if activations == "int8":
         representative.check_given(not levels_of_tensors(Graph(model)))
     with announced(f"Export of '{path}'"):

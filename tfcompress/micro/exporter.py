@@ -92,7 +92,7 @@ def export_micro(
     samples = Samples(model, verify)
     representative = Samples(model, representative_data, "representative_data")
     for given in (samples, representative):
-        next(iter(given))  # wrong samples raise an error before the work starts
+        given.check()  # before the work starts
     representative.check_given(not levels_of_tensors(Graph(model)))
     with (
         announced(f"Export of '{os.fspath(path)}'"),

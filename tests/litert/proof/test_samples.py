@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
+import tfcompress as tfc
+from tests.litert.packed_models import make_packed
 from tfcompress.litert.proof.samples import Samples
 
 
@@ -77,6 +79,14 @@ def test_numbers_are_converted_to_the_type_of_the_input(dtype, data):
 def test_values_that_the_input_cannot_hold_are_refused(dtype, data, received):
     with pytest.raises(ValueError, match=f"'sensor'. Received: .*{received}"):
         list(Samples(identity(dtype), data))
+
+
+def test_samples_that_fill_no_batch_of_a_fixed_size_are_refused_first(tmp_path):
+    inputs = keras.Input(batch_shape=(4, 6))
+    model = make_packed(keras.Model(inputs, keras.layers.Dense(3)(inputs)), bits=(8,))
+    with pytest.raises(ValueError, match=r"\(2, 6\).*a multiple of 4 samples"):
+        tfc.export(model, tmp_path / "model.tflite", np.zeros((10, 6)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_samples_after_the_first_batch_are_checked():

@@ -56,11 +56,22 @@ class Samples:
                 raise ValueError(
                     f"`{self._argument}` should hold batches of shapes {expected} "
                     f"(None for any size), one per input. Received: {received}."
+                    + self._hint(received, expected)
                 )
             yield [
                 self._converted(array, x.dtype, name)
                 for array, x, name in zip(batch, self._inputs, self._names, strict=True)
             ]
+
+    def check(self) -> None:
+        """Checks all samples before long work, of a dataset those of the first batch.
+
+        Raises:
+            ValueError: see `__iter__`.
+        """
+        for _ in self:
+            if self._is_dataset():
+                return
 
     def check_given(self, calibrated: int) -> None:
         """Checks that random samples have not set the ranges of activations.
@@ -94,6 +105,16 @@ class Samples:
             (x.shape[0] or 1, *array.shape[1:])
             for x, array in zip(self._inputs, next(iter(self)), strict=True)
         ]
+
+    def _hint(self, received, expected):
+        """Hint for arrays that make no whole number of batches."""
+        pairs = zip(received, expected, strict=True)
+        if self._is_dataset() or not all(_fits(a[1:], b[1:]) for a, b in pairs):
+            return ""
+        return f" Pass a multiple of {self._batch_size} samples."
+
+    def _is_dataset(self):
+        return hasattr(self._data, "as_numpy_iterator")
 
     def _converted(self, array: np.ndarray, dtype: str, name: str) -> np.ndarray:
         """Returns values in the type of an input, which has to hold them."""
