@@ -96,3 +96,14 @@ def test_config_round_trip():
     )
     assert restored.get_config() == scheme.get_config()
     assert restored.overrides["a"] == tfc.KeepFloat("why")
+
+
+def test_budget_counts_whole_weights():
+    """Of 35 weights 24 become zero: 24.5 is rounded half to even."""
+    inputs = keras.Input((7,))
+    model = keras.Model(inputs, keras.layers.Dense(5)(inputs))
+    student = tfc.compress(model, tfc.PrunedTernary(0.7, first_last="ternary"))
+    student.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(64, 7))
+    history = student.fit(x, np.ones((64, 5)), batch_size=4, verbose=0)
+    assert history.history["budget_ratio"] == [1.0]

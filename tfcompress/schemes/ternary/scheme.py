@@ -184,5 +184,7 @@ def _weights(layer):
     """Weights of a ternary layer: all, those not zero, and the budget of those."""
     codes, _ = layer.kernel_quantizer.encode(layer.latent_kernel)
     sparsity = layer.kernel_quantizer.sparsity
-    budget = np.inf if sparsity is None else (1.0 - sparsity) * codes.size
+    budget = np.inf
+    if sparsity is not None:  # whole weights, as `sparsity_threshold` rounds them
+        budget = codes.size - np.round(sparsity * codes.size)
     return codes.size, np.count_nonzero(codes), budget
