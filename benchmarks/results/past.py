@@ -16,6 +16,7 @@ OF_BENCHMARKS = {
     "segmentation": "python -m benchmarks.tasks segmentation",
     "size_constrained_resnet8_cifar10_activations": "docs/files.md has the command",
     "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
+    "ternary_changes": "small changes of a recipe, described in docs/method_notes.md",
     "text": "python -m benchmarks.tasks text --epochs=8",
     "startup_mobilenet": "python -m benchmarks.startup",
 }
