@@ -11,7 +11,7 @@ OF_BENCHMARKS = {
     "micro": "python -m benchmarks.devices.micro",
     "micro_64kB": "python -m benchmarks.devices.micro",
     "agreement": "python -m benchmarks.devices.agreement",
-    "phones": "python -m benchmarks.devices.phones resnet8 MobileNetV2 ResNet50",
+    "phones": "python -m benchmarks.devices.phones, docs/files.md has the networks",
     "pruned_ternary_resnet8_cifar10_activations": "docs/files.md has the command",
     "segmentation": "python -m benchmarks.tasks segmentation",
     "size_constrained_resnet8_cifar10_activations": "docs/files.md has the command",
