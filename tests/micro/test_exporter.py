@@ -301,6 +301,22 @@ def methods_of(header):
     return re.findall(r"resolver\.(\w+)\(\)", header)
 
 
+def test_biases_of_tiny_kernels_fit_int32(samples, tmp_path):
+    """Batch normalization scales a channel by 1e-6, and adds 1."""
+    inputs = keras.Input((8, 8, 4))
+    x = kl.Conv2D(64, 3, use_bias=False)(inputs)
+    norm = kl.BatchNormalization()
+    model = keras.Model(inputs, norm(x))
+    gamma = np.ones(64)
+    gamma[3] = 1e-6
+    norm.gamma.assign(gamma)
+    norm.beta.assign(np.ones(64))
+    student = tfc.compress(model, tfc.PrunedTernary(first_last="ternary"))
+    tiny = tfc.finalize(student)
+    report = exported(tiny, tmp_path / "model.tflite", samples)
+    assert report["agreement"]["max_abs_diff"] < 0.1
+
+
 @pytest.mark.filterwarnings("ignore:The zeros were frozen")
 def test_ternary_convolution_hardly_differs_from_keras(tmp_path):
     inputs = keras.Input((16, 16, 8))

@@ -189,7 +189,7 @@ def _on_constants(graph):
 
 
 def _frozen(model, replaced, graph):
-    """Names of the replaced model's layers that do not train in the user's."""
+    """Names of the layers, parts included, that do not train in the user's model."""
     frozen = frozen_layers(model, Graph(model)) | frozen_layers(replaced.model, graph)
     return {x for x in graph.layers() if frozen.intersection(replaced.names(x))}
 
@@ -313,7 +313,7 @@ def _check_overrides(
     Args:
         scheme: scheme with the overrides.
         reasons: `{layer name: reason why it cannot be compressed, or None}`.
-        replaced: model of these layers.
+        replaced: result of `replace_by_parts`, with these layers.
     """
     for pattern, config in scheme.overrides.items():
         found = {

@@ -1,13 +1,11 @@
 """Export of a finalized Keras model for TensorFlow Lite Micro."""
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfcompress.compat.litert_private import schema
 from tfcompress.cost.arithmetic import xz_bytes
@@ -30,6 +28,7 @@ from tfcompress.litert.proof.output import replaced_when_done
 from tfcompress.litert.proof.samples import Samples
 from tfcompress.litert.stored import check_written, kernel_tensors
 from tfcompress.micro.arena import fitting_file
+from tfcompress.micro.codes import fill_eight_bits
 from tfcompress.micro.costs import looked_up_in_time
 from tfcompress.micro.operators import (
     check_supported,
@@ -150,18 +149,17 @@ def int8_file(
     Raises:
         ValueError: if the file needs an operator that the runtime lacks.
     """
-    kernels = [_spread(kernel) for kernel in kernels]
     names = input_names(model), output_names(model)
     batch_size = model.inputs[0].shape[0] or 1
     file, places, tables, ranges = integer_graph(
         model, kernels, representative, names, False, batch_size
     )
+    matches = fill_eight_bits(file, places)
     written = write_tables(file, tables)
     drop_negative_tokens(file)
     file = flatbuffer.read(flatbuffer.write(file))  # new names become bytes
     layers = layer_names(file, model)
     check_supported(file, layers)
-    matches = [found for *_, found in places]
     graph = file.subgraphs[0]
     planned = {*written, *(found.kernel.layer for found in matches)}
     for operator, layer in zip(graph.operators, layers, strict=True):
@@ -179,22 +177,6 @@ def int8_file(
     content = flatbuffer.write(file)
     check_tables(content, written)
     return content, matches, ranges, layers
-
-
-def _spread(kernel: Kernel) -> Kernel:
-    """Returns a kernel of the same values with codes as large as 8 bits can hold.
-
-    The runtime multiplies integer sums by the scales and rounds twice. Large codes have
-    small scales, and then the first rounding hardly counts.
-    """
-    largest = max(1, int(np.abs(kernel.codes.astype(int)).max(initial=0)))
-    factor = 2 ** int(np.log2(max(1, 127 // largest)))  # scales stay exact
-    return dataclasses.replace(
-        kernel,
-        codes=(kernel.codes * factor).astype(np.int8),
-        scale=kernel.scale / np.float32(factor),
-        bits=8,
-    )
 
 
 def flash_size(model: keras.Model) -> int:
