@@ -9,6 +9,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.core import Scheme
+from tfcompress.graph.channels import Channels
 from tfcompress.quantizers import Ternary, Uniform
 
 
@@ -151,6 +152,19 @@ def test_printed_plan_has_a_row_per_layer(trained):
     lines = str(tfc.plan(trained, tfc.PrunedTernary())).splitlines()
     row = next(line for line in lines if "conv1" in line)
     assert row.split() == ["conv1", "Conv2D", "1,152", "ternary", "weights"]
+
+
+@pytest.mark.parametrize("scheme", [tfc.BitSharing("1/20"), tfc.Decomposition("1/2")])
+def test_plan_follows_the_channels_once(scheme, trained, monkeypatch):
+    graphs = []
+    follow = Channels.__init__
+
+    def counted(channels, graph):
+        graphs.append(graph)
+        follow(channels, graph)
+
+    monkeypatch.setattr(Channels, "__init__", counted)
+    assert graphs == [tfc.plan(trained, scheme).graph]
 
 
 def test_wrong_overrides_are_refused(trained):

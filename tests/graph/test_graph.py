@@ -46,3 +46,15 @@ def subclassed():
 def test_graph_rejects_models_without_a_graph(model, hint):
     with pytest.raises(ValueError, match=f"Received.*{hint}"):
         Graph(model)
+
+
+def test_a_graph_derives_each_result_once():
+    graph = Graph(nested_residual())
+    calls = []
+
+    def count(graph):
+        calls.append(graph)
+        return len(graph.calls)
+
+    assert graph.derived(count) == graph.derived(count) == len(graph.calls)
+    assert calls == [graph]

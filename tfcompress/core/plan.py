@@ -70,10 +70,12 @@ class Plan:
         model: `keras.Model`. The user's model, or a copy of it in which some layers are
             replaced by their parts, or unfrozen.
         rows: tuple of `PlanRow`. Layers in running order.
+        graph: `tfcompress.graph.Graph` of the model.
     """
 
     model: keras.Model
     rows: tuple[PlanRow, ...]
+    graph: Graph = dataclasses.field(repr=False, compare=False)
 
     def treated(self) -> list[PlanRow]:
         """Returns the rows of the layers that are compressed."""
@@ -168,7 +170,7 @@ def _planned(model, scheme, unfreeze):
         else:
             choice = as_taken(choice, layer)
             rows.append(PlanRow(name, layer, choice, unfrozen=name in is_frozen))
-    return _checked(scheme, *_unfrozen(model, rows))
+    return _checked(scheme, _unfrozen(Plan(model, tuple(rows), graph)))
 
 
 def _on_constants(graph):
@@ -190,7 +192,9 @@ def _on_constants(graph):
 
 def _frozen(model, replaced, graph):
     """Names of the layers, parts included, that do not train in the user's model."""
-    frozen = frozen_layers(model, Graph(model)) | frozen_layers(replaced.model, graph)
+    frozen = frozen_layers(replaced.model, graph)
+    if replaced.model is not model:
+        frozen |= frozen_layers(model, Graph(model))
     return {x for x in graph.layers() if frozen.intersection(replaced.names(x))}
 
 
@@ -208,33 +212,34 @@ def _requested(overrides, names, reason):
     return KeepFloat(reason)
 
 
-def _unfrozen(model, rows):
-    """The model and the rows, of a copy if layers are to be unfrozen."""
-    treated = [row.layer for row in rows if row.unfrozen]
-    copy = unfreeze_layers(model, treated)
-    if copy is model:
-        return model, rows
-    named = Graph(copy).layers()
-    return copy, [dataclasses.replace(row, layer=named[row.name]) for row in rows]
+def _unfrozen(plan):
+    """The plan, of a copy of its model if layers are to be unfrozen."""
+    treated = [row.layer for row in plan.rows if row.unfrozen]
+    copy = unfreeze_layers(plan.model, treated)
+    if copy is plan.model:
+        return plan
+    graph = Graph(copy)
+    named = graph.layers()
+    rows = [dataclasses.replace(row, layer=named[row.name]) for row in plan.rows]
+    return Plan(copy, tuple(rows), graph)
 
 
-def _checked(scheme, model, rows):
+def _checked(scheme, plan):
     """The plan, with the scheme's notes.
 
     Raises:
         ValueError: if the scheme's budget cannot be met.
     """
-    result = Plan(model, tuple(rows))
-    if result.treated():
+    if plan.treated():
         try:
-            scheme.check(model, result)
+            scheme.check(plan.model, plan)
         except ValueError as error:
-            if any(row.reason == FROZEN for row in rows):
+            if any(row.reason == FROZEN for row in plan.rows):
                 raise ValueError(f"{error} {FROZEN_HINT}") from error
             raise
-    notes = scheme.notes(model, result)
-    rows = [dataclasses.replace(row, note=notes.get(row.name, "")) for row in rows]
-    return Plan(model, tuple(rows))
+    notes = scheme.notes(plan.model, plan)
+    rows = (dataclasses.replace(x, note=notes.get(x.name, "")) for x in plan.rows)
+    return dataclasses.replace(plan, rows=tuple(rows))
 
 
 def warn_of_left_alone(plan: Plan) -> None:

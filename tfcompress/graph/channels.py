@@ -115,19 +115,30 @@ class Channels:
         return [r for r in self.resized.values() if r.role in roles]
 
     def _make_group_sets(self):
-        layers = {}
+        # Groups of one label have the same reason, and the same layers so far.
+        reasons: dict[str, int] = {}
+        labels: np.ndarray = np.array(
+            [reasons.setdefault(reason, len(reasons)) for reason in self.frozen], int
+        )
+        known: list[tuple] = [((), (), (), reason) for reason in reasons]
+        used: np.ndarray = np.zeros(len(labels), bool)
         # Producers, carriers and consumers, the order of `GroupSet`.
         sides = ("producer", "written"), ("carrier", "read"), ("producer", "read")
         for place, (role, side) in enumerate(sides):
             for resized in self._of_role(role):
-                for group in np.unique(getattr(resized, side)):
-                    names = layers.setdefault(group, ([], [], []))
-                    names[place].append(resized.name)
-        sets = {}
-        for group, names in sorted(layers.items()):
-            key = (*map(tuple, names), self.frozen[group])
-            sets.setdefault(key, []).append(group)
-        return [GroupSet(np.array(groups), *key) for key, groups in sets.items()]
+                groups = np.unique(getattr(resized, side))
+                old, index = np.unique(labels[groups], return_inverse=True)
+                labels[groups] = len(known) + index
+                used[groups] = True
+                for layers in map(list, map(known.__getitem__, old)):
+                    layers[place] += (resized.name,)
+                    known.append(tuple(layers))
+        groups = np.flatnonzero(used)
+        _, first = np.unique(labels[groups], return_index=True)
+        return [
+            GroupSet(groups[labels[groups] == label], *known[label])
+            for label in labels[groups][np.sort(first)]
+        ]
 
 
 def _in_groups(resized: Resized, group_of: np.ndarray) -> Resized:

@@ -2,11 +2,14 @@
 
 import collections
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import keras
 
 from tfcompress.compat import keras_private
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Graph:
             self._walk(model, self.inputs, "")
         )
         self._output_ids = {id(tensor) for tensor in self.outputs}
+        self._derived: dict[Callable[[Graph], Any], Any] = {}
         self._calls_of: dict[int, list[Call]] = {}
         self._consumers: dict[int, list[Call]] = {}
         for call in self.calls:
@@ -107,6 +111,12 @@ class Graph:
             if isinstance(call.operation, keras.layers.Layer):
                 first_names.setdefault(id(call.operation), (call.name, call.operation))
         return dict(first_names.values())
+
+    def derived(self, make: Callable[["Graph"], Result]) -> Result:
+        """Returns `make(graph)`, which is called once per graph, such as `Channels`."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        return self._derived[make]
 
     def calls_of(self, operation: keras.Operation) -> list[Call]:
         """The calls of one layer or operation."""

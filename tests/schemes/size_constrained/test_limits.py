@@ -176,8 +176,14 @@ def test_file_takes_about_the_largest_size_that_a_warning_names():
     assert size == pytest.approx(largest, rel=0.1)
 
 
+def wide():
+    """A network with more weights than a rough estimate looks at."""
+    layers = [keras.Input((600,)), keras.layers.Dense(600), keras.layers.Dense(4)]
+    return keras.Sequential(layers)
+
+
 def test_rough_estimates_are_on_the_safe_side():
-    for make in (layer_normalization, prelu, embedding, nested):
+    for make in (layer_normalization, prelu, embedding, nested, wide):
         model = make()
         scheme = tfc.SizeConstrained(size=1)
         rows = tfc.plan(model, tfc.PrunedTernary()).treated()

@@ -52,7 +52,7 @@ class BopsModel:
     def __init__(
         self, graph: Graph, model: keras.Model, input_shape: InputShape | None = None
     ) -> None:
-        self.filters = filters = Filters(graph)
+        self.filters = filters = graph.derived(Filters)
         removable = {
             name for name, found in filters.by_layer.items() if not found.why_kept
         }

@@ -45,7 +45,7 @@ class Filters:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._channels = Channels(graph)
+        self._channels = graph.derived(Channels)
         self._layers = graph.layers()
         self._calls = {
             name: len(graph.calls_of(layer)) for name, layer in self._layers.items()

@@ -14,7 +14,6 @@ from tfcompress.core.student import Student
 from tfcompress.core.training.calibration import CalibrateActivations, calibrate_weights
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost.input_shape import InputShape, parse_input_shape
-from tfcompress.graph.graph import Graph
 from tfcompress.quantizers import nested
 from tfcompress.quantizers.bit_sharing import check_candidates
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
@@ -120,7 +119,7 @@ class BitSharing(SearchingScheme):
         check_sizes_known(model, self.input_shape, "A cost in BOPs")
         if self.bops is None:
             return
-        bops_model = BopsModel(Graph(model), model, self.input_shape)
+        bops_model = BopsModel(plan.graph, model, self.input_shape)
         budget = parse_budget(self.bops, bops_model.float_bops, "bops")
         bits = {
             row.name: (
@@ -153,7 +152,7 @@ class BitSharing(SearchingScheme):
     def notes(self, model: keras.Model, plan: Plan) -> dict[str, str]:
         if self.group_size is None:
             return {}
-        all_filters = Filters(Graph(model))
+        all_filters = plan.graph.derived(Filters)
         gates = self._filter_gates(all_filters, plan)
         notes = {}
         for name, filters in all_filters.by_layer.items():
@@ -172,8 +171,8 @@ class BitSharing(SearchingScheme):
     def layers_before(
         self, model: keras.Model, plan: Plan
     ) -> dict[str, list[keras.layers.Layer]]:
-        graph = Graph(model)
-        filters = Filters(graph)
+        graph = plan.graph
+        filters = graph.derived(Filters)
         before: dict[str, list[keras.layers.Layer]] = {}
         for producer, gate in self._filter_gates(filters, plan).items():
             for consumer in filters.by_layer[producer].consumers:

@@ -16,7 +16,6 @@ from tfcompress.core.training.calibration import CalibrateActivations
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost.input_shape import InputShape, parse_input_shape
 from tfcompress.graph.channels import Channels
-from tfcompress.graph.graph import Graph
 from tfcompress.schemes.decomposition.factorize import Factorize, renamed
 from tfcompress.schemes.decomposition.scoring import equal_scores
 from tfcompress.schemes.decomposition.search import RankSearch
@@ -152,7 +151,7 @@ class Decomposition(SearchingScheme):
             check_sizes_known(model, self.input_shape, "A measured margin")
         if self.budget is None:
             return
-        channels = Channels(Graph(model))
+        channels = plan.graph.derived(Channels)
         factorized = [row.name for row in plan.treated()]
         width_model = WidthModel(
             model, channels, self.unit, factorized, self._margin(), self.input_shape
@@ -170,7 +169,7 @@ class Decomposition(SearchingScheme):
             )
 
     def notes(self, model: keras.Model, plan: Plan) -> dict[str, str]:
-        channels = Channels(Graph(model))
+        channels = plan.graph.derived(Channels)
         factorized = {row.name for row in plan.treated()}
         notes: dict[str, str] = {}
         for group_set in channels.group_sets:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # A budget of this multiple of the smallest size as estimated can certainly be met, and
 # one of this share of the largest is certainly used up.
 _CLEARLY, _CERTAINLY_USED = 1.5, 0.7
+# Weights of all layers that show whether a budget is certainly used up.
+_SAMPLE = 2**18
 # Bytes of the operators of a layer are at most about this: a layer normalization is a
 # dozen operators.
 _MOST_GRAPH_BYTES = 1500
@@ -65,8 +67,11 @@ class Limits:
 
     def is_certainly_used(self) -> bool:
         """Whether the budget is clearly below the largest size as estimated."""
-        codes = {layer.name: (_finest_codes(layer), 8) for layer in self.coded}
-        largest = self._budget.estimate_of(codes)
+        kernels = {x.name: np.asarray(kernel_of(x), np.float32) for x in self.coded}
+        step = math.ceil(sum(x.size for x in kernels.values()) / _SAMPLE)
+        codes = {n: (_finest_codes(x.ravel()[::step]), 8) for n, x in kernels.items()}
+        overhead = self._budget.overhead
+        largest = overhead + step * (self._budget.estimate_of(codes) - overhead)
         return self._budget.total < _CERTAINLY_USED * largest
 
     def smallest(self) -> float:
@@ -159,9 +164,8 @@ def check_limits(
         )
 
 
-def _finest_codes(layer):
-    """Codes of a layer's kernel with 8 bits, in a uniform grid."""
-    kernel = np.asarray(kernel_of(layer), np.float32)
+def _finest_codes(kernel):
+    """Codes of a kernel with 8 bits, in a uniform grid."""
     step = uniform_step(SortedNonZeros(kernel, SAMPLES), 8)[0]
     limit = code_limit(8)
     return np.clip(np.round(kernel / step), -limit, limit).astype(np.int8)
