@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tests.int8_files import export_int8
+from tests.schemes.int8_files import export_int8
 from tfcompress.layers.registry import forms_of
 
 # `(layer, shape of its input)`. Each follows a convolution or a dense layer.

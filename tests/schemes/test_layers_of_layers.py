@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tests.int8_files import export_int8
+from tests.schemes.int8_files import export_int8
 from tests.schemes.test_kinds_of_layers import SCHEMES
 from tfcompress.cost import layer_costs, total_cost
 

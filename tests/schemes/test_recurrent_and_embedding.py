@@ -10,7 +10,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tests.cases import few_quick
-from tests.int8_files import export_int8
+from tests.schemes.int8_files import export_int8
 from tfcompress.layers import PackedKernel
 
 WORDS, STEPS = 40, 6
