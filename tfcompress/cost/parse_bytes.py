@@ -28,7 +28,7 @@ def parse_bytes(size: float | str, name: str) -> float:
             value = float(size)
     if value is None or not 1 <= value < float("inf"):
         raise ValueError(
-            f"`{name}` is a number of at least 1 byte, or text with one of the units "
+            f"`{name}` is a number of bytes, at least 1, or text with one of the units "
             f"B, kB, MB, KiB and MiB, as in '100 kB'. Received: {name}={size!r}."
         )
     return value
