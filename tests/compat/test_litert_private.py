@@ -3,12 +3,14 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as kl
 
 from tfcompress.compat.litert_private import (
     ALIGNMENT,
     SharingBuilder,
     calibrate,
+    keep_kernels,
     schema,
     sort_arguments,
 )
@@ -96,3 +98,12 @@ def test_calibrate_returns_limits_that_quantize_obeys():
         if tensor.name.decode().startswith(name) and tensor.quantization is not None
     ]
     assert scales == pytest.approx([1 / 8])
+
+
+def test_converter_has_the_option_that_keeps_kernels():
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([], None)
+    before = vars(converter).copy()
+    keep_kernels(converter)
+    after = vars(converter)
+    changed = {name for name in after if after[name] is not before.get(name, ...)}
+    assert changed == {"_experimental_disable_fuse_mul_and_fc"} <= before.keys()

@@ -10,9 +10,9 @@ import pytest
 import tfcompress as tfc
 from tfcompress.cost.parse_bytes import parse_bytes
 
-# More than a float holds, or less than it tells from 0.
+# More than a float holds, or less than a byte.
 HUGE = [10**400, -(10**400), Fraction(10**400), "1e400 kB", f"{'9' * 400} kB"]
-TINY = [Fraction(1, 10**400), f"0.{'0' * 400}1 kB"]
+TINY = [Fraction(1, 10**400), f"0.{'0' * 400}1 kB", 0.5, "0.9 B"]
 
 
 def shortened(size):

@@ -209,3 +209,18 @@ def test_operations_that_need_known_sizes_are_converted_as_the_error_says():
     content = float_tflite(keras.Model(inputs, model(inputs)))
     x = samples((6, 5, 3))
     np.testing.assert_allclose(predict(content, x), model(x), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.* of the weights are left alone")
+@pytest.mark.parametrize(
+    "norm",
+    [kl.BatchNormalization(), kl.RMSNormalization()],
+    ids=lambda layer: layer.name,
+)
+def test_dense_kernel_after_a_normalization_is_not_multiplied(norm, tmp_path):
+    model = keras.Sequential([keras.Input((6,)), norm, kl.Dense(5)])
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.5, 2.0, weight.shape))
+    student = tfc.compress(model, tfc.Uniform(4, activation_bits=None))
+    tfc.export(tfc.finalize(student), tmp_path / "model.tflite")

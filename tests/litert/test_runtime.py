@@ -71,7 +71,8 @@ def test_predict_takes_several_inputs_by_order_or_name(two_inputs):
         ([np.ones((0, 3)), np.ones((0, 4))], "At least one sample"),
         ([np.ones((2, 3)), np.ones((2, 5))], r"-1 for any size.*\(2, 5\)"),
         ([np.ones((2, 3), "complex64"), np.ones((2, 4))], "complex64"),
-        ([3.0, 4.0], "The same number of samples"),
+        ([3.0, 4.0], "An array of samples, .* type float"),
+        (iter([np.ones((2, 3))]), "An array of samples, .* type list_iterator"),
     ],
 )
 def test_predict_refuses_data_that_does_not_fit(two_inputs, x, message):

@@ -2,9 +2,11 @@
 
 import re
 
+import keras
 import numpy as np
 import pytest
 
+import tfcompress as tfc
 from tests.micro.decoding import add_code, empty_model
 from tfcompress.compat.litert_private import schema
 from tfcompress.litert import flatbuffer
@@ -68,3 +70,16 @@ def test_layers_are_found_in_the_names_of_the_converter():
         "elsewhere/MatMul": None,
     }
     assert {name: operators._layer(name, known) for name in names} == names
+
+
+def test_tokens_of_int64_are_refused_with_a_remedy_that_works(tmp_path):
+    inputs = keras.Input((6,), dtype="int64")
+    x = keras.layers.Flatten()(keras.layers.Embedding(10, 4)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    options = {"target": "micro", "representative_data": np.ones((2, 6))}
+    with pytest.raises(ValueError, match="inputs of int32 in place of int64"):
+        tfc.export(model, tmp_path / "model.tflite", **options)
+    inputs = keras.Input((6,), dtype="int32")
+    other = keras.models.clone_model(model, input_tensors=inputs)
+    other.set_weights(model.get_weights())
+    tfc.export(other, tmp_path / "model.tflite", **options)

@@ -86,3 +86,11 @@ def test_summary_of_free_sizes_says_that_operations_are_unknown():
     assert "sizes of 3 layers open. summary(model, input_shape=(224, 224, 3))" in text
     known = tfc.summary(model, input_shape=(16, 16, 3))
     assert "unknown" not in known and f"{27 * 8 * 16 * 16:,}" in known
+
+
+def test_summary_of_a_student_counts_at_the_size_of_its_scheme():
+    scheme = tfc.BitSharing(bops="1/20", input_shape=(16, 16, 3))
+    student = tfc.compress(free_model("images"), scheme)
+    text = tfc.summary(student)
+    assert text == tfc.summary(student, input_shape=(16, 16, 3))
+    assert "unknown" not in text and f"{27 * 8 * 16 * 16:,}" in text

@@ -138,7 +138,10 @@ def test_sizes_that_do_not_depend_on_the_inputs_need_no_input_shape(measure):
 
 
 @each_counting
-def test_budget_is_refused_where_sizes_depend_on_more_than_the_inputs(measure):
+@pytest.mark.parametrize(("size", "given"), [(None, (16, 6)), (16, None)])
+def test_budget_is_refused_where_sizes_depend_on_more_than_the_inputs(
+    measure, size, given
+):
     class Open(kl.Layer):
         def compute_output_shape(self, shape):
             return (shape[0], None, *shape[2:])
@@ -146,11 +149,11 @@ def test_budget_is_refused_where_sizes_depend_on_more_than_the_inputs(measure):
         def call(self, x):
             return x
 
-    inputs = keras.Input((None, 6))
+    inputs = keras.Input((size, 6))
     x = kl.Conv1D(4, 3, name="after")(Open()(inputs))
     model = keras.Model(inputs, kl.GlobalAveragePooling1D()(x))
     with pytest.raises(ValueError, match=r"open for 'after'\. It depends on more"):
-        tfc.plan(model, COUNTING[measure]((16, 6)))
+        tfc.plan(model, COUNTING[measure](given))
 
 
 @pytest.mark.parametrize("name", [*COUNTING, *OTHERS])

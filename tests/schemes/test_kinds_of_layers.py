@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tests.schemes.int8_files import export_int8
 from tfcompress.layers.registry import forms_of
 
 # `(layer, shape of its input)`. Each follows a convolution or a dense layer.
@@ -80,10 +81,7 @@ def test_each_scheme_ends_in_a_proven_file(kind, scheme, tmp_path):
 def test_integer_files_have_the_codes_of_transposed_kernels(kind, tmp_path):
     student, name, x = trained(kind, "uniform")
     tiny = tfc.finalize(student)
-    report = tfc.export(
-        tiny, tmp_path / "int8.tflite", verify=x, optimize="latency",
-        activations="int8", representative_data=x,
-    )  # fmt: skip
+    report = export_int8(tiny, tmp_path, x)
     assert ("INT8", name) in [(row["type"], row["layer"]) for row in report["tensors"]]
     assert report["agreement"]["top1"] > 0.9
 
@@ -91,10 +89,7 @@ def test_integer_files_have_the_codes_of_transposed_kernels(kind, tmp_path):
 def test_integer_files_refuse_three_dimensional_kernels(tmp_path):
     student, name, x = trained("Conv3D", "uniform")
     with pytest.raises(ValueError, match=f"'{name}', whose CONV_3D has none"):
-        tfc.export(
-            tfc.finalize(student), tmp_path / "int8.tflite", optimize="latency",
-            activations="int8", representative_data=x,
-        )  # fmt: skip
+        export_int8(tfc.finalize(student), tmp_path, x)
     assert not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tests.schemes.int8_files import export_int8
 from tests.schemes.test_kinds_of_layers import SCHEMES
 from tfcompress.cost import layer_costs, total_cost
 
@@ -168,10 +169,7 @@ def test_students_of_user_classes_have_attention():
 def test_integer_files_have_the_codes_of_attention(tmp_path):
     _, student, x = trained("image", tfc.Uniform(4, 8))
     tiny = tfc.finalize(student)
-    report = tfc.export(
-        tiny, tmp_path / "int8.tflite", verify=x, optimize="latency",
-        activations="int8", representative_data=x,
-    )  # fmt: skip
+    report = export_int8(tiny, tmp_path, x)
     stored = {row["layer"] for row in report["tensors"]}
     assert "first_attention/query_dense" in stored
     assert report["agreement"]["top1"] > 0.8

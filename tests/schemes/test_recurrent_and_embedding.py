@@ -10,6 +10,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tests.cases import few_quick
+from tests.schemes.int8_files import export_int8
 from tfcompress.layers import PackedKernel
 
 WORDS, STEPS = 40, 6
@@ -185,17 +186,14 @@ def test_dequantized_student_predicts_the_same():
     )
 
 
-def integer_report(net, path):
+def integer_report(net, folder):
     student, x = trained(net, "uniform")
-    return tfc.export(
-        tfc.finalize(student), path, verify=x, optimize="latency",
-        activations="int8", representative_data=x,
-    )  # fmt: skip
+    return export_int8(tfc.finalize(student), folder, x)
 
 
 @pytest.mark.parametrize("net", ["text", "reversible"])
 def test_integer_files_have_the_codes_of_tables(net, tmp_path):
-    report = integer_report(net, tmp_path / "int8.tflite")
+    report = integer_report(net, tmp_path)
     assert report["agreement"]["top1"] > 0.8
     assert "INT4" in {row["type"] for row in report["tensors"]}
 
@@ -239,10 +237,7 @@ def test_integer_files_of_one_sample_have_unrolled_layers(tmp_path):
 
 
 def check_integer_file(tiny, x, tmp_path):
-    report = tfc.export(
-        tiny, tmp_path / "int8.tflite", verify=x,
-        optimize="latency", activations="int8", representative_data=x,
-    )  # fmt: skip
+    report = export_int8(tiny, tmp_path, x)
     assert report["agreement"]["top1"] > 0.8
     assert "steps" in {row["layer"] for row in report["tensors"]}
 
@@ -263,7 +258,7 @@ def test_files_of_microcontrollers_have_unrolled_layers(kind, shape, tmp_path):
 
 def test_integer_files_refuse_loops_over_steps(tmp_path):
     with pytest.raises(ValueError, match="build recurrent layers with unroll=True"):
-        integer_report("lstm", tmp_path / "int8.tflite")
+        integer_report("lstm", tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -237,7 +237,9 @@ def _create_training_variables(model, specs):
         lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), specs
     )
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tensors)
-    y_pred = model.output
+    y_pred = keras.tree.map_structure(  # a model of one batch size may train on others
+        lambda x: keras.KerasTensor((None, *x.shape[1:]), x.dtype), model.output
+    )
     if isinstance(y_pred, (list, tuple)) and len(y_pred) == 1:
         y_pred = y_pred[0]  # as a call returns it
     for compute in unbuilt:

@@ -10,7 +10,7 @@ import numpy as np
 # does not document them.
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = ["SharingBuilder", "calibrate", "schema", "sort_arguments"]
+__all__ = ["SharingBuilder", "calibrate", "keep_kernels", "schema", "sort_arguments"]
 
 # `Buffer.data` has `force_align: 16` in the schema; the generated Python code ignores
 # it.
@@ -78,3 +78,16 @@ def calibrate(
         `{tensor name: {"min": array, "max": array}}`, arrays of one element.
     """
     return quantizer.calibrate({"serving_default": [batch]})
+
+
+def keep_kernels(converter: Any) -> None:
+    """Keeps a converter from multiplying kernels by factors of their input channels.
+
+    A product with a constant before a dense layer, such as batch or RMS normalization,
+    would become a part of the float kernel. Codes with a scale per output channel
+    cannot express that kernel. The public API has no option for it.
+
+    Args:
+        converter: a `tf.lite.TFLiteConverter`, which is changed.
+    """
+    converter._experimental_disable_fuse_mul_and_fc = True

@@ -101,7 +101,7 @@ def check_sizes_known(
     hint = (
         f"Give the scheme the size to count at, such as input_shape="
         f"{example_input_shape(model)}. The model still takes inputs of any size."
-        if input_shape is None
+        if input_shape is None and any(None in x.shape[1:] for x in model.inputs)
         else "It depends on more than the shape of the inputs. Give `Decomposition` a "
         "budget of parameters, or `SizeConstrained` one of bytes."
     )

@@ -41,7 +41,8 @@ def callbacks(
         data: training inputs of the student, as in `keras.Model.fit`: arrays, or
             batches in a form that can be read more than once. Some of them are read,
             see `tfcompress.core.training.data.take_inputs`.
-        batch_size: int or None. Samples per batch of arrays; None is 32.
+        batch_size: int or None. Samples per batch of arrays; None is 32. A student
+            that computes on one size alone, such as a stateful one, needs it.
 
     Returns:
         List of `keras.callbacks.Callback` for one training at a time.

@@ -128,7 +128,8 @@ def layer_costs(
             student with `Quant*` layers, or finalized with `Packed*` layers.
         input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
             at which a model of free input sizes is counted. For several inputs a list
-            of these in the order of the inputs, or a dict by their names.
+            of these in the order of the inputs, or a dict by their names. None is the
+            `input_shape` of a student's scheme, if it has one.
 
     Returns:
         `LayerCost`s in the order of the layers' first calls. A shared layer appears
@@ -139,6 +140,8 @@ def layer_costs(
             does not take inputs of `input_shape`.
     """
     calls_of: dict[int, list[Call]] = {}
+    if input_shape is None:
+        input_shape = getattr(getattr(model, "scheme", None), "input_shape", None)
     graph = sized_graph(_opened(with_graph(model)), input_shape)
     samples = samples_of(graph)
     for call in graph.calls:

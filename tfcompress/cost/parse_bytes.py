@@ -9,7 +9,7 @@ _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "kib": 2**10, "mib": 2**20}
 
 
 def parse_bytes(size: float | str, name: str) -> float:
-    """Returns the bytes of a size, a finite number above 0.
+    """Returns the bytes of a size, a finite number of at least 1.
 
     Args:
         size: number of bytes, or text with a unit, such as "100 kB" or "1.5 MiB".
@@ -26,9 +26,9 @@ def parse_bytes(size: float | str, name: str) -> float:
     elif is_number(size):
         with contextlib.suppress(OverflowError):
             value = float(size)
-    if value is None or not 0 < value < float("inf"):
+    if value is None or not 1 <= value < float("inf"):
         raise ValueError(
-            f"`{name}` is a number of bytes above 0, or text with one of the units B, "
-            f"kB, MB, KiB and MiB, as in '100 kB'. Received: {name}={size!r}."
+            f"`{name}` is a number of bytes, at least 1, or text with one of the units "
+            f"B, kB, MB, KiB and MiB, as in '100 kB'. Received: {name}={size!r}."
         )
     return value

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from tfcompress import layers
+from tfcompress.compat.litert_private import keep_kernels
 from tfcompress.cost.input_shape import example_input_shape
 from tfcompress.graph.graph import check_has_graph
 from tfcompress.graph.levels.integer_forms import in_float
@@ -176,6 +177,7 @@ def _converted(model, shapes):
             converter = tf.lite.TFLiteConverter.from_concrete_functions(
                 [graph], tf.Module()
             )
+            keep_kernels(converter)
             return converter.convert()
         except Exception as error:
             raise _ConverterError(_first_line(f"{error}\n{log()}")) from error

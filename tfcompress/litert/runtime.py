@@ -305,7 +305,7 @@ def _of_dataset(dataset, names):
 def _of_arrays(x, names, batch_size):
     arrays = _ordered(x, names)
     counts = {array.shape[:1] for array in arrays}
-    if len(counts) > 1 or () in counts:
+    if len(counts) > 1:
         raise ValueError(
             "The same number of samples for each input is expected. Received: shapes "
             f"{[array.shape for array in arrays]}."
@@ -316,6 +316,14 @@ def _of_arrays(x, names, batch_size):
 
 def _ordered(x, names):
     """Lists one array per input, in the order of the names."""
+    given = list(x.values()) if isinstance(x, dict) else x
+    for array in given if isinstance(given, (list, tuple)) else [given]:
+        if np.ndim(array) == 0:
+            raise ValueError(
+                "An array of samples, a list or dict of arrays, or a batched "
+                "tf.data.Dataset is expected. Received: an object of type "
+                f"{type(array).__name__}."
+            )
     if isinstance(x, dict):
         missing = [name for name in names if name not in x]
         arrays = [x[name] for name in names if name in x]

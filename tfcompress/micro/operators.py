@@ -37,6 +37,12 @@ _METHODS = {
     "PADV2": "AddPadV2",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
+# An embedding of int64 tokens has operators that one of int32 tokens lacks.
+_INT64_HINT = (
+    "Give the model inputs of int32 in place of int64, by keras.models.clone_model("
+    "model, input_tensors=keras.Input(shape, dtype='int32')) and set_weights("
+    "model.get_weights()). If operators are still missing: "
+)
 
 
 def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
@@ -81,10 +87,13 @@ def check_supported(model: schema.ModelT, layers: Sequence[str]) -> None:
     ]
     if missing:
         found = listed([f"{name} of '{layer}'" for name, layer in missing])
+        graph = model.subgraphs[0]
+        types = {graph.tensors[index].type for index in graph.inputs}
         raise ValueError(
             "Operators that TensorFlow Lite Micro has are expected. Received: "
-            f"{found}. Replace these layers by others, or let the model end before "
-            "them, and compute them on the device yourself."
+            f"{found}. {_INT64_HINT * (schema.TensorType.INT64 in types)}Replace these "
+            "layers by others, or let the model end before them, and compute them on "
+            "the device yourself."
         )
 
 

@@ -20,7 +20,8 @@ def summary(model: keras.Model, input_shape: InputShape | None = None) -> str:
     Args:
         model: built model: plain, a student, or finalized; see `layer_costs`.
         input_shape: tuple of ints without the batch axis. Size at which a model of
-            free input sizes is counted, see `tfcompress.cost.layer_costs`.
+            free input sizes is counted, see `tfcompress.cost.layer_costs`. None is that
+            of a student's scheme, if it has one.
 
     Returns:
         A string of lines no wider than 120 characters.

@@ -193,12 +193,23 @@ def test_memory_of_the_samples_is_bounded(make, monkeypatch):
     assert [len(x) for x in take_inputs(make(), 4, samples=20).batches] == [4]
 
 
+@pytest.mark.parametrize("size", [4, 1])
 @pytest.mark.parametrize("make", [lambda: X[:150], dataset, Batches, generator])
-def test_batches_have_the_fixed_batch_size_of_the_model(make):
-    model = keras.Sequential([keras.Input(batch_shape=(3, 2)), layers.Dense(1)])
-    assert fixed_batch_size(model) == 3
-    batches = take_inputs(make(), 32, samples=20, model=model).batches
-    assert len(batches) >= 5 and {len(x) for x in batches} == {3}
+def test_batches_have_the_size_of_the_data_and_of_a_model_that_is_fixed_to_it(
+    make, size
+):
+    # Keras trains a model that is fixed to another size, such as that of a first call.
+    model = keras.Sequential([layers.Dense(1)])
+    model(X[:size])
+    assert fixed_batch_size(model) == size
+    batches = take_inputs(make(), 4, samples=20, model=model).batches
+    assert len(batches) >= 5 and {len(x) for x in batches} == {4}
+
+
+def test_batches_of_other_sizes_than_the_fixed_one_are_left_out():
+    model = keras.Sequential([keras.Input(batch_shape=(4, 2)), layers.Dense(1)])
+    batches = take_inputs(iter([X[:4], X[:3]]), model=model).batches
+    assert [len(x) for x in batches] == [4]
 
 
 def test_batch_size_follows_from_steps_per_epoch():
@@ -318,6 +329,20 @@ def test_fit_takes_a_model_of_fixed_batch_size(scheme):
     x, y = samples(40)
     student.fit(x, y, 8, verbose=0)
     check_statistics(student)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fit_takes_a_sequential_that_was_built_by_a_call_on_one_sample():
+    x, y = samples(40)
+    kinds = layers.Dense(8), layers.BatchNormalization(), layers.Dense(CLASSES)
+    model = keras.Sequential(kinds)
+    model(x[:1])
+    student = tfc.compress(model, SCHEMES["bits"]())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    student.compile("adam", loss, metrics=["accuracy"])
+    student.fit(x, y, 8, verbose=0)
+    (norm,) = [x for x in student.layers if type(x) is layers.BatchNormalization]
+    assert np.min(norm.moving_variance) > 1e-3  # that of single samples is 0
 
 
 @pytest.mark.parametrize("x", [None, [1, 2], "text", iter([])])

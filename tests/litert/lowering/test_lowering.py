@@ -199,3 +199,10 @@ def test_export_refuses_an_allowance_that_is_no_positive_number(allowance, tmp_p
 def test_export_refuses_an_allowance_for_the_smallest_file(tmp_path):
     with pytest.raises(ValueError, match="`allowance` is expected with one of"):
         tfc.export(bottleneck(), tmp_path / "m.tflite", allowance=1.3)
+
+
+@pytest.mark.parametrize("optimize", ["latency", "balanced"])
+def test_model_without_kernels_takes_its_time(optimize, tmp_path):
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.ReLU()])
+    report = export(model, tmp_path / "m.tflite", optimize=optimize)
+    assert report["predicted_time"]["ratio"] == 1.0 and report["layers"] == []

@@ -311,3 +311,21 @@ def test_out_of_range_arguments_are_refused(arguments):
     name = list(arguments)[0]
     with pytest.raises(ValueError, match=f"`{name}`.*Received.*{name}="):
         tfc.BitSharing(**{"bops": "1/40", **arguments})
+
+
+def test_filters_are_searched_where_no_bits_are():
+    """The first and the last layer have 8 bits, and filters between them may go."""
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.GlobalMaxPooling2D(),
+            layers.Dense(3),
+        ]
+    )
+    student = tfc.compress(model, tfc.BitSharing(bops="1/17"))
+    student.compile("adam", "mse", jit_compile=False)
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 4))
+    history = student.fit(x, np.zeros((16, 3)), epochs=3, verbose=0).history
+    assert (history["phase"][0], history["phase"][-1]) == (0.0, 1.0)
+    assert bops(tfc.finalize(student)) <= bops(model) / 17

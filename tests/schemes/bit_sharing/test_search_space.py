@@ -37,7 +37,7 @@ def test_connecting_a_student_again_changes_nothing():
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_space_is_frozen_once_all_bits_are(bits):
+def test_space_is_frozen_once_all_bits_and_filters_are(bits):
     student = tfc.compress(small_net(), tfc.BitSharing(penalty=0.0))
     space = SearchSpace(student)
     gates = [x for x in space.bit_gates() if x.threshold is not None]
@@ -45,4 +45,7 @@ def test_space_is_frozen_once_all_bits_are(bits):
     for x in gates:
         assert not space.is_frozen()
         x.freeze(bits)
+    for gate in space.filter_gates.values():
+        assert not space.is_frozen()
+        gate.freeze(np.ones(gate.group_count, bool))
     assert space.is_frozen() and SearchSpace(student).is_frozen()

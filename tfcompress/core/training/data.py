@@ -72,23 +72,23 @@ def take_inputs(
         validation_split: float in [0, 1). Share at the end of arrays that is not
             trained on.
         samples: int. Number of samples that suffices.
-        model: model to train, or None. If its inputs have a fixed batch size, batches
-            have that size.
+        model: model to train, or None. If the data have batches of the size that its
+            inputs are fixed to, all batches have that size. With other batches the
+            model computes on any, as a Sequential that was built by a call does.
         steps_per_epoch: int or None. Argument of `fit`.
         shuffle: bool. Argument of `fit`.
     """
     size = None if model is None else fixed_batch_size(model)
     if isinstance(data, keras.utils.PyDataset):
         batches = _from_py_dataset(data, samples, steps_per_epoch)
-        return Inputs(_resized(batches, size), data)
+        return Inputs(_of_size(batches, size), data)
     if _are_arrays(data):
         _check_lengths(data)
         count = int(_size(data) * (1.0 - validation_split))
         if not batch_size:
             batch_size = math.ceil(count / steps_per_epoch) if steps_per_epoch else 32
-        rows, parts = _choose_rows(
-            data, count, size or batch_size, samples, size is not None
-        )
+        exactly = batch_size == size
+        rows, parts = _choose_rows(data, count, batch_size, samples, exactly)
         with announced("Reading training samples"):
             return Inputs(_from_arrays(data, rows, parts, shuffle), data)
     reader = _Reader(model, samples, steps_per_epoch)
@@ -98,7 +98,7 @@ def take_inputs(
         reader.read(data.get_numpy_iterator())
     elif isinstance(data, Iterable) and not isinstance(data, (list, tuple, dict, str)):
         reader.read(data)
-    return Inputs(_resized(reader.batches(), size), data, reader.steps)
+    return Inputs(_of_size(reader.batches(), size), data, reader.steps)
 
 
 def check_has_samples(name: str, data: Any, batches: list[Any] | None = None) -> None:
@@ -130,7 +130,10 @@ def check_has_samples(name: str, data: Any, batches: list[Any] | None = None) ->
 
 
 def fixed_batch_size(model: keras.Model) -> int | None:
-    """Returns the batch size that a model's inputs require, or None for any."""
+    """Returns the batch size of a model's inputs, or None for any.
+
+    Most layers compute on other sizes as well, and Keras does not check it.
+    """
     sizes = {tensor.shape[0] for tensor in model.inputs} - {None}
     return sizes.pop() if sizes else None
 
@@ -269,16 +272,11 @@ def _batches_to_keep(replicas, samples):
     return max(1, min(by_samples, by_bytes))
 
 
-def _resized(batches, size):
-    """The batches cut to a size, if it is given and one of them has that many."""
-    if size is None:
+def _of_size(batches, size):
+    """The batches of a size, if the first of them has it; else all."""
+    if not batches or _size(batches[0]) != size:
         return batches
-    cut = [
-        _sliced(batch, slice(start, start + size))
-        for batch in batches
-        for start in range(0, _size(batch) - size + 1, size)
-    ]
-    return cut or batches
+    return [batch for batch in batches if _size(batch) == size]
 
 
 def _are_arrays(data):

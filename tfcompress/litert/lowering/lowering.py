@@ -199,7 +199,8 @@ class Lowering:
             off_hull=True,
         )
         chosen = [offered[choices[str(i)]] for i, offered in enumerate(options)]
-        ratio = (fixed + sum(option.time for option in chosen)) / reference
+        time = fixed + sum(option.time for option in chosen)
+        ratio = time / reference if every else 1.0  # nothing reads a kernel
         self.report["predicted_time"] = {
             "relative_to": REFERENCES[self._optimize],
             "ratio": round(float(ratio), 3),

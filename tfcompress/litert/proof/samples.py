@@ -111,7 +111,11 @@ class Samples:
         pairs = zip(received, expected, strict=True)
         if self._is_dataset() or not all(_fits(a[1:], b[1:]) for a, b in pairs):
             return ""
-        return f" Pass a multiple of {self._batch_size} samples."
+        return (
+            f" Pass a multiple of {self._batch_size} samples, or make `inputs` of any "
+            "number of them by keras.Input(shape), and export keras.Model(inputs, "
+            "model(inputs))."
+        )
 
     def _is_dataset(self):
         return hasattr(self._data, "as_numpy_iterator")
@@ -152,6 +156,8 @@ class Samples:
             shape = [batch or RANDOM_SAMPLES, *(size or FREE_SIZE for size in sizes)]
             if "float" in x.dtype:
                 arrays.append(rng.standard_normal(shape).astype(x.dtype))
+            elif x.dtype == "string":
+                arrays.append(np.full(shape, b"", object))
             else:  # 0 and 1 are valid wherever integers mean something
                 arrays.append(rng.integers(0, 2, shape).astype(x.dtype))
         return arrays

@@ -138,13 +138,16 @@ class SearchSpace:
         return is_new
 
     def is_frozen(self) -> bool:
-        """Returns whether the search is over."""
+        """Returns whether the search of bits and of filters is over."""
         quantizers = [
             quantizer
             for layer in self.layers.values()
             for quantizer in (layer.kernel_quantizer, layer.input_quantizer)
         ]
-        return all(q is None or q.unfinished() is None for q in quantizers)
+        frozen = [gate.frozen for gate in self.filter_gates.values()]
+        return all(q is None or q.unfinished() is None for q in quantizers) and bool(
+            np.all(ops.convert_to_numpy(frozen))
+        )
 
     def margins(self) -> Margins:
         """Returns the margin of each gate, positive where it is open.
