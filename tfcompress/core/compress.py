@@ -5,6 +5,7 @@ import dataclasses
 import keras
 
 from tfcompress.core.checks import check_compressible
+from tfcompress.core.config import QuantizeConfig
 from tfcompress.core.distillation.distillation import Distillation, check_teacher
 from tfcompress.core.plan import (
     FROZEN,
@@ -14,12 +15,14 @@ from tfcompress.core.plan import (
 )
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
-from tfcompress.core.tensor_ranges import TensorRanges
+from tfcompress.core.tensor_ranges import BITS, TensorRanges
 from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers.registry import forms_of
 from tfcompress.progress_bar import announced, progress_bar
+from tfcompress.quantizers import Uniform
 
 
 def compress(
@@ -119,11 +122,16 @@ def _student_of(model, scheme, unfreeze):
         ranges = TensorRanges(graph, quantizing)
         for key in ranges.without_own_range:
             configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
+        if scheme.packs_all_kernels():
+            configs = {**_in_eight_bits(graph), **configs}
 
     def replace(layer):
         if id(layer) in configs:
+            is_planned = id(layer) in norms
             new = configs[id(layer)].student_layer(
-                layer, scheme.weight_decay, norms[id(layer)]
+                layer,
+                scheme.weight_decay if is_planned else None,
+                norms.get(id(layer)),
             )
         elif id(layer) in absorbed:
             return None
@@ -139,7 +147,7 @@ def _student_of(model, scheme, unfreeze):
     with progress_bar("Weights of the student", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if id(old) in configs:
-                configs[id(old)].copy_weights(old, new, norms[id(old)])
+                configs[id(old)].copy_weights(old, new, norms.get(id(old)))
             else:
                 copy_weights(old, new)
     if user_class is not None:
@@ -147,3 +155,12 @@ def _student_of(model, scheme, unfreeze):
     student.set_scheme(scheme)
     scheme.prepare(student)
     return student
+
+
+def _in_eight_bits(graph):
+    """`{id: treatment}` of all layers whose kernels an int8 file rounds to 8 bits."""
+    return {
+        id(layer): QuantizeConfig(Uniform(BITS))
+        for layer in graph.layers().values()
+        if QuantizeConfig.why_not(layer) is None and forms_of(layer).is_linear
+    }

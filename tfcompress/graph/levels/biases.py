@@ -9,9 +9,9 @@ from keras import ops
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.levels.stored_tensors import levels_of_tensors
-from tfcompress.layers import PackedKernel, QuantizedKernel, QuantizedTensor
+from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
 from tfcompress.layers.batch_norm import affine, fold
-from tfcompress.layers.kernel import by_channel
+from tfcompress.layers.kernel import ComputedKernel, by_channel
 
 
 def round_biases(model: keras.Model) -> None:
@@ -45,12 +45,12 @@ def move_means(student: keras.Model) -> None:
     `round_biases` at most. Frozen normalizations are left alone.
 
     Args:
-        student: Functional model with `Quant*` layers. Without a `QuantizedTensor`
+        student: Functional model with training layers. Without a `QuantizedTensor`
             nothing is changed.
     """
-    for layer, norm, step in _on_learned_levels(student):
+    for layer, norm, product in _on_learned_levels(student):
         if norm is not None and norm.trainable:
-            _move_mean(layer, norm, step)
+            _move_mean(layer, norm, *product)
 
 
 def round_trained_biases(student: keras.Model) -> None:
@@ -59,18 +59,19 @@ def round_trained_biases(student: keras.Model) -> None:
     Args:
         student: see `move_means`. Layers that are frozen are left alone.
     """
-    for layer, norm, step in _on_learned_levels(student):
+    for layer, norm, (codes, scale, step) in _on_learned_levels(student):
         has_bias = getattr(layer, "use_bias", False)
         if norm is None and has_bias and layer.trainable:
-            codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
             unit = step * _scales_with_zeros(codes, scale, layer).reshape(-1)
-            layer.bias.assign(_rounded(ops.convert_to_numpy(layer.bias), unit))
+            bias = layer.inference_bias()
+            excess = bias - _rounded(bias, unit)
+            layer.bias.assign(ops.convert_to_numpy(layer.bias) - excess)
 
 
 def _on_learned_levels(student):
-    """Yields `(layer, normalization after it or None, distance of two input levels)`.
+    """Yields `(layer, normalization after it or None, product)`.
 
-    Of all `Quant*` layers whose inputs are on levels of a student on tensor ranges.
+    Of all layers of a student on tensor ranges that have a `biased_product`.
     """
     graph = Graph(student)
     layers = graph.layers().values()
@@ -78,16 +79,17 @@ def _on_learned_levels(student):
         return
     levels = levels_of_tensors(graph)
     for layer in layers:
-        if isinstance(layer, QuantizedKernel):
+        if isinstance(layer, ComputedKernel) and isinstance(layer, TrainingForm):
             source = _one_source(graph, layer, levels)
-            quantizer = layer.input_quantizer or getattr(source, "quantizer", None)
-            if quantizer is not None:
-                yield layer, foldable(graph, layer), quantizer.scale_value()
+            quantizer = getattr(source, "quantizer", None)
+            product = layer.biased_product(quantizer and quantizer.scale_value())
+            if product is not None:
+                yield layer, foldable(graph, layer), product
 
 
-def _move_mean(layer, norm, step):
-    codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
-    bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(())
+def _move_mean(layer, norm, codes, scale, step):
+    bias = layer.inference_bias()
+    bias = np.zeros(()) if bias is None else bias
     codes, scale, bias = fold(codes, scale, bias, norm)
     unit = step * _scales_with_zeros(codes, scale, layer).reshape(-1)
     multiplier = affine(norm)[0]

@@ -185,6 +185,9 @@ class Decomposition(SearchingScheme):
     def learns_all_ranges(self) -> bool:
         return self.activation_bits == BITS
 
+    def packs_all_kernels(self) -> bool:
+        return self.learns_all_ranges()
+
     def connect(self, student: Student) -> None:
         student.rank_space = RankSpace(
             student, self.unit, self._margin(), self.input_shape
