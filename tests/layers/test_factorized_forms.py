@@ -28,7 +28,10 @@ KINDS = {
     ),
     "1x1": (lambda **kw: FactorizedConv2D(8, 1, use_bias=False, **kw), (4, 4, 12)),
     "dense": (lambda **kw: FactorizedDense(8, **kw), (12,)),
-    "between": (lambda **kw: FactorizedNormConv2D(8, 3, kernel_rank=8, **kw), (9, 9, 5)),
+    "between": (
+        lambda **kw: FactorizedNormConv2D(8, 3, kernel_rank=8, **kw),
+        (9, 9, 5),
+    ),
     "between, dense": (lambda **kw: FactorizedNormDense(8, kernel_rank=8, **kw), (12,)),
 }
 

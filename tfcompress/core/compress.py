@@ -10,6 +10,8 @@ from tfcompress.core.distillation.distillation import Distillation, check_teache
 from tfcompress.core.plan import (
     FROZEN,
     FROZEN_HINT,
+    OF_CONSTANTS,
+    UNUSED,
     plan_of_checked,
     warn_of_left_alone,
 )
@@ -44,7 +46,9 @@ def compress(
     With learned ranges of 8 bits for all activations (`activation_bits=8`) the student
     also has `tfcompress.layers.QuantizedTensor` layers. Outputs keep their names: if
     the rounding or the activation of an output becomes a layer of its own, that layer
-    has the name of the output, and the layer before it is named "NAME_unrounded".
+    has the name of the output, and the layer before it is named "NAME_unrounded". With
+    `Decomposition` layers that are left alone, also frozen ones, then compute with
+    kernels of 8 bits.
 
     The student of a Functional model of the user's own class is an instance of that
     class, so that `train_step` and other methods run. Its constructor is called with
@@ -123,7 +127,7 @@ def _student_of(model, scheme, unfreeze):
         for key in ranges.without_own_range:
             configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
         if scheme.packs_all_kernels():
-            configs = {**_in_eight_bits(graph), **configs}
+            configs = {**_in_eight_bits(planned), **configs}
 
     def replace(layer):
         if id(layer) in configs:
@@ -157,10 +161,12 @@ def _student_of(model, scheme, unfreeze):
     return student
 
 
-def _in_eight_bits(graph):
-    """`{id: treatment}` of all layers whose kernels an int8 file rounds to 8 bits."""
+def _in_eight_bits(planned):
+    """`{id: treatment}` of layers left alone whose kernels an int8 file rounds."""
     return {
-        id(layer): QuantizeConfig(Uniform(BITS))
-        for layer in graph.layers().values()
-        if QuantizeConfig.why_not(layer) is None and forms_of(layer).is_linear
+        id(row.layer): QuantizeConfig(Uniform(BITS))
+        for row in planned.rows
+        if row.reason not in (UNUSED, OF_CONSTANTS)
+        and QuantizeConfig.why_not(row.layer) is None
+        and forms_of(row.layer).is_linear
     }

@@ -17,8 +17,6 @@ from tfcompress.types import Tensor
 
 if TYPE_CHECKING:
     from tfcompress.layers.factorized import FactorizedKernel
-else:
-    FactorizedKernel = object
 
 BITS = 8
 
@@ -39,6 +37,9 @@ class Int8Factors(TrainingForm):
     """
 
     int8 = False
+    frozen: Any
+    rank_mask: Any
+    compute_dtype: str
 
     @property
     def folds_batch_norm(self) -> bool:  # type: ignore[override]
@@ -76,9 +77,7 @@ class Int8Factors(TrainingForm):
         """Returns the outputs of the basis on levels, in the layer's compute dtype."""
         return ops.cast(self.hidden_quantizer(hidden), self.compute_dtype)
 
-    def encoded_kernels(
-        self: FactorizedKernel,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encoded_kernels(self: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns the kernels that int8 operators read, in their order.
 
         Returns:
@@ -93,7 +92,7 @@ class Int8Factors(TrainingForm):
         return [self.kernel_quantizer.encode(factor) for factor in kept]
 
     def biased_product(
-        self: FactorizedKernel, step: float | None
+        self: Any, step: float | None
     ) -> tuple[np.ndarray, np.ndarray, float] | None:
         if not self.int8 or not float(ops.convert_to_numpy(self.frozen)):
             return None
@@ -103,7 +102,7 @@ class Int8Factors(TrainingForm):
         return None if step is None else (*kernels[-1], step)
 
     def copy_codes(
-        self: FactorizedKernel,
+        self: Any,
         layers: list[keras.layers.Layer],
         norm: keras.layers.BatchNormalization | None,
     ) -> None:

@@ -61,12 +61,11 @@ class FactorizedNorm(FactorizedKernel):
             return self._biased_and_activated(self._mixed(hidden, coefficients))
         rounds = self.has_two_products()
         basis, coefficients = (
-            ops.where(rounds, self.kernel_quantizer(x), x) for x in (basis, coefficients)
+            ops.where(rounds, self.kernel_quantizer(factor), factor)
+            for factor in (basis, coefficients)
         )
         hidden = self._normalized(inputs, basis, training)
-        hidden = ops.cond(
-            rounds, lambda: self.on_hidden_levels(hidden), lambda: hidden
-        )
+        hidden = ops.cond(rounds, lambda: self.on_hidden_levels(hidden), lambda: hidden)
         outputs = self._mixed(hidden, coefficients)
         outputs = outputs + ops.cond(
             self.has_one_product(),

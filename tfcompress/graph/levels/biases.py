@@ -13,7 +13,6 @@ from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
 from tfcompress.layers.batch_norm import affine, fold
 from tfcompress.layers.kernel import ComputedKernel
 
-
 # Bound of the sums of int8 operators, and the largest distance of two int8 levels.
 _SUMS = 2**31
 _DISTANCE = 255
@@ -50,7 +49,7 @@ def with_room_for_biases(
     fits = bias / (step * scale) + _DISTANCE * products < _SUMS
     codes = codes * fits.astype(np.int8)
     used = fits & (products > 0)
-    largest = np.max(scale[used], initial=0.0) or 1.0
+    largest = float(np.max(scale[used], initial=0.0)) or 1.0
     # A power of two, so that biases in these units need the same scale.
     needed = np.ldexp(2.0, np.frexp(bias / (step * _SUMS))[1])
     scale = np.where(used, scale, np.maximum(largest, needed))
