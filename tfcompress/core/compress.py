@@ -107,12 +107,7 @@ def _student_of(model, scheme, unfreeze):
     }
     absorbed = {id(norm) for norm in norms.values() if norm is not None}
     names = {id(row.layer): row.name for row in planned.rows}
-    if not configs:
-        is_frozen = any(row.reason == FROZEN for row in planned.rows)
-        raise ValueError(
-            "There must be at least one layer to compress. Received: a model in which "
-            f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
-        )
+    _check_has_treatments(planned)
     warn_of_left_alone(planned)
 
     before = scheme.layers_before(model, planned)
@@ -126,17 +121,14 @@ def _student_of(model, scheme, unfreeze):
         ranges = TensorRanges(graph, quantizing)
         for key in ranges.without_own_range:
             configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
-        if scheme.packs_all_kernels():
-            configs = {**_in_eight_bits(planned), **configs}
+    if scheme.packs_all_kernels():
+        configs = {**_in_eight_bits(planned), **configs}
 
     def replace(layer):
         if id(layer) in configs:
-            is_planned = id(layer) in norms
-            new = configs[id(layer)].student_layer(
-                layer,
-                scheme.weight_decay if is_planned else None,
-                norms.get(id(layer)),
-            )
+            decay = scheme.weight_decay if id(layer) in norms else None
+            norm = norms.get(id(layer))
+            new = configs[id(layer)].student_layer(layer, decay, norm)
         elif id(layer) in absorbed:
             return None
         else:
@@ -159,6 +151,16 @@ def _student_of(model, scheme, unfreeze):
     student.set_scheme(scheme)
     scheme.prepare(student)
     return student
+
+
+def _check_has_treatments(planned):
+    """Raises an error if a plan treats no layer."""
+    if not planned.treated():
+        is_frozen = any(row.reason == FROZEN for row in planned.rows)
+        raise ValueError(
+            "There must be at least one layer to compress. Received: a model in which "
+            f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
+        )
 
 
 def _in_eight_bits(planned):

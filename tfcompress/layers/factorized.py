@@ -137,24 +137,30 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
         outputs = ops.cond(
             self.has_two_products(),
             lambda: self._two_products(inputs),
-            lambda: self._linear(inputs, self.kernel),
+            lambda: self.product_with(inputs, self.kernel),
         )
-        return self._biased_and_activated(outputs)
+        return self.finish(outputs)
 
     def _two_products(self, inputs):
         basis, coefficients = self._factors_in_training()
-        hidden = self._linear(inputs, self.kernel_quantizer(basis))
-        return self._mixed(
+        hidden = self.product_with(inputs, self.kernel_quantizer(basis))
+        return self.mix(
             self.on_hidden_levels(hidden), self.kernel_quantizer(coefficients)
         )
 
-    def _mixed(self, hidden, coefficients):
-        """Product of the outputs of the basis, or of their norm, with coefficients."""
+    def mix(self, hidden: Tensor, coefficients: Tensor) -> Tensor:
+        """Returns the product of outputs of the basis with coefficients.
+
+        Args:
+            hidden: float tensor with `kernel_rank` channels.
+            coefficients: float tensor (rank, output channels).
+        """
         hidden = ops.moveaxis(hidden, self.channel_axis, -1)
         outputs = ops.matmul(hidden, ops.cast(coefficients, self.compute_dtype))
         return ops.moveaxis(outputs, -1, self.channel_axis)
 
-    def _biased_and_activated(self, outputs):
+    def finish(self, outputs: Tensor) -> Tensor:
+        """Returns a product with the bias of the layer and after its activation."""
         if self.use_bias:
             shape = [1] * len(outputs.shape)
             shape[self.channel_axis] = -1
@@ -164,10 +170,15 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """Returns the outputs of the basis, a tensor with `kernel_rank` channels."""
-        return self._linear(inputs, self.masked_factors()[0])
+        return self.product_with(inputs, self.masked_factors()[0])
 
-    def _linear(self, inputs, kernel):
-        """Outputs of the plain layer with this kernel, before bias and activation."""
+    def product_with(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Returns the outputs of the plain layer before bias and activation.
+
+        Args:
+            inputs: float tensor.
+            kernel: float tensor of the kernel's shape, of any number of outputs.
+        """
         kernel = ops.cast(kernel, self.compute_dtype)
         if isinstance(self, keras.layers.Dense):
             return ops.matmul(inputs, kernel)

@@ -58,7 +58,7 @@ class FactorizedNorm(FactorizedKernel):
         basis, coefficients = self.masked_factors()
         if not self.int8:
             hidden = self._normalized(inputs, basis, training)
-            return self._biased_and_activated(self._mixed(hidden, coefficients))
+            return self.finish(self.mix(hidden, coefficients))
         rounds = self.has_two_products()
         basis, coefficients = (
             ops.where(rounds, self.kernel_quantizer(factor), factor)
@@ -66,13 +66,13 @@ class FactorizedNorm(FactorizedKernel):
         )
         hidden = self._normalized(inputs, basis, training)
         hidden = ops.cond(rounds, lambda: self.on_hidden_levels(hidden), lambda: hidden)
-        outputs = self._mixed(hidden, coefficients)
+        outputs = self.mix(hidden, coefficients)
         outputs = outputs + ops.cond(
             self.has_one_product(),
-            lambda: self._linear(inputs, self._rounding_error()),
+            lambda: self.product_with(inputs, self._rounding_error()),
             lambda: ops.zeros_like(outputs),
         )
-        return self._biased_and_activated(outputs)
+        return self.finish(outputs)
 
     def _rounding_error(self):
         """Difference that rounding makes to the kernel of inference, a constant.
@@ -86,7 +86,7 @@ class FactorizedNorm(FactorizedKernel):
     def _normalized(self, inputs, basis, training):
         # Of the steps of a sequence, as in a BatchNormalization after the layer.
         mask = keras_private.mask_of(inputs) if self.supports_masking else None
-        hidden = self._linear(inputs, basis)
+        hidden = self.product_with(inputs, basis)
         return self.normalization(hidden, training=training, mask=mask)
 
     def hidden(self, inputs: Tensor, training: bool | None = None) -> Tensor:
