@@ -124,6 +124,11 @@ def test_biases_end_in_units_of_int8_operators(student, tiny):
         np.testing.assert_allclose(units, np.round(units), atol=0.01)
 
 
+def test_costs_count_kernels_and_activations_of_8_bits(student):
+    costs = [x for x in tfc.cost.layer_costs(student) if x.weights]
+    assert {(x.weight_bits, x.activation_bits) for x in costs} == {(8, 8)}
+
+
 def test_saved_student_is_the_same(student, tmp_path):
     x, _ = images()
     student.save(tmp_path / "student.keras")
