@@ -70,13 +70,21 @@ def test_export_says_what_to_do():
         _ = tfc.export
 
 
-def test_ranges_of_tensors_between_layers_are_trained():
+@pytest.mark.parametrize(
+    ("scheme", "count"),
+    [
+        (tfc.PrunedTernary(activation_bits=8), 4),
+        (tfc.Decomposition(penalty=0.01, activation_bits=8), 6),
+    ],
+    ids=["ternary", "ranks"],
+)
+def test_ranges_of_tensors_between_layers_are_trained(scheme, count):
     inputs = keras.Input((8, 8, 3))
     x = shortcut = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
     x = keras.layers.Add()([keras.layers.Conv2D(4, 3, padding="same")(x), shortcut])
     x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(x))
-    student = tfc.compress(model, tfc.PrunedTernary(activation_bits=8))
+    student = tfc.compress(model, scheme)
     images = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
     labels = np.argmax(images.mean((1, 2)), axis=1)
     student.compile("adam", "sparse_categorical_crossentropy")
@@ -85,7 +93,7 @@ def test_ranges_of_tensors_between_layers_are_trained():
     before = [x.quantizer.scale_value() for x in ranges]
     student.fit(images, labels, batch_size=16, epochs=2, verbose=0)
     after = [x.quantizer.scale_value() for x in ranges]
-    assert len(ranges) == 4
+    assert len(ranges) == count
     assert all(a != b for a, b in zip(before, after, strict=True))
     tiny = tfc.finalize(student)
     np.testing.assert_allclose(tiny(images), student(images), atol=0.05)

@@ -301,14 +301,15 @@ def methods_of(header):
     return re.findall(r"resolver\.(\w+)\(\)", header)
 
 
-def test_biases_of_tiny_kernels_fit_int32(samples, tmp_path):
-    """Batch normalization scales a channel by 1e-6, and adds 1."""
+@pytest.mark.parametrize("factor", [1e-6, 1e-9])
+def test_biases_of_tiny_kernels_fit_int32(factor, samples, tmp_path):
+    """Batch normalization scales a channel by a small factor, and adds 1."""
     inputs = keras.Input((8, 8, 4))
     x = kl.Conv2D(64, 3, use_bias=False)(inputs)
     norm = kl.BatchNormalization()
     model = keras.Model(inputs, norm(x))
     gamma = np.ones(64)
-    gamma[3] = 1e-6
+    gamma[3] = factor
     norm.gamma.assign(gamma)
     norm.beta.assign(np.ones(64))
     student = tfc.compress(model, tfc.PrunedTernary(first_last="ternary"))

@@ -24,6 +24,7 @@ SCHEMES = {
     "macs": lambda: tfc.Decomposition(macs="1/2", search_fraction=0.6),
     "params": lambda: tfc.Decomposition(params="1/2", search_fraction=0.6),
     "groups": lambda: tfc.Decomposition(penalty=0.5, search_fraction=0.6),
+    "int8": lambda: tfc.Decomposition("1/2", search_fraction=0.6, activation_bits=8),
     "value_bits": lambda: _sized(value_bits="1/20"),
     "admm": lambda: _sized(value_bits="1/300"),
     "kmeans": lambda: _sized(size="3700 B", codebook="kmeans"),
@@ -145,7 +146,7 @@ def backup(folder):
 
 SIZED = ("value_bits", "xz", "bytes", "bops")
 SLOW = {"cosine", "gates", "params", "groups", "value_bits", "kmeans", "bytes"}
-SLOW |= {"whole", "bits_whole", "bops", "admm", "macs", "uniform", "xz"}
+SLOW |= {"whole", "bits_whole", "bops", "admm", "macs", "uniform", "xz", "int8"}
 
 
 @pytest.mark.filterwarnings("ignore:The search ended", "ignore:The student")

@@ -5,21 +5,26 @@ import dataclasses
 import keras
 
 from tfcompress.core.checks import check_compressible
+from tfcompress.core.config import QuantizeConfig
 from tfcompress.core.distillation.distillation import Distillation, check_teacher
 from tfcompress.core.plan import (
     FROZEN,
     FROZEN_HINT,
+    OF_CONSTANTS,
+    UNUSED,
     plan_of_checked,
     warn_of_left_alone,
 )
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
-from tfcompress.core.tensor_ranges import TensorRanges
+from tfcompress.core.tensor_ranges import BITS, TensorRanges
 from tfcompress.core.user_class import copy_state, user_class_of
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
+from tfcompress.layers.registry import forms_of
 from tfcompress.progress_bar import announced, progress_bar
+from tfcompress.quantizers import Uniform
 
 
 def compress(
@@ -41,7 +46,9 @@ def compress(
     With learned ranges of 8 bits for all activations (`activation_bits=8`) the student
     also has `tfcompress.layers.QuantizedTensor` layers. Outputs keep their names: if
     the rounding or the activation of an output becomes a layer of its own, that layer
-    has the name of the output, and the layer before it is named "NAME_unrounded".
+    has the name of the output, and the layer before it is named "NAME_unrounded". With
+    `Decomposition` layers that are left alone, also frozen ones, then compute with
+    kernels of 8 bits.
 
     The student of a Functional model of the user's own class is an instance of that
     class, so that `train_step` and other methods run. Its constructor is called with
@@ -100,12 +107,7 @@ def _student_of(model, scheme, unfreeze):
     }
     absorbed = {id(norm) for norm in norms.values() if norm is not None}
     names = {id(row.layer): row.name for row in planned.rows}
-    if not configs:
-        is_frozen = any(row.reason == FROZEN for row in planned.rows)
-        raise ValueError(
-            "There must be at least one layer to compress. Received: a model in which "
-            f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
-        )
+    _check_has_treatments(planned)
     warn_of_left_alone(planned)
 
     before = scheme.layers_before(model, planned)
@@ -119,12 +121,14 @@ def _student_of(model, scheme, unfreeze):
         ranges = TensorRanges(graph, quantizing)
         for key in ranges.without_own_range:
             configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
+    if scheme.packs_all_kernels():
+        configs = {**_in_eight_bits(planned), **configs}
 
     def replace(layer):
         if id(layer) in configs:
-            new = configs[id(layer)].student_layer(
-                layer, scheme.weight_decay, norms[id(layer)]
-            )
+            decay = scheme.weight_decay if id(layer) in norms else None
+            norm = norms.get(id(layer))
+            new = configs[id(layer)].student_layer(layer, decay, norm)
         elif id(layer) in absorbed:
             return None
         else:
@@ -139,7 +143,7 @@ def _student_of(model, scheme, unfreeze):
     with progress_bar("Weights of the student", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if id(old) in configs:
-                configs[id(old)].copy_weights(old, new, norms[id(old)])
+                configs[id(old)].copy_weights(old, new, norms.get(id(old)))
             else:
                 copy_weights(old, new)
     if user_class is not None:
@@ -147,3 +151,24 @@ def _student_of(model, scheme, unfreeze):
     student.set_scheme(scheme)
     scheme.prepare(student)
     return student
+
+
+def _check_has_treatments(planned):
+    """Raises an error if a plan treats no layer."""
+    if not planned.treated():
+        is_frozen = any(row.reason == FROZEN for row in planned.rows)
+        raise ValueError(
+            "There must be at least one layer to compress. Received: a model in which "
+            f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
+        )
+
+
+def _in_eight_bits(planned):
+    """`{id: treatment}` of layers left alone whose kernels an int8 file rounds."""
+    return {
+        id(row.layer): QuantizeConfig(Uniform(BITS))
+        for row in planned.rows
+        if row.reason not in (UNUSED, OF_CONSTANTS)
+        and QuantizeConfig.why_not(row.layer) is None
+        and forms_of(row.layer).is_linear
+    }

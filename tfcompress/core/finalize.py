@@ -6,8 +6,6 @@ import keras
 import numpy as np
 
 from tfcompress.core.checks import DIVERGED, check_finite, check_finite_outputs
-from tfcompress.core.config import QuantizeConfig
-from tfcompress.core.tensor_ranges import BITS
 from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.channels import Channels
 from tfcompress.graph.dead_branches import remove_dead_branches
@@ -16,15 +14,8 @@ from tfcompress.graph.levels.biases import round_biases
 from tfcompress.graph.levels.integer_forms import on_integers
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
-from tfcompress.layers import (
-    PackedKernel,
-    QuantizedKernel,
-    QuantizedTensor,
-    TrainingForm,
-)
-from tfcompress.layers.registry import forms_of
+from tfcompress.layers import QuantizedTensor, TrainingForm
 from tfcompress.progress_bar import announced, progress_bar
-from tfcompress.quantizers import Uniform
 
 
 def finalize(student: keras.Model) -> keras.Model:
@@ -40,7 +31,8 @@ def finalize(student: keras.Model) -> keras.Model:
       do: with integers, and with biases rounded to the units of these operators.
     - A `Factorized*` layer becomes one plain layer, or two (`NAME_basis` and `NAME`) if
       ranks were removed (EDP, pruning and merging). With learned ranges of 8 bits
-      these become `Packed*` layers of 8 bits.
+      these are `Packed*` layers, and two have a `QuantizeActivation` between them
+      (`NAME_basis_levels`).
     - Channels that the training pruned are removed from all layers.
 
     All other layers are copied. The result computes in float32, also if the student
@@ -71,8 +63,6 @@ def finalize(student: keras.Model) -> keras.Model:
         _check(student, layers)
         model = inference_model(student)
         if _has_tensor_ranges(student):
-            if not _has_packed_layers(model):
-                model = _with_int8_kernels(model)
             model = on_integers(model)
         check_finite(model, DIVERGED)
         check_finite_outputs(model, DIVERGED)
@@ -114,32 +104,8 @@ def inference_model(student: keras.Model) -> keras.Model:
     if _has_tensor_ranges(student):
         round_biases(model)
     model = _without_closed_channels(model, trained, new_layers)
-    return model if _has_packed_layers(model) else remove_dead_branches(model)
-
-
-def _with_int8_kernels(model):
-    """Model with packed kernels of 8 bits, which an int8 file rounds to in any case."""
-    config = QuantizeConfig(Uniform(BITS))
-
-    def replace(layer):
-        if config.why_not(layer) is not None or not forms_of(layer).is_linear:
-            return clone_layer(layer)
-        return config.student_layer(layer, None)
-
-    copy, pairs = rebuild(model, replace)
-    for old, new in pairs:
-        if isinstance(new, QuantizedKernel):
-            config.copy_weights(old, new)
-        else:
-            copy_weights(old, new)
-    model = inference_model(copy)
-    round_biases(model)
-    return model
-
-
-def _has_packed_layers(model):
-    layers = Graph(model).layers().values()
-    return any(isinstance(layer, PackedKernel) for layer in layers)
+    may_have_constants = any(x.may_become_constant for x in trained.values())
+    return remove_dead_branches(model) if may_have_constants else model
 
 
 def _has_tensor_ranges(student):

@@ -129,6 +129,14 @@ class Scheme:
         """
         return False
 
+    def packs_all_kernels(self) -> bool:
+        """Whether the kernels of layers that are left alone are rounded to 8 bits too.
+
+        It holds for a scheme without quantizers of its own that `learns_all_ranges`.
+        The student computes with the rounded kernels.
+        """
+        return False
+
     def connect(self, student: Student) -> None:
         """Sets the references between layers of a new or loaded student."""
 

@@ -17,7 +17,7 @@ from tfcompress.graph.levels.stored_tensors import (
     has_inner_tensor,
     maker_of,
 )
-from tfcompress.layers import QuantizedTensor
+from tfcompress.layers import QuantizedTensor, TrainingForm
 from tfcompress.layers.registry import forms_of
 from tfcompress.quantizers import BitSharingActivation, FixedActivation
 
@@ -75,12 +75,15 @@ class TensorRanges:
     def adapt(self, old: keras.layers.Layer, new: keras.layers.Layer) -> None:
         """Gives a student's unbuilt layer the place before its `layers_after`.
 
-        Its activation and its name go to one of these, where they have to.
+        Its activation and its name go to one of these, where they have to. A training
+        layer learns that its student has the ranges.
 
         Args:
             old: layer of the plan's model.
             new: layer in its place.
         """
+        if isinstance(new, TrainingForm):
+            new.on_learned_levels()
         if id(old) in self._inner:
             new.activation = keras.activations.linear
         if id(old) in self._renamed:

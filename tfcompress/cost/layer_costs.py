@@ -284,6 +284,9 @@ def _stored_kernel(layer, names):
         if layer.kernel_quantizer is not None:
             codes, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
             return _stored_codes(codes, scale.size, layer.kernel_quantizer.bits)
+    elif isinstance(layer, FactorizedKernel) and layer.int8:
+        codes, scale = layer.kernel_quantizer.encode(layer.kernel)
+        return _stored_codes(codes, scale.size, layer.kernel_quantizer.bits)
     else:
         kernels = [operator.attrgetter(name)(layer) for name in names]
     values = [ops.convert_to_numpy(kernel) for kernel in kernels]

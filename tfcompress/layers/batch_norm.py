@@ -45,8 +45,8 @@ def fold(
     """
     multiplier, offset = affine(norm)
     per_channel = multiplier.reshape(scale.shape)
-    codes = codes * np.sign(per_channel).astype(np.int8)
-    scale = np.abs(per_channel) * scale
-    scale = np.where(per_channel == 0, 1.0, scale)
+    scale = (np.abs(per_channel) * scale).astype(np.float32)
+    codes = codes * np.where(scale == 0, 0, np.sign(per_channel)).astype(np.int8)
+    scale = np.where(scale == 0, np.float32(1.0), scale)
     bias = np.asarray(bias, np.float64) * multiplier + offset
-    return codes, scale.astype(np.float32), bias.astype(np.float32)
+    return codes, scale, bias.astype(np.float32)

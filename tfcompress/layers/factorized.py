@@ -1,6 +1,5 @@
 """Layers whose kernel is the product of a basis and coefficients."""
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +9,8 @@ import numpy as np
 from keras import ops
 
 from tfcompress.compat import keras_private
-from tfcompress.layers.cloning import config_of
+from tfcompress.layers.factorized_forms import Int8Factors, inference_forms
 from tfcompress.layers.kernel import ComputedKernel, channel_axis
-from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import functional as F
 from tfcompress.types import Tensor
 
@@ -22,7 +20,7 @@ STARTS = ("svd", "identity")
 LEAST_NORM = 0.01
 
 
-class FactorizedKernel(ComputedKernel, TrainingForm):
+class FactorizedKernel(Int8Factors, ComputedKernel):
     """Mixin that makes the kernel of a Keras layer a basis times coefficients.
 
     The mixin comes before the Keras layer among the bases. The kernel is W = B C. In
@@ -37,9 +35,13 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
     at the start (ScaledGD, Tong et al. 2021). The product then learns as fast as a
     plain kernel; otherwise its speed would grow with the squared singular values.
 
+    With `int8=True` the layer computes as its int8 operators do, once the masks are
+    final, see `Int8Factors`.
+
     Args:
         kernel_rank: int or None. Filters of the basis; None is full rank, the smaller
             side of the kernel as a matrix.
+        int8: bool. Whether the inference form has packed kernels of 8 bits.
 
     Variables, all float32, in the order of the file:
         _kernel: (..., input channels, rank). Basis, with the layer's initializer,
@@ -49,18 +51,27 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         rank_mask: (rank,), not trainable. Keep mask of the ranks, of 0 and 1.
         input_mask: (input channels,), not trainable. Keep mask of the input channels.
         frozen: scalar, not trainable. 1 once the masks are final, else 0.
+        hidden_quantizer: those of a `BitSharingActivation`, with `int8=True` only.
 
     Attributes:
         observer: function or None. Receives the inputs of every call.
         channel_axis: int. Axis of the channels in inputs and outputs.
+        norms_hidden: bool. Whether the outputs of the basis are normalized.
 
     Raises:
         ValueError: if `kernel_rank` is no positive integer, or the layer has several
             groups or a `lora_rank`.
     """
 
+    norms_hidden = False
+    may_become_constant = True
+
     def __init__(
-        self, *args: Any, kernel_rank: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        kernel_rank: int | None = None,
+        int8: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if kernel_rank is not None and (
@@ -77,6 +88,7 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
                 f"lora_rank={getattr(self, 'lora_rank', None)}."
             )
         self.kernel_rank = kernel_rank
+        self.int8 = bool(int8)
         self.observer: Callable[[Tensor], None] | None = None
 
     def add_weight(
@@ -114,18 +126,59 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         self.rank_mask = self.add_weight(name="rank_mask", shape=(rank,), **state)
         self.input_mask = self.add_weight(name="input_mask", shape=(inputs,), **state)
         self.frozen = self.add_weight(name="cut", **{**state, "initializer": "zeros"})
+        if self.int8:
+            self.build_quantizers(input_shape)
 
     def call(self, inputs: Tensor) -> Tensor:
         if self.observer is not None:
             self.observer(inputs)
-        return super().call(inputs)
+        if not self.int8:
+            return super().call(inputs)
+        outputs = ops.cond(
+            self.has_two_products(),
+            lambda: self._two_products(inputs),
+            lambda: self.product_with(inputs, self.kernel),
+        )
+        return self.finish(outputs)
+
+    def _two_products(self, inputs):
+        basis, coefficients = self._factors_in_training()
+        hidden = self.product_with(inputs, self.kernel_quantizer(basis))
+        return self.mix(
+            self.on_hidden_levels(hidden), self.kernel_quantizer(coefficients)
+        )
+
+    def mix(self, hidden: Tensor, coefficients: Tensor) -> Tensor:
+        """Returns the product of outputs of the basis with coefficients.
+
+        Args:
+            hidden: float tensor with `kernel_rank` channels.
+            coefficients: float tensor (rank, output channels).
+        """
+        hidden = ops.moveaxis(hidden, self.channel_axis, -1)
+        outputs = ops.matmul(hidden, ops.cast(coefficients, self.compute_dtype))
+        return ops.moveaxis(outputs, -1, self.channel_axis)
+
+    def finish(self, outputs: Tensor) -> Tensor:
+        """Returns a product with the bias of the layer and after its activation."""
+        if self.use_bias:
+            shape = [1] * len(outputs.shape)
+            shape[self.channel_axis] = -1
+            bias = ops.cast(self.bias, self.compute_dtype)
+            outputs = outputs + ops.reshape(bias, shape)
+        return self.activation(outputs) if self.activation is not None else outputs
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """Returns the outputs of the basis, a tensor with `kernel_rank` channels."""
-        return self._linear(inputs, self.masked_factors()[0])
+        return self.product_with(inputs, self.masked_factors()[0])
 
-    def _linear(self, inputs, kernel):
-        """Outputs of the plain layer with this kernel, before bias and activation."""
+    def product_with(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Returns the outputs of the plain layer before bias and activation.
+
+        Args:
+            inputs: float tensor.
+            kernel: float tensor of the kernel's shape, of any number of outputs.
+        """
         kernel = ops.cast(kernel, self.compute_dtype)
         if isinstance(self, keras.layers.Dense):
             return ops.matmul(inputs, kernel)
@@ -148,16 +201,26 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         return channel_axis(self)
 
     def compute_kernel(self) -> Tensor:
-        """Returns B C of the masked factors in the layer's compute dtype."""
+        """Returns B C of the masked factors in the layer's compute dtype.
+
+        With `int8=True` it is rounded, once the masks are final.
+        """
+        return ops.cast(self.rounded(self.product()), self.compute_dtype)
+
+    def product(self) -> Tensor:
+        """Returns the kernel of the layer in float32, not rounded."""
         *others, rank = self.kernel_variable.shape
+        basis, coefficients = self._factors_in_training()
+        product = ops.matmul(ops.reshape(basis, (-1, rank)), coefficients)
+        return ops.reshape(product, (*others, -1))
+
+    def _factors_in_training(self):
+        """The masked factors with the gradients of ScaledGD."""
         basis, coefficients = self.masked_factors()
-        basis = ops.reshape(basis, (-1, rank))
         # Each factor moves the product, hence the halves.
         scale = 0.5 * ops.convert_to_tensor(self.gradient_scale)
         basis = scale_gradient(basis, scale)
-        coefficients = scale_gradient(coefficients, ops.full((), 0.5))
-        product = ops.matmul(basis, coefficients)
-        return ops.cast(ops.reshape(product, (*others, -1)), self.compute_dtype)
+        return basis, scale_gradient(coefficients, ops.full((), 0.5))
 
     def masked_factors(self) -> tuple[Tensor, Tensor]:
         """Returns B and C times their keep masks, float32 tensors."""
@@ -240,15 +303,17 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
     def inference_layers(
         self, norm: keras.layers.BatchNormalization | None, names: set[str]
     ) -> list[keras.layers.Layer]:
-        if self.is_decomposed():
-            return list(decomposed_layers(self, self.factors()[0].shape[-1]))
-        return [plain_layer(self)]
+        rank = self.factors()[0].shape[-1] if self.is_decomposed() else None
+        return inference_forms(self, rank, has_bias=norm is not None)
 
     def copy_to_inference(
         self,
         layers: list[keras.layers.Layer],
         norm: keras.layers.BatchNormalization | None,
     ) -> None:
+        if self.int8:
+            self.copy_codes(layers, norm)
+            return
         basis, coefficients, bias = self.factors()
         last = layers[-1]
         if len(layers) == 2:
@@ -266,9 +331,16 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
             return None
         return channels.read[name], ops.convert_to_numpy(self.input_mask) > 0
 
+    def inference_bias(self) -> np.ndarray | None:
+        return self.factors()[2]
+
     def is_decomposed(self) -> bool:
         """Returns whether ranks were cut, so that the inference form is two layers."""
         return not ops.convert_to_numpy(self.rank_mask).all()
+
+    def kept_ranks(self) -> np.ndarray:
+        """Returns the indices of the ranks that are kept, an int array."""
+        return np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
 
     def factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Returns the factors of the ranks that are kept, and the bias.
@@ -278,7 +350,7 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
             (kept, output channels) and (output channels,). The basis is zero for masked
             input channels. The bias is None if the layer has none.
         """
-        ranks = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
+        ranks = self.kept_ranks()
         basis = ops.convert_to_numpy(self.kernel_variable)[..., ranks]
         inputs = ops.convert_to_numpy(self.input_mask)[:, None]
         coefficients = ops.convert_to_numpy(self.coefficients)[ranks]
@@ -286,49 +358,8 @@ class FactorizedKernel(ComputedKernel, TrainingForm):
         return basis * inputs, coefficients, bias
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kernel_rank": self.kernel_rank}
-
-
-def plain_layer(layer: FactorizedKernel, **changes: Any) -> keras.layers.Layer:
-    """Returns the plain layer of a factorized one, not built.
-
-    Args:
-        layer: a `FactorizedKernel`.
-        changes: arguments of the plain layer that differ.
-    """
-    kind = layer.forms.plain
-    known = inspect.signature(kind).parameters.keys() | {"name", "trainable"}
-    config = {k: value for k, value in config_of(layer).items() if k in known}
-    return kind.from_config({**config, "dtype": "float32", **changes})
-
-
-def decomposed_layers(
-    layer: FactorizedKernel, rank: int, **changes: Any
-) -> tuple[keras.layers.Layer, keras.layers.Layer]:
-    """Returns plain layers of the basis and of the coefficients, not built.
-
-    Args:
-        layer: a `FactorizedKernel`.
-        rank: int. Filters of the basis.
-        changes: arguments of the second layer that differ.
-    """
-    basis = plain_layer(
-        layer,
-        name=f"{layer.name}_basis",
-        use_bias=False,
-        activation=None,
-        activity_regularizer=None,
-        **{width_argument(layer): rank},
-    )
-    if not isinstance(layer, keras.layers.Dense):
-        pointwise = {"kernel_size": 1, "strides": 1, "dilation_rate": 1}
-        changes = {**pointwise, "padding": "valid", **changes}
-    return basis, plain_layer(layer, **changes)
-
-
-def width_argument(layer: keras.layers.Layer) -> str:
-    """Returns the name of the argument that sets a layer's output channels."""
-    return "units" if isinstance(layer, keras.layers.Dense) else "filters"
+        config = {**super().get_config(), "kernel_rank": self.kernel_rank}
+        return {**config, "int8": True} if self.int8 else config
 
 
 def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:

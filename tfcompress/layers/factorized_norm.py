@@ -30,6 +30,8 @@ class FactorizedNorm(FactorizedKernel):
             `FactorizedKernel`.
     """
 
+    norms_hidden = True
+
     def __init__(
         self, *args: Any, momentum: float = 0.99, epsilon: float = 1e-3, **kwargs: Any
     ) -> None:
@@ -53,32 +55,65 @@ class FactorizedNorm(FactorizedKernel):
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self.observer is not None:
             self.observer(inputs)
-        hidden = ops.moveaxis(self.hidden(inputs, training), self.channel_axis, -1)
-        coefficients = ops.cast(self.masked_factors()[1], self.compute_dtype)
-        outputs = ops.matmul(hidden, coefficients)
-        if self.use_bias:
-            outputs = outputs + ops.cast(self.bias, self.compute_dtype)
-        outputs = ops.moveaxis(outputs, -1, self.channel_axis)
-        return self.activation(outputs) if self.activation is not None else outputs
+        basis, coefficients = self.masked_factors()
+        if not self.int8:
+            hidden = self._normalized(inputs, basis, training)
+            return self.finish(self.mix(hidden, coefficients))
+        rounds = self.has_two_products()
+        basis, coefficients = (
+            ops.where(rounds, self.kernel_quantizer(factor), factor)
+            for factor in (basis, coefficients)
+        )
+        hidden = self._normalized(inputs, basis, training)
+        hidden = ops.cond(rounds, lambda: self.on_hidden_levels(hidden), lambda: hidden)
+        outputs = self.mix(hidden, coefficients)
+        outputs = outputs + ops.cond(
+            self.has_one_product(),
+            lambda: self.product_with(inputs, self._rounding_error()),
+            lambda: ops.zeros_like(outputs),
+        )
+        return self.finish(outputs)
+
+    def _rounding_error(self):
+        """Difference that rounding makes to the kernel of inference, a constant.
+
+        The kernel of a batch in training depends on its statistics, which are known
+        only after the outputs of the basis.
+        """
+        kernel = self.product()
+        return ops.stop_gradient(self.kernel_quantizer(kernel) - kernel)
+
+    def _normalized(self, inputs, basis, training):
+        # Of the steps of a sequence, as in a BatchNormalization after the layer.
+        mask = keras_private.mask_of(inputs) if self.supports_masking else None
+        hidden = self.product_with(inputs, basis)
+        return self.normalization(hidden, training=training, mask=mask)
 
     def hidden(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns the normalized outputs of the basis."""
-        # Of the steps of a sequence, as in a BatchNormalization after the layer.
-        mask = keras_private.mask_of(inputs) if self.supports_masking else None
-        hidden = super().hidden(inputs)
-        return self.normalization(hidden, training=training, mask=mask)
+        return self._normalized(inputs, self.masked_factors()[0], training)
 
-    def compute_kernel(self) -> Tensor:
-        """Returns the kernel of the same layer in inference, without the bias."""
+    def product(self) -> Tensor:
+        """Returns the kernel of the same layer in inference, float32, not rounded."""
         basis, coefficients = self.masked_factors()
-        multiplier = self._affine()[0]
-        kernel = ops.tensordot(basis * multiplier, coefficients, axes=1)
-        return ops.cast(kernel, self.compute_dtype)
+        return ops.tensordot(basis * self._affine()[0], coefficients, axes=1)
+
+    def copy_basis(
+        self, packed: keras.layers.Layer, codes: np.ndarray, scale: np.ndarray
+    ) -> None:
+        multiplier, offset = self._kept_affine()
+        packed.set_kernel(codes, scale * multiplier)
+        packed.bias.assign(offset)
+
+    def inference_bias(self) -> np.ndarray | None:
+        # Of two operators the first has the offset of the normalization.
+        if self.int8 and self.is_decomposed():
+            return ops.convert_to_numpy(self.bias)
+        return super().inference_bias()
 
     def factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         basis, coefficients, bias = super().factors()
-        kept = np.flatnonzero(ops.convert_to_numpy(self.rank_mask))
-        multiplier, offset = (ops.convert_to_numpy(x)[kept] for x in self._affine())
+        multiplier, offset = self._kept_affine()
         return basis * multiplier, coefficients, bias + offset @ coefficients
 
     def absorb(
@@ -100,6 +135,10 @@ class FactorizedNorm(FactorizedKernel):
             self.coefficients.assign(np.diag(ops.convert_to_numpy(norm.gamma)))
         if norm.beta is not None:
             self.bias.assign(value_of(norm.beta))
+
+    def _kept_affine(self):
+        kept = self.kept_ranks()
+        return [ops.convert_to_numpy(x)[kept] for x in self._affine()]
 
     def _affine(self):
         """Multiplier and offset of the normalization in inference, tensors (rank,)."""

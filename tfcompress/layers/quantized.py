@@ -148,10 +148,25 @@ class QuantizedKernel(ComputedKernel, TrainingForm):
         if norm is None:
             copy_other_weights(self, packed)
         else:
-            bias = ops.convert_to_numpy(self.bias) if self.use_bias else np.zeros(())
-            codes, scale, bias = fold(codes, scale, bias, norm)
+            bias = self.inference_bias()
+            codes, scale, bias = fold(
+                codes, scale, np.zeros(()) if bias is None else bias, norm
+            )
             packed.bias.assign(bias)
         packed.set_kernel(codes, scale)
+
+    def biased_product(
+        self, step: float | None
+    ) -> tuple[np.ndarray, np.ndarray, float] | None:
+        if self.input_quantizer is not None:
+            step = self.input_quantizer.scale_value()
+        if step is None or self.kernel_quantizer is None:
+            return None
+        return *self.kernel_quantizer.encode(self.latent_kernel), step
+
+    def inference_bias(self) -> np.ndarray | None:
+        has_bias = getattr(self, "use_bias", False)
+        return ops.convert_to_numpy(self.bias) if has_bias else None
 
     def get_config(self) -> dict[str, Any]:
         return {

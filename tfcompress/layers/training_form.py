@@ -15,12 +15,15 @@ class TrainingForm:
         folds_batch_norm: bool. Whether the BatchNormalization after the layer is folded
             into the inference form.
         passes_channels: bool. Whether output channel i depends on input channel i only.
+        may_become_constant: bool. Whether the training may leave zeros alone in the
+            kernel, so that layers whose outputs are constant are then removed.
         training_run: object with a method `check()`, or None. Calls in training call
             it before anything else; it raises an error if they are not expected.
     """
 
     folds_batch_norm = False
     passes_channels = False
+    may_become_constant = False
     training_run: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,6 +64,35 @@ class TrainingForm:
             layers: list that `inference_layers` returned.
             norm: argument that `inference_layers` received.
         """
+
+    def on_learned_levels(self) -> None:
+        """Tells a layer that is not built that its student learns all ranges.
+
+        The ranges are those of `tensor_ranges.TensorRanges`.
+        """
+
+    def biased_product(
+        self, step: float | None
+    ) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Returns the product that the int8 operator of the layer adds its bias to.
+
+        Args:
+            step: float or None. Distance of two levels of the layer's input; None if
+                that is not on levels.
+
+        Returns:
+            `(codes, scale, step)`: the kernel as `quantizers.Quantizer.encode` returns
+            it, and the distance of two levels of the operator's input. None if the
+            layer does not multiply levels by codes.
+        """
+        return None
+
+    def inference_bias(self) -> np.ndarray | None:
+        """Returns the bias of the inference form, (output channels,), or None.
+
+        Batch normalization after the layer is not folded in.
+        """
+        return None
 
     def channel_mask(
         self, channels: Any, name: str

@@ -251,7 +251,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self._recorded is not None:
-            self._recorded.append(_sample(ops.convert_to_numpy(inputs)))
+            self._recorded.append(some_values(ops.convert_to_numpy(inputs)))
             return inputs
         rule, scale = self.gates.rule(training), gradient_scale(inputs, 1)
         share = functools.partial(
@@ -278,8 +278,12 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         """Sets the range to the best one for the recorded inputs and present bits."""
         values, self._recorded = self._recorded, None
         if values:
-            calibrate(self, np.concatenate(values), self.signed)
-            self.calibrated.assign(1.0)
+            self.calibrate_to(values)
+
+    def calibrate_to(self, values: Sequence[np.ndarray]) -> None:
+        """Sets the range to the best one for some values, a list of float vectors."""
+        calibrate(self, np.concatenate(values), self.signed)
+        self.calibrated.assign(1.0)
 
 
 def learned_clip(variable: Tensor, scale: float | Tensor | None = None) -> Tensor:
@@ -351,7 +355,7 @@ def calibrate(
         values: float array, in the units of the clip.
         signed: bool. Whether the range is centered on zero.
     """
-    values = _sample(values)
+    values = some_values(values)
     gates = quantizer.gates
     frozen = int(ops.convert_to_numpy(gates.frozen_bits))
     # During a search one range serves all candidates: that of the middle one.
@@ -385,7 +389,8 @@ def best_clip(values: np.ndarray, bits: int, signed: bool) -> float:
     return min((largest * factor for factor in CLIP_FACTORS), key=error)
 
 
-def _sample(values: np.ndarray) -> np.ndarray:
+def some_values(values: np.ndarray) -> np.ndarray:
+    """Returns values of an array that suffice for a range, a float32 vector."""
     values = np.asarray(values, np.float32).reshape(-1)
     if values.size <= CLIP_SAMPLES:
         return values

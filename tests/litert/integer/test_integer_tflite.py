@@ -269,3 +269,35 @@ def test_integer_file_takes_and_returns_integers_of_the_model(dtype, io, tmp_pat
     for found, right in zip(predict(path, given).values(), expected, strict=True):
         assert np.abs(found - right.astype(float)).max() < 0.1 * np.abs(right).max()
     assert report["ranges"]["learned"] == 0
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("factor", [1e-7, 1e-9])
+@pytest.mark.filterwarnings("ignore:The zeros were frozen")
+def test_channel_whose_kernel_is_scaled_to_nearly_nothing_keeps_its_bias(
+    factor, bits, tmp_path
+):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 4))
+    x = kl.Conv2D(8, 3, use_bias=False)(inputs)
+    norm = kl.BatchNormalization()
+    model = keras.Model(inputs, kl.Dense(3)(kl.Flatten()(kl.ReLU()(norm(x)))))
+    gamma = np.ones(8)
+    gamma[3] = factor
+    norm.gamma.assign(gamma)
+    norm.beta.assign(np.full(8, 0.7))
+    images = np.random.default_rng(0).normal(size=(64, 6, 6, 4)).astype("float32")
+    student = tfc.compress(model, tfc.PrunedTernary(activation_bits=bits))
+    student.compile(keras.optimizers.SGD(0.0), "mse")
+    student.fit(images, np.zeros((64, 3)), verbose=0)
+    tiny = tfc.finalize(student)
+    trained = student.predict(images, verbose=0)
+    np.testing.assert_allclose(
+        tiny.predict(images, verbose=0), trained, atol=0.05 * np.abs(trained).max()
+    )
+    report = tfc.export(
+        tiny, tmp_path / "model.tflite", images, optimize="latency",
+        activations="int8", representative_data=images,
+    )  # fmt: skip
+    most = 0.0 if bits else 0.05 * np.abs(trained).max()
+    assert report["agreement"]["max_abs_diff"] <= most

@@ -72,7 +72,8 @@ def levels_of(layer: QuantizeActivation) -> Levels:
             return Levels(scale, zero_point, fine)
     raise ValueError(
         "Inputs of 2, 3, 4 or 8 bits can be computed with int8. Received: "
-        f"{layer.bits} bits in '{layer.name}'. Export with activations='float'."
+        f"{layer.bits} bits in '{layer.name}'. Export with target='litert' and "
+        "activations='float'."
     )
 
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from tfcompress.compat.litert_private import schema
+from tfcompress.graph.levels.biases import with_room_for_biases
 from tfcompress.litert import flatbuffer
 from tfcompress.litert.convert import float_tflite
 from tfcompress.litert.integer.input_levels import Levels, Limits, limits_of
@@ -203,7 +204,7 @@ def _places(name, match):
         raise ValueError(
             "Layers with an integer form, such as Conv2D and Dense, are expected with "
             f"activations='int8'. Received: '{match.kernel.layer}', whose {name} has "
-            "none. Export with activations='float'."
+            "none. Export with target='litert' and activations='float'."
         )
     return DATA_AND_BIAS.get(name, (0, 2))
 
@@ -237,8 +238,9 @@ class _TrainedWriter:
         # Indices of tensors on given levels, which several operators may read:
         # `{(index of the tensor before, scale, zero point): index}`.
         self._requantized: dict[tuple[int, float, int], int] = {}
-        # Indices of kernels, which several operators may read, by the `Match`'s id.
-        self._kernels: dict[int, int] = {}
+        # Indices of kernels, which several operators may read, by the `Match`'s id and
+        # the bytes of the scales.
+        self._kernels: dict[tuple[int, bytes], int] = {}
 
     def run(self) -> None:
         """Replaces the parameters of all operators."""
@@ -315,11 +317,12 @@ class _TrainedWriter:
         if not flatbuffer.has_int8_codes(self._graph.tensors[source]):
             raise ValueError(
                 f"The input of '{layer}' is expected in int8. Received: an operator "
-                "that litert-quantizer leaves in float. Export with activations="
-                "'float'."
+                "that litert-quantizer leaves in float. Export with target='litert' "
+                "and activations='float'."
             )
-        match = _with_scales_of_zeros(trained.match)
-        key = id(trained.match)
+        step = self._scale(source)[0]
+        match = _with_room_for_biases(trained.match, trained.bias, step)
+        key = id(trained.match), match.scale.tobytes()
         if key not in self._kernels:
             kernel = kernel_tensor(self.model, match)
             self._kernels[key] = flatbuffer.append_tensor(self._graph, kernel)
@@ -327,8 +330,7 @@ class _TrainedWriter:
         inputs = list(operator.inputs[:bias_place])
         inputs[data], inputs[1] = source, self._kernels[key]
         if trained.bias is not None:
-            scale = self._scale(source)[0] * match.scale
-            bias = self._bias_tensor(layer, trained.bias, scale)
+            bias = self._bias_tensor(trained.bias, step * match.scale)
             inputs.append(flatbuffer.append_tensor(self._graph, bias))
         operator.inputs = np.array(inputs, np.int32)
 
@@ -355,14 +357,8 @@ class _TrainedWriter:
         quantization = self._graph.tensors[index].quantization
         return quantization.scale[0], quantization.zeroPoint[0]
 
-    def _bias_tensor(self, layer, bias, scale):
+    def _bias_tensor(self, bias, scale):
         codes = np.round(bias.astype(np.float64) / scale)
-        if np.abs(codes).max(initial=0) >= 2**31:
-            raise ValueError(
-                f"The biases of '{layer}' should fit int32 in units of the input's and "
-                f"the kernel's scale. Received: {np.abs(codes).max():.3g}. Export with "
-                "activations='float'."
-            )
         data = codes.astype("<i4").view(np.uint8)
         return schema.TensorT(
             shape=np.array(bias.shape, np.int32),
@@ -380,16 +376,13 @@ def _is_on(tensor, scale, zero_point):
     return has_scale and found.zeroPoint[0] == zero_point
 
 
-def _with_scales_of_zeros(match: Match) -> Match:
-    """Gives channels of zeros, which have no scale of their own, the largest scale.
-
-    Biases are counted in units of scales, and a small one could overflow int32.
-    """
-    others = tuple(axis for axis in range(match.codes.ndim) if axis != match.axis)
-    used = match.codes.any(axis=others)
-    largest = match.scale[used].max(initial=0.0) or 1.0
-    scale = np.where(used, match.scale, np.float32(largest))
-    return dataclasses.replace(match, scale=scale)
+def _with_room_for_biases(match: Match, bias: np.ndarray | None, step: float) -> Match:
+    """Gives a kernel scales in whose units the biases fit int32."""
+    axes = tuple(axis for axis in range(match.codes.ndim) if axis != match.axis)
+    codes, scale = with_room_for_biases(
+        match.codes, np.expand_dims(match.scale, axes), bias, float(step), axes
+    )
+    return dataclasses.replace(match, codes=codes, scale=scale.reshape(-1))
 
 
 def _quantization(scale, zero_point):

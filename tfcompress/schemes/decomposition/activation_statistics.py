@@ -1,4 +1,4 @@
-"""Statistics of the inputs and hidden outputs of factorized layers."""
+"""Statistics and ranges of the inputs and hidden outputs of factorized layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from tfcompress.core.checks import check_finite_activations
 from tfcompress.core.training.compiled import compiled
 from tfcompress.layers import FactorizedKernel
 from tfcompress.progress_bar import progress_bar
+from tfcompress.quantizers.bit_sharing import some_values
 from tfcompress.types import ArrayLike
 
 
@@ -58,18 +59,57 @@ class MeasureActivations:
         return {n: _statistics(n, [sums[n] for sums in seen]) for n in self.layers}
 
     def _sums(self, model, inputs):
-        calls = {name: [] for name in self.layers}
-        try:
-            for name, layer in self.layers.items():
-                layer.observer = calls[name].append
-            model(inputs, training=False)
-        finally:
-            for layer in self.layers.values():
-                layer.observer = None
-        return {
-            name: [_call_sums(layer, x) for x in calls[name]]
-            for name, layer in self.layers.items()
-        }
+        return _observed(model, self.layers, inputs, _call_sums)
+
+
+def calibrate_hidden(
+    model: keras.Model,
+    layers: Mapping[str, FactorizedKernel],
+    batches: Sequence[ArrayLike],
+) -> None:
+    """Sets the ranges of the tensors between basis and coefficients.
+
+    Args:
+        model: Functional or Sequential model.
+        layers: dict of str to `FactorizedKernel`. Layers of the model by name, with
+            `int8=True` and masks, which compute in float so far.
+        batches: list of model inputs.
+
+    Raises:
+        ValueError: if activations are not finite. No range is changed then.
+    """
+    found: dict[str, list[np.ndarray]] = {name: [] for name in layers}
+    with progress_bar("Ranges between factors", len(batches)) as bar:
+        for inputs in bar.over(batches):
+            calls = _observed(model, layers, inputs, _kept_hidden)
+            for name, values in calls.items():
+                found[name] += values
+    for name, values in found.items():
+        check_finite_activations(name, *values)
+    for name, layer in layers.items():
+        layer.hidden_quantizer.calibrate_to(found[name])
+
+
+def _observed(model, layers, inputs, function):
+    """`{name: results of function(layer, inputs) for each call}` of a forward pass."""
+    calls = {name: [] for name in layers}
+    try:
+        for name, layer in layers.items():
+            layer.observer = calls[name].append
+        model(inputs, training=False)
+    finally:
+        for layer in layers.values():
+            layer.observer = None
+    return {
+        name: [function(layer, x) for x in calls[name]]
+        for name, layer in layers.items()
+    }
+
+
+def _kept_hidden(layer, inputs):
+    """Sample of the outputs of the basis, in the ranks that are kept."""
+    hidden = ops.take(layer.hidden(inputs), layer.kept_ranks(), layer.channel_axis)
+    return some_values(ops.convert_to_numpy(ops.cast(hidden, "float32")))
 
 
 def _call_sums(layer, inputs):

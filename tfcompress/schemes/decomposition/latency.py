@@ -2,7 +2,7 @@
 
 import keras
 
-from tfcompress.layers.factorized import (
+from tfcompress.layers.factorized_forms import (
     decomposed_layers,
     plain_layer,
     width_argument,

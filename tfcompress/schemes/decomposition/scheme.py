@@ -74,8 +74,10 @@ class Decomposition(SearchingScheme):
             basis would grow while the coefficients shrink.
         overrides: dict. See `Scheme`.
         activation_bits: 8 or None. With 8 all tensors that an int8 file stores have
-            learned ranges, and finalized kernels are packed with 8 bits. None leaves
-            activations float.
+            learned ranges, and finalized kernels are packed with 8 bits. The student
+            computes with rounded kernels: in layers that are left alone from the start,
+            in the others once the selection is frozen. None leaves activations and
+            kernels float.
 
     Raises:
         ValueError: if an argument is out of its range, or not exactly one of `macs`,
@@ -183,6 +185,9 @@ class Decomposition(SearchingScheme):
 
     def learns_all_ranges(self) -> bool:
         return self.activation_bits == BITS
+
+    def packs_all_kernels(self) -> bool:
+        return self.learns_all_ranges()
 
     def connect(self, student: Student) -> None:
         student.rank_space = RankSpace(

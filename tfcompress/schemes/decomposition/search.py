@@ -15,6 +15,7 @@ from tfcompress.progress_bar import announced
 from tfcompress.schemes.decomposition.activation_statistics import (
     ActivationStatistics,
     MeasureActivations,
+    calibrate_hidden,
 )
 from tfcompress.schemes.decomposition.latency import slower_when_decomposed
 from tfcompress.schemes.decomposition.scoring import Scores, compute_scores
@@ -44,7 +45,8 @@ class RankSearch(Search):
     At a penalty of 1 the mean group would be zero at the end of the search. Groups that
     are zero then are removed.
 
-    Removed groups are masked, and the rest of the training goes without shrinking. A
+    Removed groups are masked, and the rest of the training goes without shrinking. On
+    learned ranges it computes with kernels of 8 bits, see `layers.Int8Factors`. A
     student whose search was interrupted has all of its channels.
 
     Args:
@@ -116,6 +118,10 @@ class RankSearch(Search):
     def freeze(self) -> None:
         self.space.lasso.set_strengths(0.0)
         selection = self._final_selection()
+        self.space.mask(selection.keep_groups, selection.keep_ranks)
+        if layers := self.space.with_hidden_ranges():
+            self.recalibrate()
+            calibrate_hidden(self.model, layers, self.recalibrate.batches)
         self.space.freeze(selection.keep_groups, selection.keep_ranks)
         self.recalibrate()
 

@@ -223,12 +223,26 @@ class RankSpace:
             keep_groups: see `shrink`.
             keep_ranks: see `shrink`.
         """
+        self.mask(keep_groups, keep_ranks)
+        for layer in self.layers.values():
+            layer.frozen.assign(1.0)
+
+    def mask(
+        self, keep_groups: np.ndarray, keep_ranks: Mapping[str, np.ndarray]
+    ) -> None:
+        """Does the same as `freeze`, without a change of other arithmetic."""
         for name, layer in self.layers.items():
             layer.rank_mask.assign(keep_ranks[name].astype("float32"))
             groups = self.channels.read.get(name)
             if groups is not None:
                 layer.input_mask.assign(keep_groups[groups].astype("float32"))
-            layer.frozen.assign(1.0)
+
+    def with_hidden_ranges(self) -> dict[str, FactorizedKernel]:
+        """Returns the layers with a range of their own between basis and coefficients.
+
+        By name, once they are masked.
+        """
+        return {n: x for n, x in self.layers.items() if x.int8 and x.is_decomposed()}
 
     def _all_groups(self):
         channels = (slices for _, slices in self.channel_groups)
