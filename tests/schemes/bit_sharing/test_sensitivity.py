@@ -1,5 +1,6 @@
 """Importances of gates against the change of the outputs, closed one by one."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -37,25 +38,33 @@ def searched_gates(space):
     }
 
 
-def test_margins_of_open_gates_are_the_change_of_the_outputs(measured):
-    """Each gate is closed by hand, with all others frozen at the finest bits."""
-    student, space, images = measured
-    gates = searched_gates(space)
+def check_margins(outputs, gates):
+    """Checks margins against gates that are closed by hand, others at 8 bits.
+
+    Args:
+        outputs: function that returns the outputs of the student, of few samples.
+        gates: result of `searched_gates`.
+    """
     margins = {key: gate.margins() for key, gate in gates.items()}
     for gate in gates.values():
         gate.freeze(8)
-    reference = np.array(student(images))
+    reference = outputs()
     damages = {}
     for key, gate in gates.items():
         at = {}
         for bits in (2, 4, 8):
             gate.freeze(bits)
-            at[bits] = np.square(np.array(student(images)) - reference).mean()
+            at[bits] = np.square(outputs() - reference).mean()
         damages[key] = [max(0, at[2] - at[4]), max(0, at[4] - at[8])]
     scale = np.median([lowest for lowest, _ in damages.values()])
     for key, damage in damages.items():
         expected = np.minimum(np.array(damage) / scale, 7.6)  # the largest margin
         np.testing.assert_allclose(margins[key], expected, rtol=2e-3, atol=1e-4)
+
+
+def test_margins_of_open_gates_are_the_change_of_the_outputs(measured):
+    student, space, images = measured
+    check_margins(lambda: np.array(student(images)), searched_gates(space))
 
 
 def test_margins_of_filters_rise_with_their_magnitudes(measured):
@@ -83,3 +92,19 @@ def test_measurement_takes_about_as_long_as_fifty_steps(
     measure_sensitivities(student, SearchSpace(student), batches)
     fitting = 50 * 3 * batch_size // len(sizes)
     assert set(sizes) == {min(max(fitting, LEAST_SAMPLES), MOST_SAMPLES)}
+
+
+def test_probabilities_count_as_their_logits(trained, mnist):
+    images = mnist[0][0][:50]
+    model = keras.Model(trained.inputs, keras.layers.Softmax()(trained.output))
+    student = tfc.compress(model, tfc.BitSharing(bops="1/50", group_size=2))
+    calibrate_activations(student, [images])
+    space = SearchSpace(student)
+    measure_sensitivities(student, space, [images])
+    before_softmax = keras.Model(student.inputs, student.layers[-1].input)
+
+    def outputs():
+        logits = before_softmax.predict(images, verbose=0)
+        return logits - logits.mean(axis=1, keepdims=True)
+
+    check_margins(outputs, searched_gates(space))

@@ -54,7 +54,7 @@ class SoftLoss(keras.losses.Loss):
         if self.kind == VALUES:
             return _mean(ops.square(y_pred - y_true))
         teacher, student = (
-            _logits(outputs, activation) / self.temperature
+            logits(outputs, activation) / self.temperature
             for outputs, activation in zip(
                 (y_true, y_pred), self.activations, strict=True
             )
@@ -126,8 +126,13 @@ def _activation(operation, shape):
     return name if axis in (-1, len(shape) - 1) else None
 
 
-def _logits(outputs, activation):
-    """Logits of probabilities. A softmax of logits equals one of log-probabilities."""
+def logits(outputs: Tensor, activation: str | None) -> Tensor:
+    """Returns the logits of probabilities, for a softmax apart from one addend.
+
+    Args:
+        outputs: float tensor. Outputs of a model.
+        activation: see `output_activations`. With None the outputs are returned.
+    """
     if activation is None:
         return outputs
     log_p = ops.log(ops.maximum(outputs, SMALLEST))
