@@ -185,6 +185,9 @@ def _size_runs_of_resnets():
     yield run("resnet8", 40, 7, 5, table="size", past=EARLIER)
     yield run("resnet8", 20, 6, 6, table="size", past=EARLIER)
     yield run("resnet8", 20, 6, 6, "_fast_search", "size")
+    longer = {"size": "20 kB", "learning_rate": 0.03}
+    name, budget = "resnet8_cifar10_20kB_60_epochs", "20 kB after xz"
+    yield _size(name, "resnet8", budget, 30, 30, "size", **longer)
     yield run("resnet8", 12, 4, 4, table="size", past=EARLIER)
     yield run("resnet20", 110, 2, 2, table="size", past=EARLIER)
     yield run("resnet20", 58, 5, 3, table="size", past=EARLIER)
