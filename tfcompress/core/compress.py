@@ -10,19 +10,16 @@ from tfcompress.core.distillation.distillation import Distillation, check_teache
 from tfcompress.core.plan import (
     FROZEN,
     FROZEN_HINT,
-    OF_CONSTANTS,
-    UNUSED,
     plan_of_checked,
+    rounded_rows,
     warn_of_left_alone,
 )
 from tfcompress.core.scheme import Scheme
 from tfcompress.core.student import Student
 from tfcompress.core.tensor_ranges import BITS, TensorRanges
 from tfcompress.core.user_class import copy_state, user_class_of
-from tfcompress.graph.graph import Graph
 from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
-from tfcompress.layers.registry import forms_of
 from tfcompress.progress_bar import announced, progress_bar
 from tfcompress.quantizers import Uniform
 
@@ -101,7 +98,7 @@ def _student_of(model, scheme, unfreeze):
     original, user_class = model, user_class_of(model)
     model = planned.model
     configs = {id(row.layer): row.config for row in planned.treated()}
-    graph = Graph(model)
+    graph = planned.graph
     norms = {
         id(row.layer): row.config.norm_of(graph, row.layer) for row in planned.treated()
     }
@@ -122,7 +119,8 @@ def _student_of(model, scheme, unfreeze):
         for key in ranges.without_own_range:
             configs[key] = dataclasses.replace(configs[key], input_quantizer=None)
     if scheme.packs_all_kernels():
-        configs = {**_in_eight_bits(planned), **configs}
+        rounding = QuantizeConfig(Uniform(BITS))
+        configs |= {id(row.layer): rounding for row in rounded_rows(planned)}
 
     def replace(layer):
         if id(layer) in configs:
@@ -161,14 +159,3 @@ def _check_has_treatments(planned):
             "There must be at least one layer to compress. Received: a model in which "
             f"every layer is left alone. {FROZEN_HINT * is_frozen}\n{planned}"
         )
-
-
-def _in_eight_bits(planned):
-    """`{id: treatment}` of layers left alone whose kernels an int8 file rounds."""
-    return {
-        id(row.layer): QuantizeConfig(Uniform(BITS))
-        for row in planned.rows
-        if row.reason not in (UNUSED, OF_CONSTANTS)
-        and QuantizeConfig.why_not(row.layer) is None
-        and forms_of(row.layer).is_linear
-    }

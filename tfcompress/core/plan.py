@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tfcompress.arguments import most_similar
 from tfcompress.core.checks import check_compressible
-from tfcompress.core.config import KeepFloat, as_taken
+from tfcompress.core.config import KeepFloat, QuantizeConfig, as_taken
 from tfcompress.core.scheme import Place, Scheme
 from tfcompress.core.user_class import user_class_of
 from tfcompress.graph.frozen import frozen_layers, unfreeze_layers
@@ -19,6 +19,7 @@ from tfcompress.graph.graph import Call, Graph
 from tfcompress.graph.parts.replacement import Replacement, replace_by_parts
 from tfcompress.graph.parts.subclassed_model import with_graph
 from tfcompress.graph.signs import may_be_negative
+from tfcompress.layers.registry import forms_of
 from tfcompress.layers.tensors.sources import Constant
 from tfcompress.progress_bar import announced
 from tfcompress.reporting.tables import render
@@ -26,6 +27,7 @@ from tfcompress.reporting.tables import render
 FROZEN = "is frozen (trainable=False)"
 UNUSED = "no output of the model depends on it"
 OF_CONSTANTS = "is called on constants alone, and a file has its outputs instead"
+ROUNDED = "kernel rounded to 8 bits"
 FROZEN_HINT = "Frozen layers are left alone; unfreeze=True compresses and trains them."
 # Share of the weights from which on layers that are left alone are worth a warning.
 LARGE_SHARE = 0.2
@@ -238,8 +240,25 @@ def _checked(scheme, plan):
                 raise ValueError(f"{error} {FROZEN_HINT}") from error
             raise
     notes = scheme.notes(plan.model, plan)
+    if scheme.packs_all_kernels():
+        notes = {row.name: ROUNDED for row in rounded_rows(plan)} | notes
     rows = (dataclasses.replace(x, note=notes.get(x.name, "")) for x in plan.rows)
     return dataclasses.replace(plan, rows=tuple(rows))
+
+
+def rounded_rows(plan: Plan) -> list[PlanRow]:
+    """Returns the rows of layers left alone whose kernels an int8 file rounds.
+
+    They are those of a scheme that `packs_all_kernels`.
+    """
+    return [
+        row
+        for row in plan.rows
+        if row.config is None
+        and row.reason not in (UNUSED, OF_CONSTANTS)
+        and QuantizeConfig.why_not(row.layer) is None
+        and forms_of(row.layer).is_linear
+    ]
 
 
 def warn_of_left_alone(plan: Plan) -> None:

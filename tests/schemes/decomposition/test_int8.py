@@ -163,3 +163,12 @@ def test_frozen_layers_are_rounded_and_stay_frozen():
     assert isinstance(layer, QuantizedKernel) and not layer.trainable
     kernel = np.array(layer.latent_kernel)
     np.testing.assert_array_equal(kernel, model.get_layer("head").kernel)
+
+
+def test_plan_notes_kernels_that_are_rounded():
+    def notes(**bits):
+        rows = tfc.plan(net(), tfc.Decomposition("0.8", **bits)).rows
+        return {row.name: row.note for row in rows if row.config is None}
+
+    assert notes(activation_bits=8)["depthwise"] == "kernel rounded to 8 bits"
+    assert not any(notes().values())
