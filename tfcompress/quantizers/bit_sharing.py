@@ -41,11 +41,7 @@ class GatedBits(Quantizer):
     def __init__(self, bits: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._candidates = check_candidates(bits)
-
-    def build_gates(self) -> None:
-        """Makes the gates, as a part of `build`: plans make many unbuilt quantizers."""
         self.gates = BitGates(self._candidates, name="gates")
-        self.gates.build()
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -145,7 +141,7 @@ class BitSharing(GatedBits):
         size = math.prod(kernel_shape)
         self.clip_gradient = 1.0 / math.sqrt(size)
         self._stride = min(-(-size // GATE_WEIGHTS), kernel_shape[-1])
-        self.build_gates()
+        self.gates.build()
 
     def _factor(self, kernel: Tensor) -> Tensor:
         """Root mean square of each filter, broadcastable to the kernel."""
@@ -242,7 +238,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
             trainable=False,
             aggregation="only_first_replica",
         )
-        self.build_gates()
+        self.gates.build()
 
     def step(self) -> Tensor:
         clip = learned_clip(self.clip)

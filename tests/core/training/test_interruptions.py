@@ -75,7 +75,7 @@ def test_interrupted_end_of_a_search_freezes_nothing(new_student, fit, monkeypat
 def test_interrupted_calibration_begins_again(new_student, fit, monkeypatch):
     student = new_student("bits")
     with monkeypatch.context() as patched:
-        interrupt(patched, bit_sharing, "_sample", 4)
+        interrupt(patched, bit_sharing, "some_values", 4)
         with pytest.raises(KeyboardInterrupt):
             fit(student, epochs=1)
     for path, value in values(student).items():

@@ -102,18 +102,23 @@ class BitSharing(SearchingScheme):
         self.max_pruned = max_pruned
         self.grid = grid
         self.input_shape = parse_input_shape(input_shape)
-        # Checks the grid.
-        learned_range_config(self.weight_bits, self.activation_bits, False, grid)
+        # Of all layers by `(is first or last, signed)`; each has copies of quantizers.
+        self._configs = {
+            (is_border, signed): learned_range_config(
+                8 if is_border else self.weight_bits,
+                8 if is_border else self.activation_bits,
+                signed,
+                grid,
+            )
+            for is_border in (False, True)
+            for signed in (False, True)
+        }
         check_share("max_pruned", max_pruned)
         if group_size is not None:
             FilterGate("", 1, group_size)  # checks
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
-        if place.is_first or place.is_last:
-            return learned_range_config(8, 8, place.signed_input, self.grid)
-        return learned_range_config(
-            self.weight_bits, self.activation_bits, place.signed_input, self.grid
-        )
+        return self._configs[place.is_first or place.is_last, place.signed_input]
 
     def check(self, model: keras.Model, plan: Plan) -> None:
         check_sizes_known(model, self.input_shape, "A cost in BOPs")
