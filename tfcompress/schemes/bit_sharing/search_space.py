@@ -144,9 +144,8 @@ class SearchSpace:
             for layer in self.layers.values()
             for quantizer in (layer.kernel_quantizer, layer.input_quantizer)
         ]
-        frozen = [gate.frozen for gate in self.filter_gates.values()]
-        return all(q is None or q.unfinished() is None for q in quantizers) and bool(
-            np.all(ops.convert_to_numpy(frozen))
+        return all(q is None or q.unfinished() is None for q in quantizers) and all(
+            ops.convert_to_numpy(gate.frozen) > 0 for gate in self.filter_gates.values()
         )
 
     def margins(self) -> Margins:
