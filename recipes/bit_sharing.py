@@ -27,6 +27,17 @@ flags.DEFINE_string(
     "Budget in bit operations, MACs * weight bits * activation bits: a share of the "
     "float model's (32 x 32), such as 1/60 or 0.02, or a count above 1.",
 )
+flags.DEFINE_list(
+    "bits",
+    ["2", "4", "8"],
+    "Candidates of each layer's weights and inputs: numbers from 2 to 8.",
+)
+flags.DEFINE_enum(
+    "first_last",
+    "8bit",
+    ["8bit", "searched"],
+    "Bits of the first and the last layer.",
+)
 flags.DEFINE_integer(
     "search_epochs",
     4,
@@ -50,6 +61,9 @@ def make_schemes():
     schemes = [
         tfc.BitSharing(
             bops=share_or_count(FLAGS.bops),
+            weight_bits=_bits(),
+            activation_bits=_bits(),
+            first_last=FLAGS.first_last,
             group_size=FLAGS.group_size or None,
             search_fraction=FLAGS.search_epochs / _epochs(),
         )
@@ -57,6 +71,10 @@ def make_schemes():
     if FLAGS.uniform_baseline:
         schemes.append(tfc.Uniform(UNIFORM_BITS, UNIFORM_BITS))
     return schemes
+
+
+def _bits():
+    return [int(x) if x.isdecimal() else x for x in FLAGS.bits]
 
 
 def _epochs():

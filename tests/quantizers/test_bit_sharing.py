@@ -9,7 +9,12 @@ import tfcompress as tfc
 from tfcompress.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D
 from tfcompress.quantizers import BitSharing, nested
 from tfcompress.quantizers.activation import activation_range
-from tfcompress.quantizers.bit_sharing import CLIP_FACTORS, CLIP_SAMPLES, best_clip
+from tfcompress.quantizers.ranges import (
+    CLIP_FACTORS,
+    CLIP_SAMPLES,
+    best_clip,
+    best_clips,
+)
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 SHAPES = {
@@ -37,7 +42,8 @@ def kernel(shape, seed=0):
 
 def set_bits(quantizer, bits):
     if len(quantizer.candidates) > 1:
-        thresholds = next(t for t, b in OPEN if b == bits)
+        position = quantizer.candidates.index(bits)
+        thresholds = ((1.5, 0.5), (0.5, 1.5), (0.5, 0.5))[position]
         quantizer.gates.threshold.raw.assign(thresholds)
     assert quantizer.bits == bits
 
@@ -45,6 +51,7 @@ def set_bits(quantizer, bits):
 @shapes
 @pytest.mark.parametrize("candidates, bits", [
     ((2, 4, 8), 2), ((2, 4, 8), 4), ((2, 4, 8), 8), *(((b,), b) for b in range(2, 9)),
+    ((2, 3, 7), 3), ((3, 4, 6), 6),
 ])  # fmt: skip
 def test_bit_sharing_codes_times_scale_equal_the_quantized_kernel(
     shape, axes, candidates, bits
@@ -326,10 +333,18 @@ def test_a_bops_penalty_closes_gates_and_no_penalty_keeps_them_open(penalty, bit
     assert space.layers["first"].kernel_quantizer.bits == 8
 
 
-@pytest.mark.parametrize("bits", [(), (3, 4), (2, 16), (1,), (9,), (2, 3, 4)])
-def test_bit_sharing_refuses_candidates_that_do_not_nest(bits):
-    with pytest.raises(ValueError, match="whose grids are nested.*Received"):
+@pytest.mark.parametrize("bits", [(), (2, 16), (1,), (9,), (1, 2), "24", 4, (2.5, 4)])
+def test_bit_sharing_refuses_other_candidates(bits):
+    with pytest.raises(ValueError, match="integers from 2 to 8.*Received"):
         BitSharing(bits)
+
+
+def test_best_clips_have_the_least_error_of_each_candidate():
+    values = np.random.default_rng(0).normal(size=1000)
+    clips = best_clips(values, (2, 3, 8), signed=True)
+    for bits, clip in clips.items():
+        assert clip == best_clip(values.astype("float32"), bits, signed=True)
+    assert clips[2] < clips[3] < clips[8]
 
 
 def test_bit_sharing_refuses_an_unknown_grid():

@@ -24,6 +24,18 @@ def recursion(x, clip, signed):
     return values
 
 
+def rounded_alone(x, clip, signed, bits):
+    """Values on grids that need not contain each other, in float64."""
+    low, high = -clip if signed else 0, clip
+    values = []
+    for b in bits:
+        step = (high - low) / (2**b - 1)
+        codes = np.round(x.astype(np.float64) / step)
+        most = 2 ** (b - 1) - 1 if signed else 2**b - 1
+        values.append(step * np.clip(codes, -most if signed else 0, most))
+    return values
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_rounding_once_equals_the_papers_recursion(signed):
     rng = np.random.default_rng(0)
@@ -81,14 +93,14 @@ def share_bits(x, clip, gates, bits, signed, sample=None, values=None):
     return F.custom_gradient(quantize, x, clip, gates, constants=[values])
 
 
-def learned(x, clip, gates, signed, stride=1):
+def learned(x, clip, gates, signed, stride=1, bits=nested.BITS):
     """Values at the gates' bits, where gates learn from every `stride`-th row."""
 
     def sample(rows):
         return rows[::stride]
 
-    values = nested.grid_values(sample(x), clip, nested.BITS, signed)
-    return share_bits(x, clip, gates, nested.BITS, signed, sample=sample, values=values)
+    values = nested.grid_values(sample(x), clip, bits, signed)
+    return share_bits(x, clip, gates, bits, signed, sample=sample, values=values)
 
 
 def gradients(function, *arrays):
@@ -103,25 +115,33 @@ def gradients(function, *arrays):
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("hard", [(0, 0), (1, 0), (1, 1)])
-def test_share_bits_gradients_match_the_papers_recursion(signed, hard):
+@pytest.mark.parametrize("bits", [(2, 4, 8), (2, 3, 4), (3, 5, 6)])
+def test_share_bits_gradients_match_the_papers_sum(signed, hard, bits):
     rng = np.random.default_rng(3)
     x = rng.normal(0, 1, (40, 30)).astype("float32")
     g = rng.normal(0, 1, x.shape).astype("float32")
 
     def loss(x, clip, gates):
-        return ops.sum(learned(x, clip, gates, signed) * g)
+        return ops.sum(learned(x, clip, gates, signed, bits=bits) * g)
 
     to_x, to_clip, to_gates = gradients(loss, x, 1.2, hard)
 
-    z2, z4, z8 = (v.astype("float32") for v in recursion(x, 1.2, signed))
-    g4, g8 = hard
-    value = z2 + g4 * (z4 - z2 + g8 * (z8 - z4))
+    if bits == nested.BITS:
+        values = recursion(x, 1.2, signed)
+    else:
+        values = rounded_alone(x, 1.2, signed, bits)
+    low, middle, high = (v.astype("float32") for v in values)
+    first, second = hard
+    value = low + first * (middle - low + second * (high - middle))
     inside = (x < 1.2) & (x > (-1.2 if signed else 0))
     np.testing.assert_array_equal(to_x, g * inside)
     edge = np.where(x > 0, value, value if signed else 0)
     expected = np.sum(g * np.where(inside, value - x, edge)) / 1.2
     np.testing.assert_allclose(to_clip, expected, rtol=1e-4)
-    expected = [np.sum(g * (z4 - z2 + g8 * (z8 - z4))), np.sum(g * g4 * (z8 - z4))]
+    expected = [
+        np.sum(g * (middle - low + second * (high - middle))),
+        np.sum(g * first * (high - middle)),
+    ]
     np.testing.assert_allclose(to_gates, expected, rtol=1e-4, atol=1e-3)
 
 

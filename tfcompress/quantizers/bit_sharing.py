@@ -11,19 +11,13 @@ from keras import ops
 
 from tfcompress.quantizers import functional as F
 from tfcompress.quantizers import nested
-from tfcompress.quantizers.activation import (
-    ActivationQuantizer,
-    activation_range,
-    gradient_scale,
-)
+from tfcompress.quantizers.activation import ActivationQuantizer, gradient_scale
 from tfcompress.quantizers.gates import BitGates
 from tfcompress.quantizers.quantizer import Quantizer
+from tfcompress.quantizers.ranges import best_clip, best_clips, some_values
 from tfcompress.types import ArrayLike, Tensor
 
 GRIDS = ("symmetric", "paper")
-# Candidate clips of the line search, as shares of the largest magnitude.
-CLIP_FACTORS = np.geomspace(0.02, 1.0, 40)
-CLIP_SAMPLES = 100_000
 # Gates of activations learn from every n-th sample of a batch. Replicas that share a
 # batch take the same samples as one device would, if the share of each is a multiple.
 SAMPLE_STRIDE = 8
@@ -35,7 +29,7 @@ class GatedBits(Quantizer):
     """Base class of quantizers whose bits are chosen by `gates`, a `BitGates`.
 
     Args:
-        bits: ints. Candidates, a subset of (2, 4, 8), or any one from 2 to 8.
+        bits: ints. Candidates, some of 2 to 8.
     """
 
     def __init__(self, bits: Sequence[int], **kwargs: Any) -> None:
@@ -58,6 +52,24 @@ class GatedBits(Quantizer):
             "the search for its bits has not ended; its gates now choose "
             f"{self.bits}. Train with `fit` to the end of the search."
         )
+
+    def _calibrate(self, values: np.ndarray, signed: bool) -> None:
+        """Sets `clip` to the least squared error, and the gates' `errors` to match.
+
+        Args:
+            values: float array, in the units of the clip.
+            signed: bool. Whether the range is centered on zero.
+        """
+        values = some_values(values)
+        frozen = int(ops.convert_to_numpy(self.gates.frozen_bits))
+        # During a search one range serves all candidates: that of the middle one.
+        bits = frozen or self.candidates[len(self.candidates) // 2]
+        self.clip.assign(best_clip(values, bits, signed))
+        if self.gates.threshold is not None:
+            tensor = ops.convert_to_tensor(values)
+            clip = ops.convert_to_tensor(self.clip)
+            errors = nested.mean_errors(tensor, clip, self.candidates, signed)
+            self.gates.errors.assign(errors)
 
     def _share(
         self, x, rule, scale, signed, factor=None, sample=None, values=None, int8=False
@@ -107,7 +119,7 @@ class GatedBits(Quantizer):
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class BitSharing(GatedBits):
-    """Quantizer of weights on nested grids of 2, 4 and 8 bits with one learned range.
+    """Quantizer of weights on grids of several bits with one learned range.
 
     Weights are divided by the root mean square of their filter, a constant for the
     gradient. They are rounded on a zero-centered grid over [-v, v], v the learned
@@ -118,7 +130,7 @@ class BitSharing(GatedBits):
     has no zero, so no integer kernel can hold it. `grid="paper"` reproduces both.
 
     Args:
-        bits: ints. Candidates, a subset of (2, 4, 8), or any one from 2 to 8.
+        bits: ints. Candidates, some of 2 to 8.
         grid: "symmetric" or "paper".
 
     Variables:
@@ -195,12 +207,23 @@ class BitSharing(GatedBits):
         Args:
             kernel: float tensor or variable.
         """
+        self._calibrate(self._in_units_of_clip(kernel), signed=True)
+
+    def candidate_clips(self, kernel: ArrayLike) -> dict[int, float]:
+        """Returns the best range for each candidate, `{bits: clip}`.
+
+        Args:
+            kernel: float tensor or variable.
+        """
+        return best_clips(self._in_units_of_clip(kernel), self.candidates, signed=True)
+
+    def _in_units_of_clip(self, kernel):
         kernel = ops.convert_to_tensor(kernel, "float32")
         if self.grid == "paper":
             unit = _standardized(kernel)
         else:
             unit = kernel / self._factor(kernel)
-        calibrate(self, ops.convert_to_numpy(unit), signed=True)
+        return ops.convert_to_numpy(unit)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "grid": self.grid}
@@ -208,12 +231,12 @@ class BitSharing(GatedBits):
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class BitSharingActivation(GatedBits, ActivationQuantizer):
-    """Quantizer of activations on nested grids of 2, 4 and 8 bits.
+    """Quantizer of activations on grids of several bits.
 
     The range is learned: [0, v] after a ReLU, or [-v, v] if `signed`; see `BitSharing`.
 
     Args:
-        bits: ints. Candidates, a subset of (2, 4, 8), or any one from 2 to 8.
+        bits: ints. Candidates, some of 2 to 8.
         signed: bool. Whether the input has negative values.
 
     Variables:
@@ -278,8 +301,18 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
 
     def calibrate_to(self, values: Sequence[np.ndarray]) -> None:
         """Sets the range to the best one for some values, a list of float vectors."""
-        calibrate(self, np.concatenate(values), self.signed)
+        self._calibrate(np.concatenate(values), self.signed)
         self.calibrated.assign(1.0)
+
+    def candidate_clips(self) -> dict[int, float]:
+        """Returns the best range for each candidate, `{bits: clip}`.
+
+        They fit the recorded inputs; the present range if there are none.
+        """
+        values = self.recorded()
+        if not values:
+            return dict.fromkeys(self.candidates, ops.convert_to_numpy(self.clip))
+        return best_clips(np.concatenate(values), self.candidates, self.signed)
 
 
 def learned_clip(variable: Tensor, scale: float | Tensor | None = None) -> Tensor:
@@ -328,67 +361,12 @@ def check_candidates(bits: Sequence[int], name: str = "bits") -> tuple[int, ...]
         name: str. Name of the argument, for the error.
 
     Raises:
-        ValueError: unless they are a sequence of some of 2, 4 and 8, or of one from 2
-            to 8.
+        ValueError: unless they are a sequence of integers from 2 to 8.
     """
     found = () if isinstance(bits, str) or not np.iterable(bits) else tuple(bits)
-    allowed = range(2, 9) if len(found) == 1 else nested.BITS
-    if not found or any(b not in allowed for b in found):
+    if not found or any(b not in range(2, 9) for b in found):
         raise ValueError(
-            f"`{name}` are a tuple of some of {nested.BITS}, whose grids are nested, "
-            f"or of one integer from 2 to 8. Received: {name}={bits!r}."
+            f"`{name}` are a tuple of integers from 2 to 8, such as {nested.BITS}. "
+            f"Received: {name}={bits!r}."
         )
     return tuple(sorted({int(b) for b in found}))
-
-
-def calibrate(
-    quantizer: BitSharing | BitSharingActivation, values: np.ndarray, signed: bool
-) -> None:
-    """Sets `clip` to the least squared error, and the gates' `errors` to match.
-
-    Args:
-        quantizer: the quantizer to calibrate.
-        values: float array, in the units of the clip.
-        signed: bool. Whether the range is centered on zero.
-    """
-    values = some_values(values)
-    gates = quantizer.gates
-    frozen = int(ops.convert_to_numpy(gates.frozen_bits))
-    # During a search one range serves all candidates: that of the middle one.
-    bits = frozen or gates.candidates[len(gates.candidates) // 2]
-    clip = best_clip(values, bits, signed)
-    quantizer.clip.assign(clip)
-    if gates.threshold is not None:
-        tensor = ops.convert_to_tensor(values)
-        clip = ops.convert_to_tensor(clip, "float32")
-        gates.errors.assign(nested.mean_errors(tensor, clip, gates.candidates, signed))
-
-
-def best_clip(values: np.ndarray, bits: int, signed: bool) -> float:
-    """Returns the clip with the least squared error, by a line search.
-
-    Args:
-        values: float array of any shape.
-        bits: int. Bits of the grid.
-        signed: bool. Whether the range is [-clip, clip] or [0, clip].
-    """
-    largest = float(np.abs(values).max()) if signed else float(values.max(initial=0.0))
-    if largest <= 0:
-        return 1.0
-    low, high = activation_range(bits, signed)
-
-    def error(clip: float) -> float:
-        step = (2 if signed else 1) * clip / nested.levels(bits)
-        rounded = np.clip(np.round(values / step), low, high) * step
-        return float(np.square(values - rounded).mean())
-
-    return min((largest * factor for factor in CLIP_FACTORS), key=error)
-
-
-def some_values(values: np.ndarray) -> np.ndarray:
-    """Returns values of an array that suffice for a range, a float32 vector."""
-    values = np.asarray(values, np.float32).reshape(-1)
-    if values.size <= CLIP_SAMPLES:
-        return values
-    # At random, because every n-th value may belong to the same few channels.
-    return values[np.random.default_rng(0).integers(values.size, size=CLIP_SAMPLES)]

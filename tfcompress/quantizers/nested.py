@@ -1,8 +1,10 @@
-"""Nested grids of bit sharing, as pure functions on `keras.ops`.
+"""Grids of bit sharing, as pure functions on `keras.ops`.
 
-A b-bit grid divides a range into 2^b - 1 steps. As 2^8 - 1 = 17 (2^4 - 1) and
-2^4 - 1 = 5 (2^2 - 1), a grid of 2, 4 or 8 bits contains each coarser one. A value is
-therefore its coarse value plus offsets ("Single-path Bit Sharing", arXiv 2101.04935).
+A b-bit grid divides a range into 2^b - 1 steps. A value is its value on the coarsest
+grid plus offsets to finer ones ("Single-path Bit Sharing", arXiv 2101.04935). In the
+paper grids nest: as 2^8 - 1 = 17 (2^4 - 1) and 2^4 - 1 = 5 (2^2 - 1), one of 2, 4 or 8
+bits contains each coarser one. The offsets of others, such as of 3 bits, are the
+differences of two roundings.
 """
 
 import math
@@ -38,7 +40,7 @@ def step_size(clip: Tensor, steps: Tensor, signed: bool) -> Tensor:
 def nested_codes(x: Tensor, clip: Tensor, steps: Tensor, signed: bool) -> Tensor:
     """Returns codes on the grid with `steps` steps, by rounding once (half to even).
 
-    That one rounding equals the paper's recursion through the coarser grids.
+    On nested grids it equals the paper's recursion through the coarser ones.
 
     Args:
         x: float tensor.
@@ -128,7 +130,7 @@ def share_bits(
         x: float32 tensor.
         clip: positive scalar tensor. Bound of the range.
         gates: float tensor (len(bits) - 1,) of zeros and ones.
-        bits: ints. Increasing bit-widths, each twice the one before.
+        bits: ints. Increasing bit-widths.
         signed: bool. Whether the range is [-clip, clip] or [0, clip].
         factor: positive tensor that broadcasts to `x`, without a gradient, or None. It
             scales the range.

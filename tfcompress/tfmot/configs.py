@@ -195,7 +195,7 @@ class BitSharingQuantizeConfig(Config):
 
     Args:
         penalty: float, finite, >= 0. Growth of the loss per billion bit operations.
-        bits: sequence of ints. Candidates, some of 2, 4 and 8.
+        bits: sequence of ints. Candidates, some of 2 to 8.
         activation_bits, initial_clip: output of the layer, as in
             `UniformQuantizeConfig`.
 

@@ -269,6 +269,33 @@ def test_plan_lists_bits_and_removable_filters(trained):
     assert rows["head"].endswith("filters stay: the model returns them")
 
 
+def test_any_candidates_are_searched_in_all_layers(
+    trained, mnist, compile_for_digits, tmp_path
+):
+    bits = (2, 3, 5)
+    scheme = tfc.BitSharing(
+        bops="1/90",
+        weight_bits=bits,
+        activation_bits=bits,
+        first_last="searched",
+        search_fraction=0.5,
+        group_size=None,
+    )
+    student = tfc.compress(trained, tfc.BitSharing.from_config(scheme.get_config()))
+    compile_for_digits(student, keras.optimizers.SGD(0.05, momentum=0.9))
+    fit(student, mnist, epochs=2)
+    chosen, _ = allocation(student)
+    assert chosen["conv0"][1] == 8  # the input of the model
+    others = {name: pair for name, pair in chosen.items() if name != "conv0"}
+    assert set(np.ravel([*others.values()])) <= set(bits)
+    assert chosen["conv0"][0] in bits and len(set(chosen.values())) > 1
+    tiny = tfc.finalize(student)
+    assert 0.95 * bops(trained) / 90 <= bops(tiny) <= bops(trained) / 90
+    images = mnist[1][0][:200]
+    report = tfc.export(tiny, tmp_path / "tiny.tflite", verify=images)
+    assert report["agreement"]["top1"] > 0.99
+
+
 @pytest.mark.parametrize("weight_bits, activation_bits", [(4, 4), (3, 5), (2, 8)])
 def test_uniform_has_the_same_bits_in_all_inner_layers(
     trained, weight_bits, activation_bits
@@ -299,12 +326,13 @@ def test_uniform_has_the_same_bits_in_all_inner_layers(
         {"group_size": 0},
         {"max_pruned": 1.0},
         {"max_pruned": 1.0, "group_size": None},
-        {"weight_bits": (2, 3)},
+        {"weight_bits": (1, 2)},
         {"weight_bits": 4},
         {"weight_bits": "48"},
         {"activation_bits": ()},
         {"activation_bits": None},
         {"grid": "hexagonal"},
+        {"first_last": "4bit"},
     ],
 )
 def test_out_of_range_arguments_are_refused(arguments):

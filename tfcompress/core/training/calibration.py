@@ -1,6 +1,7 @@
 """Initial ranges of quantizers, from weights and from training data."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -52,28 +53,31 @@ def calibrate_activations(
         ValueError: if an activation is NaN or infinite. No range is changed then.
     """
     quantizers = _activation_quantizers(model)
-    _record(quantizers)
-    try:
+    with recorded(quantizers.values()):
         if recalibrate is not None:
             recalibrate.eagerly()
-            _record(quantizers)
+            for quantizer in quantizers.values():
+                quantizer.record()  # anew
         batches = list(batches)
         with progress_bar("Ranges of activations", len(batches)) as bar:
             for inputs in bar.over(batches):
                 model(inputs, training=False)
         for name, quantizer in quantizers.items():
             check_finite_activations(name, *quantizer.recorded())
-    except BaseException:  # interruptions from the keyboard count
         for quantizer in quantizers.values():
-            quantizer.discard()
-        raise
-    for quantizer in quantizers.values():
-        quantizer.calibrate()
+            quantizer.calibrate()
 
 
-def _record(quantizers):
-    for quantizer in quantizers.values():
+@contextlib.contextmanager
+def recorded(quantizers: Collection[BitSharingActivation]) -> Iterator[None]:
+    """Lets quantizers record their unchanged inputs in a `with` statement."""
+    for quantizer in quantizers:
         quantizer.record()
+    try:
+        yield
+    finally:  # also after an interruption from the keyboard
+        for quantizer in quantizers:
+            quantizer.discard()
 
 
 class CalibrateActivations(keras.callbacks.Callback):

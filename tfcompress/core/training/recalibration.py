@@ -99,6 +99,9 @@ class Recalibration:
         self._seeds = random_states(model)
         self._eager = lambda inputs: self._statistics(model, *inputs)
         self._forward = compiled(model, self._eager)
+        self._outputs = compiled(
+            model, lambda inputs: self._on_batch_statistics(model, inputs)
+        )
 
     def refresh(self) -> None:
         """Sets the statistics if they are stale."""
@@ -120,6 +123,20 @@ class Recalibration:
         """
         with self._own_pass():
             self._set_statistics(self._eager)
+
+    def outputs(self, inputs: Any) -> Any:
+        """Returns the model's outputs, normalized by the statistics of their batch.
+
+        No variable changes. The first call compiles the forward pass.
+
+        Args:
+            inputs: model inputs, one batch.
+
+        Returns:
+            NumPy arrays in the structure of the model's outputs.
+        """
+        with self._own_pass():
+            return self._outputs(inputs)
 
     def finish(self) -> None:
         """Rounds biases that no normalization sets, at the end of a training."""
@@ -147,13 +164,22 @@ class Recalibration:
             variable.assign(np.mean(values, axis=0))
 
     def _statistics(self, model, index, inputs):
-        """The statistics of one batch, without a change of the model's state."""
+        """The statistics of one batch."""
+        with self._restored_state():
+            for seed in self._seeds:  # each batch draws its own numbers
+                seed.assign(ops.add(seed, ops.cast(index, seed.dtype)))
+            model(inputs, training=True)
+            return [ops.copy(variable) for variable in self.variables]
+
+    def _on_batch_statistics(self, model, inputs):
+        with self._restored_state():
+            return model(inputs, training=bool(self.norms))
+
+    @contextlib.contextmanager
+    def _restored_state(self):
+        """Undoes all changes of the model's state, also in a compiled function."""
         # Copies: on TensorFlow a tensor of a variable may be the variable itself.
         before = [ops.copy(variable) for variable in self._state]
-        for seed in self._seeds:  # each batch draws its own numbers
-            seed.assign(ops.add(seed, ops.cast(index, seed.dtype)))
-        model(inputs, training=True)
-        statistics = [ops.copy(variable) for variable in self.variables]
+        yield
         for variable, value in zip(self._state, before, strict=True):
             variable.assign(value)
-        return statistics

@@ -28,10 +28,10 @@ from tfcompress.schemes.bit_sharing.search_space import SearchSpace, candidates
 class BitSharing(SearchingScheme):
     """Scheme that learns all layers' bits and filters in one model (arXiv 2101.04935).
 
-    Each kernel and each input is quantized on nested grids of 2, 4 and 8 bits. Gates
-    with learned thresholds choose among the grids and close groups of filters, at a
-    cost in BOPs: MACs * weight bits * activation bits. The first and the last layers
-    have 8-bit weights and 8-bit activations.
+    Each kernel and each input is quantized on grids of several bits, in the paper 2, 4
+    and 8. Gates with learned thresholds choose among the grids and close groups of
+    filters, at a cost in BOPs: MACs * weight bits * activation bits. The first and the
+    last layers have 8-bit weights and 8-bit activations, unless they are searched.
 
     The first part of a `fit` searches, with a penalty that brings the BOPs down to the
     budget. Then bits and filters freeze at the nearest allocation that meets the
@@ -47,7 +47,7 @@ class BitSharing(SearchingScheme):
             most that, and at least 98 % of it wherever an allocation does.
         penalty: float. Lambda of the paper's loss, cross-entropy + lambda ln(BOPs), in
             place of a budget.
-        weight_bits, activation_bits: ints. Candidates, subsets of (2, 4, 8).
+        weight_bits, activation_bits: ints. Candidates, some of 2 to 8.
         group_size: int or None. Filters that are kept or removed together. None keeps
             all filters.
         max_pruned: float in [0, 1). Share of a layer's groups that may be removed.
@@ -57,6 +57,9 @@ class BitSharing(SearchingScheme):
             at which a model of free input sizes is counted; it still takes inputs of
             any size. For several inputs a list of these in their order, or a dict by
             their names.
+        first_last: str. "8bit" for 8 bits in the first and the last layers, "searched"
+            for the candidates in them too, but for 8 bits in the inputs of the first.
+            At budgets near those of 2 bits, 8 bits there are a large part of the BOPs.
         weight_decay, overrides: see `Scheme`.
 
     Raises:
@@ -81,6 +84,7 @@ class BitSharing(SearchingScheme):
         weight_decay: float = 1e-4,
         overrides: Mapping[str, KeepFloat | QuantizeConfig] | None = None,
         input_shape: InputShape | None = None,
+        first_last: str = "8bit",
     ) -> None:
         super().__init__(search_fraction, overrides, weight_decay)
         if (bops is None) == (penalty is None):
@@ -102,15 +106,19 @@ class BitSharing(SearchingScheme):
         self.max_pruned = max_pruned
         self.grid = grid
         self.input_shape = parse_input_shape(input_shape)
-        # Of all layers by `(is first or last, signed)`; each has copies of quantizers.
-        self._configs = {
-            (is_border, signed): learned_range_config(
-                8 if is_border else self.weight_bits,
-                8 if is_border else self.activation_bits,
-                signed,
-                grid,
+        if first_last not in ("8bit", "searched"):
+            raise ValueError(
+                "`first_last` is '8bit' or 'searched'. Received: "
+                f"first_last={first_last!r}."
             )
-            for is_border in (False, True)
+        self.first_last = first_last
+        # Of all layers by candidates and sign; each layer has copies of quantizers.
+        self._configs = {
+            (weight_bits, activation_bits, signed): learned_range_config(
+                weight_bits, activation_bits, signed, grid
+            )
+            for weight_bits in ((8,), self.weight_bits)
+            for activation_bits in ((8,), self.activation_bits)
             for signed in (False, True)
         }
         check_share("max_pruned", max_pruned)
@@ -118,7 +126,11 @@ class BitSharing(SearchingScheme):
             FilterGate("", 1, group_size)  # checks
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
-        return self._configs[place.is_first or place.is_last, place.signed_input]
+        is_searched = self.first_last == "searched"
+        ends = () if is_searched else (place.is_first, place.is_last)
+        weight_bits = (8,) if any(ends) else self.weight_bits
+        activation_bits = (8,) if any(ends) or place.is_first else self.activation_bits
+        return self._configs[weight_bits, activation_bits, place.signed_input]
 
     def check(self, model: keras.Model, plan: Plan) -> None:
         check_sizes_known(model, self.input_shape, "A cost in BOPs")
@@ -254,5 +266,6 @@ class BitSharing(SearchingScheme):
             "group_size": self.group_size,
             "max_pruned": self.max_pruned,
             "grid": self.grid,
+            "first_last": self.first_last,
             "input_shape": self.input_shape,
         }

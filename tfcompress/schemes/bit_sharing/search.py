@@ -72,7 +72,7 @@ class BitSearch(Search):
 
     def begin(self, share: float) -> None:
         if share == 0:
-            measure_sensitivities(self.model, self.space, self.recalibrate.batches)
+            measure_sensitivities(self.model, self.space, self.recalibrate)
             self._set_pace()
         self.margins = []
         if self.budget is not None:

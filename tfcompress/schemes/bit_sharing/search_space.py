@@ -14,7 +14,7 @@ from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.cost.input_shape import InputShape
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
-from tfcompress.quantizers import Quantizer
+from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.bit_sharing import GatedBits
 from tfcompress.quantizers.gates import BitGates, Threshold, expected_bits
 from tfcompress.schemes.bit_sharing.bit_allocation import (
@@ -79,6 +79,16 @@ class SearchSpace:
             for quantizer in (layer.kernel_quantizer, layer.input_quantizer):
                 if isinstance(quantizer, GatedBits):
                     yield quantizer.gates
+
+    def searched_weights(self) -> dict[str, BitSharing]:
+        """Returns the quantizers of weights with bits to choose, by layer name."""
+        quantizers = {n: layer.kernel_quantizer for n, layer in self.layers.items()}
+        return {n: q for n, q in quantizers.items() if _threshold(q) is not None}
+
+    def searched_activations(self) -> dict[str, BitSharingActivation]:
+        """Returns the quantizers of activations with bits to choose, by layer name."""
+        quantizers = {n: layer.input_quantizer for n, layer in self.layers.items()}
+        return {n: q for n, q in quantizers.items() if _threshold(q) is not None}
 
     def mean_bits(self) -> tuple[float, float]:
         """Returns the bits of a weight and of an activation, as means.

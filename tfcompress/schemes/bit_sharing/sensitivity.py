@@ -5,18 +5,25 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from tfcompress.core.distillation.soft_loss import logits, output_activations
 from tfcompress.core.student import Student
+from tfcompress.core.training.calibration import recorded
 from tfcompress.core.training.data import fixed_batch_size
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.progress_bar import progress_bar
-from tfcompress.quantizers.gates import BitGates
+from tfcompress.quantizers.bit_sharing import GatedBits
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 # Differences are large, and all gates see the same samples, so that few rank them: on
 # ResNet-8 and ResNet-20 the ranks by 8 samples correlate by 0.99 with those by 1024.
 LEAST_SAMPLES, MOST_SAMPLES = 8, 256
+# Training adapts weights to their grid and to the filters that remain, but activations
+# hardly. Weights then cost about this share of their measured change: with it the
+# changes at several uniform bits are in the order of the accuracies after training.
+ADAPTED = 0.2
 # Changes of smaller probabilities do not count.
 _LEAST_PROBABILITY = 1e-7
 # The measurement takes about as long as this number of training steps, each of which
@@ -25,32 +32,36 @@ STEPS, PREDICTIONS_PER_STEP = 50, 3
 
 
 def measure_sensitivities(
-    student: Student, space: SearchSpace, batches: list[Any]
+    student: Student, space: SearchSpace, recalibrate: Recalibration
 ) -> None:
     """Scales the importances of all gates by their effect on the model's outputs.
 
     Errors and magnitudes tell the change of one tensor, not of the model. So each gate
     is closed once, alone, and its cost is the squared change of the outputs, of logits
-    in place of probabilities: those of confident samples hardly change. Costs are
+    in place of probabilities: those of confident samples hardly change. As after a
+    training, each bit-width has its own range, and batch normalization the statistics
+    of the rounded batch; costs of weights are multiplied by `ADAPTED`. Costs are
     relative to the median over the gates to the lowest bits. Thresholds that rise
     together then close the gates of least cost first.
 
     Args:
         student: bit-sharing student in which nothing is frozen.
         space: its `SearchSpace`.
-        batches: list of model inputs, of the size of training batches. The first
-            samples are used, 8 to 256 of them.
+        recalibrate: `Recalibration` of the student. The first samples of its batches
+            are used, 8 to 256 of them.
     """
     finest = _Finest(space)
-    inputs = _leading(student, batches, _sample_count(finest, batches))
+    count = _sample_count(finest, recalibrate.batches)
+    inputs = _leading(student, recalibrate.batches, count)
     try:
-        damages, filters = _measured(student, space, finest, inputs)
+        finest.find_ranges(student, inputs)
+        damages, filters = _measured(student, finest, recalibrate, inputs)
     finally:
         finest.release()  # also if it is interrupted: the gates are not chosen yet
     # The damage that each gate averts when it opens, never below zero.
     averted = [
-        (gates, np.maximum(0.0, np.array(values[:-1]) - np.array(values[1:])))
-        for gates, values in damages
+        (quantizer.gates, np.maximum(0.0, -np.diff(values)))
+        for quantizer, values in damages
     ]
     scale = np.median([values[0] for _, values in averted]) if averted else 1.0
     scale = max(scale, 1e-12)
@@ -69,61 +80,91 @@ def _sample_count(finest, batches):
     return min(max(fitting, LEAST_SAMPLES), MOST_SAMPLES)
 
 
-def _measured(student, space, finest, inputs):
-    """`(gates, damage by each of its bits)`, and `(filter gate, damage by groups)`."""
+def _measured(student, finest, recalibrate, inputs):
+    """Damages by all gates of bits and of filters, as after a training.
+
+    Returns:
+        `[(quantizer, damages by its candidates)]`, `[(filter gate, damages by groups)]`
+    """
     finest.open()
     activations = output_activations(student)
-    reference = _outputs(student, inputs, activations)
+    reference = _outputs(recalibrate, inputs, activations)
 
     def damage():
         return sum(
             float(np.square(out - ref).mean() / max(np.square(ref).mean(), 1e-12))
             for out, ref in zip(
-                _outputs(student, inputs, activations), reference, strict=True
+                _outputs(recalibrate, inputs, activations), reference, strict=True
             )
         )
 
-    filter_gates = space.filter_gates.values()
-    steps = len(finest.gates) + len(filter_gates)
+    shares = [ADAPTED] * len(finest.weights) + [1.0] * len(finest.activations)
+    steps = len(shares) + len(finest.filter_gates)
     with progress_bar("Sensitivities to bits and filters", steps) as bar:
         damages = []
-        for gates in bar.over(finest.gates):
-            *lower, _ = gates.candidates  # the highest bits are the reference
-            values = [finest.damage_at(gates, bits, damage) for bits in lower]
-            damages.append((gates, [*values, 0.0]))
+        for quantizer, share in bar.over(zip(finest.quantizers(), shares, strict=True)):
+            *lower, _ = quantizer.candidates  # the highest bits are the reference
+            values = [share * finest.damage_at(quantizer, b, damage) for b in lower]
+            damages.append((quantizer, [*values, 0.0]))
         filters = [
-            (gate, _marginal_damages(gate, finest, damage))
-            for gate in bar.over(filter_gates)
+            (gate, ADAPTED * _marginal_damages(gate, finest, damage))
+            for gate in bar.over(finest.filter_gates)
         ]
     return damages, filters
 
 
 class _Finest:
-    """All gates of a `SearchSpace`, open from `open` until `release`."""
+    """All gates of a `SearchSpace`, open from `open` until `release`.
+
+    Attributes:
+        weights, activations: `{layer name: quantizer}`. Those with bits to choose.
+        filter_gates: list of `FilterGate`.
+    """
 
     def __init__(self, space: SearchSpace) -> None:
-        self.gates: list[BitGates] = [
-            gates for gates in space.bit_gates() if gates.threshold is not None
+        self.weights = space.searched_weights()
+        self.activations = space.searched_activations()
+        self.filter_gates = list(space.filter_gates.values())
+        self._kernels = {
+            name: space.layers[name].latent_kernel for name in self.weights
+        }
+        self._ranges_before = [
+            (quantizer, ops.convert_to_numpy(quantizer.clip))
+            for quantizer in self.quantizers()
         ]
-        self._filter_gates = list(space.filter_gates.values())
+        self._clips: dict[GatedBits, dict[int, float]] = {}
 
-    def open(self) -> None:
-        for gates in self.gates:
-            gates.freeze(gates.candidates[-1])
-        for gate in self._filter_gates:
-            gate.freeze(np.ones(gate.group_count, bool))
+    def quantizers(self) -> list[GatedBits]:
+        """Returns the quantizers of weights, then those of activations."""
+        return [*self.weights.values(), *self.activations.values()]
 
     def predictions(self) -> int:
         """Returns the number of predictions that a measurement of all gates takes."""
-        bits = sum(len(gates.candidates) - 1 for gates in self.gates)
-        return 1 + bits + 2 * len(self._filter_gates)
+        bits = sum(len(x.candidates) - 1 for x in self.quantizers())
+        return 1 + bits + 2 * len(self.filter_gates)
+
+    def find_ranges(self, student: Student, batches: list[Any]) -> None:
+        """Finds the best range of each candidate, by an eager pass over `batches`."""
+        for name, quantizer in self.weights.items():
+            self._clips[quantizer] = quantizer.candidate_clips(self._kernels[name])
+        with recorded(self.activations.values()):
+            for inputs in batches:
+                student(inputs, training=False)
+            for quantizer in self.activations.values():
+                self._clips[quantizer] = quantizer.candidate_clips()
+
+    def open(self) -> None:
+        for quantizer in self.quantizers():
+            self._choose(quantizer, quantizer.candidates[-1])
+        for gate in self.filter_gates:
+            gate.freeze(np.ones(gate.group_count, bool))
 
     def damage_at(
-        self, gates: BitGates, bits: int, damage: Callable[[], float]
+        self, quantizer: GatedBits, bits: int, damage: Callable[[], float]
     ) -> float:
-        gates.freeze(bits)
+        self._choose(quantizer, bits)
         value = damage()
-        gates.freeze(gates.candidates[-1])
+        self._choose(quantizer, quantizer.candidates[-1])
         return value
 
     def damage_without(
@@ -137,10 +178,15 @@ class _Finest:
         return value
 
     def release(self) -> None:
-        for gates in self.gates:
-            gates.frozen_bits.assign(0.0)
-        for gate in self._filter_gates:
+        for quantizer, clip in self._ranges_before:
+            quantizer.gates.frozen_bits.assign(0.0)
+            quantizer.clip.assign(clip)
+        for gate in self.filter_gates:
             gate.unfreeze()
+
+    def _choose(self, quantizer, bits):
+        quantizer.gates.freeze(bits)
+        quantizer.clip.assign(self._clips[quantizer][bits])
 
 
 def _marginal_damages(
@@ -151,7 +197,7 @@ def _marginal_damages(
     The damage by many groups exceeds the sum of each alone. So the marginal damages are
     a line that meets two measurements: the first group, and all that may close.
     """
-    order = np.argsort(keras.ops.convert_to_numpy(gate.importances()))
+    order = np.argsort(ops.convert_to_numpy(gate.importances()))
     most = max(1, min(gate.most_closed, gate.group_count - 1))
     first = finest.damage_without(gate, order[:1], damage)
     slope = 0.0
@@ -163,16 +209,16 @@ def _marginal_damages(
     return marginal
 
 
-def _outputs(model, batches, activations):
+def _outputs(recalibrate, batches, activations):
     """Outputs of all batches as float64 arrays, logits in place of probabilities."""
     found = []
     for inputs in batches:
-        outputs = keras.tree.flatten(model.predict_on_batch(inputs))
+        outputs = keras.tree.flatten(recalibrate.outputs(inputs))
         for output, activation in zip(outputs, activations, strict=True):
-            values = np.asarray(keras.ops.convert_to_numpy(output), np.float64)
+            values = np.asarray(output, np.float64)
             if activation is not None:
                 values = np.clip(values, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-                values = keras.ops.convert_to_numpy(logits(values, activation))
+                values = ops.convert_to_numpy(logits(values, activation))
             if activation == "softmax":
                 values = values - values.mean(axis=-1, keepdims=True)
             found.append(values)

@@ -11,7 +11,7 @@ from tfcompress.core.checks import check_finite_activations
 from tfcompress.core.training.compiled import compiled
 from tfcompress.layers import FactorizedKernel
 from tfcompress.progress_bar import progress_bar
-from tfcompress.quantizers.bit_sharing import some_values
+from tfcompress.quantizers.ranges import some_values
 from tfcompress.types import ArrayLike
 
 
