@@ -154,6 +154,7 @@ class _Finest:
                 self._clips[quantizer] = quantizer.candidate_clips()
 
     def open(self) -> None:
+        self._set_searching(False)  # passes are shorter if no gate learns
         for quantizer in self.quantizers():
             self._choose(quantizer, quantizer.candidates[-1])
         for gate in self.filter_gates:
@@ -178,11 +179,16 @@ class _Finest:
         return value
 
     def release(self) -> None:
+        self._set_searching(True)
         for quantizer, clip in self._ranges_before:
             quantizer.gates.frozen_bits.assign(0.0)
             quantizer.clip.assign(clip)
         for gate in self.filter_gates:
             gate.unfreeze()
+
+    def _set_searching(self, searching):
+        for part in (*(x.gates for x in self.quantizers()), *self.filter_gates):
+            part.is_searching = searching
 
     def _choose(self, quantizer, bits):
         quantizer.gates.freeze(bits)
