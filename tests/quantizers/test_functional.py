@@ -177,6 +177,7 @@ def test_ternarize_gradient_matches_the_formula():
     slope = gradient(
         lambda t: tf.reduce_sum(F.ternarize(t, codes, scale) * upstream), w
     )
+    outside = 0
     for row, t, g, found in zip(
         filters(w),
         filters(codes.numpy()),
@@ -188,7 +189,10 @@ def test_ternarize_gradient_matches_the_formula():
         u_hat = t / np.linalg.norm(t)
         tangent = (np.eye(len(u)) - np.outer(u, u)) @ g
         expected = (u @ u_hat) * (tangent + u * (u_hat @ g))
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        inside = np.abs(row) < 1.5 * np.abs(row[t != 0]).mean()
+        outside += np.sum(~inside)
+        np.testing.assert_allclose(found, expected * inside, rtol=1e-4, atol=1e-6)
+    assert 0 < outside < w.size / 2
 
 
 def test_gradient_of_l2_normalization_matches_finite_differences():
@@ -211,7 +215,7 @@ def test_gradient_of_l2_normalization_matches_finite_differences():
 def test_ternarize_does_not_train_the_length_under_a_scale_invariant_loss():
     # If the loss does not depend on the kernel's scale, g . u_hat = 0 and the gradient
     # is orthogonal to the weights: only the direction is trained.
-    w = kernel((50, 1))
+    w = np.clip(kernel((50, 1)), -1, 1)  # all within the range of the gradient
     target = kernel((50, 1), seed=1)
     codes = F.ternary_codes(tf.constant(w), tf.abs(w) >= 0.7)
     scale = F.ternary_scale(tf.constant(w), codes)

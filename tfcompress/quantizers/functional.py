@@ -19,6 +19,8 @@ from tfcompress.types import Tensor
 # Lower bound of a squared norm, below any in float32 training: no 0 / 0 for a filter
 # of zeros.
 TINY = 1e-24
+# Range of ternary weights, in scales: that of values which round to -1, 0 or 1.
+TERNARY_RANGE = 1.5
 
 # Function from the gradient of a value to those of the arguments that it came from.
 Gradient: TypeAlias = Callable[[Tensor], tuple[Tensor | None, ...]]
@@ -302,6 +304,9 @@ def ternarize(
     batch normalization. With batch normalization u_hat . g is zero, and only the
     direction is trained.
 
+    Weights of `TERNARY_RANGE` scales or more have no gradient: they would grow without
+    an effect, and take as many steps back before their code changes.
+
     Args:
         kernel: float tensor.
         codes: float tensor of the kernel's shape, values in {-1, 0, 1}.
@@ -322,7 +327,8 @@ def ternarize(
             along_unit = filter_sum(kernel * upstream) / norm
             along_ternary = filter_sum(codes * upstream) / root
             tangent = kernel * (cos * (along_ternary - along_unit) / norm)
-            return (cos * upstream + tangent,)
+            inside = ops.abs(kernel) < TERNARY_RANGE * scale
+            return (ops.where(inside, cos * upstream + tangent, 0.0),)
 
         return codes * scale, gradient
 
