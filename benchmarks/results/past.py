@@ -44,7 +44,8 @@ def _ternary_runs():
     demo = ("lenet5", 10)
     yield _ternary("lenet5_mnist5k", *demo, past=EARLIER)
     yield _ternary("lenet5_mnist5k_held_thresholds", *demo, past=EARLIER)
-    yield _ternary("lenet5_mnist5k_clipped_gradients", *demo)
+    yield _ternary("lenet5_mnist5k_clipped_gradients", *demo, past=EARLIER)
+    yield _ternary("lenet5_mnist5k_range", *demo)
     yield _ternary(
         "mobilenetv2_mnist5k",
         "mobilenetv2",
@@ -61,19 +62,24 @@ def _ternary_runs():
         f"{start}_15_epochs", "resnet20", 15, all_layers, **every, past=EARLIER
     )
     every["learning_rate"] = 0.03
-    yield _ternary(f"{start}_4_epochs", "resnet20", 4, all_layers, **every)
+    few = ("resnet20", 4, all_layers)
+    yield _ternary(f"{start}_4_epochs", *few, **every, past=EARLIER)
     yield _ternary(
-        f"{start}_4_epochs_distilled",
-        *("resnet20", 4, all_layers),
-        **{**every, "distill": True},
+        f"{start}_4_epochs_distilled", *few, **every, distill=True, past=EARLIER
     )
     start, rate = "resnet8_cifar10", {"learning_rate": 0.03}
     yield _ternary(f"{start}_20_epochs", "resnet8", 20, **rate, past=EARLIER)
     yield _ternary(f"{start}_12_epochs", "resnet8", 12, **rate, past=EARLIER)
-    yield _ternary(f"{start}_12_epochs_held_thresholds", "resnet8", 12, **rate)
-    yield _ternary(f"{start}_12_epochs_distilled", "resnet8", 12, **rate, distill=True)
+    twelve = ("resnet8", 12)
+    yield _ternary(f"{start}_12_epochs_held_thresholds", *twelve, **rate, past=EARLIER)
+    yield _ternary(
+        f"{start}_12_epochs_distilled", *twelve, **rate, distill=True, past=EARLIER
+    )
+    yield _ternary(f"{start}_12_epochs_range", *twelve, **rate)
     every["learning_rate"] = 0.05
-    yield _ternary(f"{start}_60_epochs", "resnet8", 60, learning_rate=0.05)
+    many = {"learning_rate": 0.05}
+    yield _ternary(f"{start}_60_epochs", "resnet8", 60, **many, past=EARLIER)
+    yield _ternary(f"{start}_60_epochs_range", "resnet8", 60, **many)
     yield _ternary(f"{start}_8_epochs", "resnet8", 8, all_layers, **every, past=EARLIER)
 
 
@@ -87,6 +93,11 @@ def _bits(name, network, budget, search, finetune, uniform=None, past="", **more
         "uniform_baseline": uniform is not None,
     }
     name = f"bit_sharing_{name}"
+    method = "bit sharing"
+    if "bits" in more:
+        method += f" of {more['bits'].replace(',', ', ')} bits"
+    if "first_last" in more:
+        method += ", first and last layer too"
     outputs = {name: "report.json"}
     if uniform:
         outputs[uniform] = "uniform/report.json"
@@ -94,7 +105,7 @@ def _bits(name, network, budget, search, finetune, uniform=None, past="", **more
         name,
         "recipes.bit_sharing",
         network,
-        "bit sharing",
+        method,
         f"{budget} of the BOPs" if "/" in budget else _EQUAL[budget],
         flags,
         search + finetune,
@@ -111,24 +122,34 @@ def _bits_runs():
     yield _bits(
         start, "resnet20", "1/66", 2, 5, "uniform_resnet20_cifar10", EARLIER, **rate
     )
-    yield _bits(f"{start}_4_epochs", "resnet20", "1/66", 1, 3, **rate)
+    few, twelve = (1, 3), (1, 11)
+    past = {**rate, "past": EARLIER}
+    yield _bits(f"{start}_4_epochs", "resnet20", "1/66", *few, **past)
     yield _bits(
-        f"{start}_4_epochs_distilled", "resnet20", "1/66", 1, 3, **rate, distill=True
+        f"{start}_4_epochs_distilled", "resnet20", "1/66", *few, **past, distill=True
     )
     start = "resnet8_cifar10"
     yield _bits(
         start, "resnet8", "1/58", 1, 11, "uniform_resnet8_cifar10", EARLIER, **rate
     )
-    yield _bits(f"{start}_fast_search", "resnet8", "1/58", 1, 11, **rate)
+    yield _bits(f"{start}_fast_search", "resnet8", "1/58", *twelve, **past)
     yield _bits(
-        f"{start}_12_epochs_distilled", "resnet8", "1/58", 1, 11, **rate, distill=True
+        f"{start}_12_epochs_distilled", "resnet8", "1/58", *twelve, **past, distill=True
     )
     uniform = "uniform_resnet8_cifar10_equal"
     yield _bits(
         f"{start}_equal", "resnet8", "221290496", 1, 11, uniform, EARLIER, **rate
     )
-    yield _bits(f"{start}_3bits_12_epochs", "resnet8", "136880128", 1, 11, **rate)
-    yield _bits(f"{start}_2bits_12_epochs", "resnet8", "76587008", 1, 11, **rate)
+    more, ends = {"bits": "2,3,4,8"}, {"first_last": "searched"}
+    three = ("resnet8", "136880128", *twelve)
+    yield _bits(f"{start}_3bits_12_epochs", *three, **past)
+    yield _bits(f"{start}_3bits_adapted", *three, **rate)
+    yield _bits(f"{start}_3bits_of_2348", *three, **rate, **more)
+    yield _bits(f"{start}_3bits_of_2348_all_layers", *three, **rate, **more, **ends)
+    two = ("resnet8", "76587008", *twelve)
+    yield _bits(f"{start}_2bits_12_epochs", *two, **past)
+    yield _bits(f"{start}_2bits_all_layers", *two, **rate, **ends)
+    yield _bits(f"{start}_2bits_of_2348_all_layers", *two, **rate, **more, **ends)
     yield Run(
         f"uniform_{start}_3bits_12_epochs",
         "recipes.baseline",

@@ -18,6 +18,7 @@ _STYLES = {
     "size-constrained": ("#0072B2", "o-"),
     "pruned ternary": ("#D55E00", "s-"),
     "bit sharing": ("#0072B2", "D-"),
+    "bit sharing of 2, 3, 4, 8 bits, first and last layer too": ("#D55E00", "s-"),
     "decomposition": ("#0072B2", "o-"),
     "plain TWN": ("#E69F00", "s"),
     "magnitude pruning, 2 bits": ("#F0E442", "<-"),

@@ -38,6 +38,11 @@ def test_an_impossible_bops_budget_is_refused(refuses, bops, message):
     refuses(bit_sharing, message, bops=bops)
 
 
+@pytest.mark.parametrize("bits", ["1,2", "2,4.5", "many", ""])
+def test_other_bits_are_refused(refuses, bits):
+    refuses(bit_sharing, "^bit_sharing: `weight_bits` are .*from 2 to 8", bits=bits)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, run_recipe, part_of_mnist5k, interrupted_students):
     """`(folder, printed text, plotted history)` of a run interrupted in its search."""
