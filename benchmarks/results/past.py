@@ -23,6 +23,14 @@ OF_BENCHMARKS = {
     "segmentation": "python -m benchmarks.tasks segmentation",
     "size_constrained_resnet8_cifar10_activations": "docs/files.md has the command",
     "size_constrained_losses": "trainings on a GPU, described in docs/method_notes.md",
+    **dict.fromkeys(
+        (
+            f"uniform_{network}_cifar10_{bits}_held_out"
+            for network in ("resnet8", "resnet20")
+            for bits in ("w2a4", "w4a2")
+        ),
+        "python -m recipes.baseline, docs/method_notes.md has the flags",
+    ),
     "ternary_changes": "small changes of a recipe, described in docs/method_notes.md",
     "text": "python -m benchmarks.tasks text --epochs=8",
     "startup_mobilenet": "python -m benchmarks.startup",

@@ -18,11 +18,11 @@ from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 
 # Differences are large, and all gates see the same samples, so that few rank them: on
-# ResNet-8 and ResNet-20 the ranks by 8 samples correlate by 0.99 with those by 1024.
+# ResNet-8 the ranks by 8 samples correlate by 0.97 with those by 1024.
 LEAST_SAMPLES, MOST_SAMPLES = 8, 256
 # Training adapts weights to their grid and to the filters that remain, but activations
-# hardly. Weights then cost about this share of their measured change: with it the
-# changes at several uniform bits are in the order of the accuracies after training.
+# hardly. Weights then cost about this share of their measured change: with it, changes
+# at uniform bits order like the accuracies after training, see docs/method_notes.md.
 ADAPTED = 0.2
 # Changes of smaller probabilities do not count.
 _LEAST_PROBABILITY = 1e-7
