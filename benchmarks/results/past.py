@@ -33,6 +33,7 @@ OF_BENCHMARKS = {
     ),
     "ternary_changes": "small changes of a recipe, described in docs/method_notes.md",
     "text": "python -m benchmarks.tasks text --epochs=8",
+    "step_time_mobilenetv2": "python -m benchmarks.step_time, it has the flags",
     "startup_mobilenet": "python -m benchmarks.startup",
 }
 
