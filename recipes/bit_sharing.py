@@ -28,9 +28,9 @@ flags.DEFINE_string(
     "float model's (32 x 32), such as 1/60 or 0.02, or a count above 1.",
 )
 flags.DEFINE_list(
-    "bits",
+    "candidates",
     ["2", "4", "8"],
-    "Candidates of each layer's weights and inputs: numbers from 2 to 8.",
+    "Bits that each layer's weights and inputs may have: numbers from 2 to 8.",
 )
 flags.DEFINE_enum(
     "first_last",
@@ -61,8 +61,8 @@ def make_schemes():
     schemes = [
         tfc.BitSharing(
             bops=share_or_count(FLAGS.bops),
-            weight_bits=_bits(),
-            activation_bits=_bits(),
+            weight_bits=_candidates(),
+            activation_bits=_candidates(),
             first_last=FLAGS.first_last,
             group_size=FLAGS.group_size or None,
             search_fraction=FLAGS.search_epochs / _epochs(),
@@ -73,8 +73,8 @@ def make_schemes():
     return schemes
 
 
-def _bits():
-    return [int(x) if x.isdecimal() else x for x in FLAGS.bits]
+def _candidates():
+    return [int(x) if x.isdecimal() else x for x in FLAGS.candidates]
 
 
 def _epochs():

@@ -103,8 +103,9 @@ def _bits(name, network, budget, search, finetune, uniform=None, past="", **more
     }
     name = f"bit_sharing_{name}"
     method = "bit sharing"
-    if "bits" in more:
-        method += f" of {more['bits'].replace(',', ', ')} bits"
+    if "candidates" in more:
+        bits = more["candidates"].replace(",", ", ")
+        method += f" of {bits} bits"
     if "first_last" in more:
         method += ", first and last layer too"
     outputs = {name: "report.json"}
@@ -149,7 +150,7 @@ def _bits_runs():
     yield _bits(
         f"{start}_equal", "resnet8", "221290496", 1, 11, uniform, EARLIER, **rate
     )
-    more, ends = {"bits": "2,3,4,8"}, {"first_last": "searched"}
+    more, ends = {"candidates": "2,3,4,8"}, {"first_last": "searched"}
     three = ("resnet8", "136880128", *twelve)
     yield _bits(f"{start}_3bits_12_epochs", *three, **past)
     yield _bits(f"{start}_3bits_adapted", *three, **rate)
