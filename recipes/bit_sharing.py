@@ -32,11 +32,10 @@ flags.DEFINE_list(
     ["2", "4", "8"],
     "Bits that each layer's weights and inputs may have: numbers from 2 to 8.",
 )
-flags.DEFINE_enum(
-    "first_last",
-    "8bit",
-    ["8bit", "searched"],
-    "Bits of the first and the last layer.",
+flags.DEFINE_boolean(
+    "search_first_last",
+    False,
+    "Search the bits of the first and the last layer too, which otherwise have 8.",
 )
 flags.DEFINE_integer(
     "search_epochs",
@@ -63,7 +62,7 @@ def make_schemes():
             bops=share_or_count(FLAGS.bops),
             weight_bits=_candidates(),
             activation_bits=_candidates(),
-            first_last=FLAGS.first_last,
+            first_last="searched" if FLAGS.search_first_last else "8bit",
             group_size=FLAGS.group_size or None,
             search_fraction=FLAGS.search_epochs / _epochs(),
         )

@@ -106,7 +106,7 @@ def _bits(name, network, budget, search, finetune, uniform=None, past="", **more
     if "candidates" in more:
         bits = more["candidates"].replace(",", ", ")
         method += f" of {bits} bits"
-    if "first_last" in more:
+    if "search_first_last" in more:
         method += ", first and last layer too"
     outputs = {name: "report.json"}
     if uniform:
@@ -150,7 +150,7 @@ def _bits_runs():
     yield _bits(
         f"{start}_equal", "resnet8", "221290496", 1, 11, uniform, EARLIER, **rate
     )
-    more, ends = {"candidates": "2,3,4,8"}, {"first_last": "searched"}
+    more, ends = {"candidates": "2,3,4,8"}, {"search_first_last": True}
     three = ("resnet8", "136880128", *twelve)
     yield _bits(f"{start}_3bits_12_epochs", *three, **past)
     yield _bits(f"{start}_3bits_adapted", *three, **rate)

@@ -40,7 +40,8 @@ def test_an_impossible_bops_budget_is_refused(refuses, bops, message):
 
 @pytest.mark.parametrize("bits", ["1,2", "2,4.5", "many", ""])
 def test_other_bits_are_refused(refuses, bits):
-    refuses(bit_sharing, "^bit_sharing: `weight_bits` are .*from 2 to 8", candidates=bits)
+    message = "^bit_sharing: `weight_bits` are .*from 2 to 8"
+    refuses(bit_sharing, message, candidates=bits)
 
 
 @pytest.fixture(scope="module")
