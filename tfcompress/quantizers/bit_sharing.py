@@ -307,7 +307,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
     def candidate_clips(self) -> dict[int, float]:
         """Returns the best range for each candidate, `{bits: clip}`.
 
-        They fit the recorded inputs; the present range if there are none.
+        The ranges are those of the recorded inputs, or the present one without inputs.
         """
         values = self.recorded()
         if not values:

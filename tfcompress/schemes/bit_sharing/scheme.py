@@ -126,10 +126,9 @@ class BitSharing(SearchingScheme):
             FilterGate("", 1, group_size)  # checks
 
     def config_for(self, layer: keras.layers.Layer, place: Place) -> QuantizeConfig:
-        is_searched = self.first_last == "searched"
-        ends = () if is_searched else (place.is_first, place.is_last)
-        weight_bits = (8,) if any(ends) else self.weight_bits
-        activation_bits = (8,) if any(ends) or place.is_first else self.activation_bits
+        has_8_bits = self.first_last == "8bit" and (place.is_first or place.is_last)
+        weight_bits = (8,) if has_8_bits else self.weight_bits
+        activation_bits = (8,) if has_8_bits or place.is_first else self.activation_bits
         return self._configs[weight_bits, activation_bits, place.signed_input]
 
     def check(self, model: keras.Model, plan: Plan) -> None:
