@@ -73,6 +73,7 @@ def _ternary_runs():
     every["learning_rate"] = 0.03
     few = ("resnet20", 4, all_layers)
     yield _ternary(f"{start}_4_epochs", *few, **every, past=EARLIER)
+    yield _ternary(f"{start}_4_epochs_range", *few, **every)
     yield _ternary(
         f"{start}_4_epochs_distilled", *few, **every, distill=True, past=EARLIER
     )
