@@ -86,11 +86,26 @@ def _ternary_runs():
         f"{start}_12_epochs_distilled", *twelve, **rate, distill=True, past=EARLIER
     )
     yield _ternary(f"{start}_12_epochs_range", *twelve, **rate)
+    yield _twn("twn_resnet8_cifar10_12_epochs", 12, **rate)
     every["learning_rate"] = 0.05
     many = {"learning_rate": 0.05}
     yield _ternary(f"{start}_60_epochs", "resnet8", 60, **many, past=EARLIER)
     yield _ternary(f"{start}_60_epochs_range", "resnet8", 60, **many)
     yield _ternary(f"{start}_8_epochs", "resnet8", 8, all_layers, **every, past=EARLIER)
+
+
+def _twn(name, epochs, **flags):
+    """A run of plain ternary weights on ResNet-8, the baseline of pruned ones."""
+    return Run(
+        name,
+        "recipes.baseline",
+        "resnet8",
+        "plain TWN",
+        "0.7 mean",
+        {"method": "twn", "epochs": epochs, **flags},
+        epochs,
+        table="ternary",
+    )
 
 
 def _bits(name, network, budget, search, finetune, uniform=None, past="", **more):
