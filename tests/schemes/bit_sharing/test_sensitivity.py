@@ -162,6 +162,20 @@ def test_probabilities_count_as_their_logits(trained, mnist):
         check_margins(student, images, logits)
 
 
+def test_bits_at_which_outputs_overflow_are_the_dearest(trained, mnist):
+    images = mnist[0][0][:50]
+    student = tfc.compress(trained, tfc.BitSharing(bops="1/50", group_size=2))
+    calibrate_activations(student, [images])
+    space, recalibrate = student.bit_space, Recalibration(student, [images])
+    outputs, gates = recalibrate.outputs, space.searched_weights()["conv1"].gates
+    scales = {2: np.inf}
+    recalibrate.outputs = lambda x: outputs(x) * scales.get(gates.bits(), 1.0)
+    measure_sensitivities(student, space, recalibrate)
+    margins = [x.gates.margins() for x in searched(space).values()]
+    assert np.isfinite(margins).all()
+    assert gates.margins()[0] == np.max(margins)
+
+
 def test_dropout_does_not_count(trained, mnist):
     """Its numbers are the same in all passes, and stay those of the training."""
     images = mnist[0][0][:50]

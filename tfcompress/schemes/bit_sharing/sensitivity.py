@@ -26,6 +26,8 @@ LEAST_SAMPLES, MOST_SAMPLES = 8, 256
 ADAPTED = 0.2
 # Changes of smaller probabilities do not count.
 _LEAST_PROBABILITY = 1e-7
+# Damage by bits at which outputs overflow, such as those in float16.
+_OVERFLOW = 1e6
 # The measurement takes about as long as this number of training steps, each of which
 # takes as long as three predictions.
 STEPS, PREDICTIONS_PER_STEP = 50, 3
@@ -91,12 +93,13 @@ def _measured(student, finest, recalibrate, inputs):
     reference = _outputs(recalibrate, inputs, activations)
 
     def damage():
-        return sum(
-            float(np.square(out - ref).mean() / max(np.square(ref).mean(), 1e-12))
-            for out, ref in zip(
-                _outputs(recalibrate, inputs, activations), reference, strict=True
+        with np.errstate(invalid="ignore"):
+            outputs = _outputs(recalibrate, inputs, activations)
+            value = sum(
+                float(np.square(out - ref).mean() / max(np.square(ref).mean(), 1e-12))
+                for out, ref in zip(outputs, reference, strict=True)
             )
-        )
+        return value if np.isfinite(value) else _OVERFLOW
 
     shares = [ADAPTED] * len(finest.weights) + [1.0] * len(finest.activations)
     steps = len(shares) + len(finest.filter_gates)
