@@ -72,7 +72,6 @@ def two_outputs(x):
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LiteRT and Keras predict the same class:UserWarning",
-    "ignore:The zeros were frozen:UserWarning",
 )
 
 NETS = (residual, joined, gated, shared, nested, two_outputs)

@@ -318,7 +318,6 @@ def test_biases_of_tiny_kernels_fit_int32(factor, samples, tmp_path):
     assert report["agreement"]["max_abs_diff"] < 0.1
 
 
-@pytest.mark.filterwarnings("ignore:The zeros were frozen")
 def test_ternary_convolution_hardly_differs_from_keras(tmp_path):
     inputs = keras.Input((16, 16, 8))
     student = tfc.compress(

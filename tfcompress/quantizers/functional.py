@@ -5,7 +5,6 @@ The output channels are the trailing axes of every Keras kernel: two axes for a
 depthwise kernel, one for all others.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
@@ -21,6 +20,8 @@ from tfcompress.types import Tensor
 TINY = 1e-24
 # Range of ternary weights, in scales: that of values which round to -1, 0 or 1.
 TERNARY_RANGE = 1.5
+# Threshold of ternary weights without a sparsity, in mean magnitudes of the filter.
+MEAN_THRESHOLD = 0.7
 
 # Function from the gradient of a value to those of the arguments that it came from.
 Gradient: TypeAlias = Callable[[Tensor], tuple[Tensor | None, ...]]
@@ -149,53 +150,25 @@ def _library(x: Tensor) -> ModuleType:
     return np if isinstance(x, np.ndarray) else ops
 
 
-def _as_rows(kernel: Tensor, channel_axes: tuple[int, ...]) -> Tensor:
-    """(output channels, weights per filter), so that a sort runs along rows."""
-    shape = kernel.shape
-    channels = math.prod(shape[axis] for axis in channel_axes)
-    if isinstance(kernel, np.ndarray):
-        return np.ascontiguousarray(kernel.reshape(-1, channels).T)
-    return ops.transpose(ops.reshape(kernel, (-1, channels)))
+def mean_threshold(kernel: Tensor, channel_axes: tuple[int, ...] = (-1,)) -> Tensor:
+    """Returns 0.7 of the mean magnitude of each filter.
 
-
-def _broadcast_per_channel(
-    values: Tensor, kernel: Tensor, channel_axes: tuple[int, ...]
-) -> Tensor:
-    ndim = len(kernel.shape)
-    channels = {axis % ndim for axis in channel_axes}
-    shape = [kernel.shape[i] if i in channels else 1 for i in range(ndim)]
-    return ops.reshape(values, shape)
-
-
-def max_cosine_threshold(
-    kernel: Tensor, channel_axes: tuple[int, ...] = (-1,)
-) -> Tensor:
-    """Returns each filter's threshold with the best ternary direction.
-
-    The cosine between a unit filter u and its ternary version with the k largest
-    magnitudes is `sum_{i<=k} |u|_(i) / sqrt(k)`. One sort gives the best k. This is
-    the exact optimum of ternary weight networks, which approximate it by 0.7 mean|w|.
+    This threshold approximates the one with the best cosine between a filter and its
+    ternary version (Li et al., 2016, equation 6): the cosine of Gaussian weights is
+    0.899, and the best one 0.900. It takes no sort, and it moves smoothly with the
+    weights, while the best one may jump between steps.
 
     Args:
         kernel: float tensor.
         channel_axes: tuple of ints. Axes of the output channels.
 
     Returns:
-        Magnitudes, broadcastable to `kernel`: weights with |w| >= threshold stay. Each
-        lies midway between the smallest weight that stays and the next smaller one.
+        Magnitudes in the units of `kernel`, broadcastable to it: weights with
+        |w| >= threshold stay.
     """
-    library = _library(kernel)
-    rows = library.abs(_as_rows(kernel, channel_axes))
-    descending = library.flip(library.sort(rows, axis=-1), axis=-1)
-    counts = library.arange(1, rows.shape[-1] + 1, dtype=rows.dtype)
-    cosines = library.cumsum(descending, axis=-1) / library.sqrt(counts)
-    best = library.argmax(cosines, axis=-1)[:, None]
-    below = library.minimum(best + 1, rows.shape[-1] - 1)
-    threshold = (
-        library.take_along_axis(descending, best, axis=-1)
-        + library.take_along_axis(descending, below, axis=-1)
-    ) / 2.0
-    return ops.stop_gradient(_broadcast_per_channel(threshold, kernel, channel_axes))
+    axes = filter_axes(kernel, channel_axes)
+    mean = ops.mean(ops.abs(kernel), axis=axes, keepdims=True)
+    return ops.stop_gradient(MEAN_THRESHOLD * mean)
 
 
 def sparsity_threshold(

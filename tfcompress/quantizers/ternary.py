@@ -1,6 +1,5 @@
 """Ternary weights by L2 normalization and pruning."""
 
-import math
 from typing import Any
 
 import keras
@@ -11,9 +10,6 @@ from tfcompress.quantizers import functional as F
 from tfcompress.quantizers.quantizer import Quantizer
 from tfcompress.types import ArrayLike, Tensor
 
-# Filters whose sparsity stands for that of a whole kernel.
-MEASURED_FILTERS = 256
-
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class Ternary(Quantizer):
@@ -23,8 +19,8 @@ class Ternary(Quantizer):
     that stay keep only their sign (pruned ternary quantization, arXiv 2107.10998,
     reconstructed from the abstracts, as the full text is not public). With `sparsity`
     the threshold is that quantile of the kernel's normalized magnitudes. Without it,
-    each filter's threshold has the largest cosine between float and ternary weights.
-    `functional.ternarize` has the gradient.
+    each filter's threshold is `functional.mean_threshold`, which nearly has the largest
+    cosine between float and ternary weights. `functional.ternarize` has the gradient.
 
     Args:
         sparsity: float in (0, 1), or None. Share of zeros in the kernel.
@@ -32,14 +28,16 @@ class Ternary(Quantizer):
             filters towards their ternary version.
 
     Attributes:
-        holds_threshold: bool. Whether the variable `threshold` decides, and `refresh`
-            sets it. By default each call recomputes the threshold by a sort.
+        holds_threshold: bool. Whether the variable `threshold` is the quantile of
+            `sparsity`, and `refresh` sets it. By default each call recomputes the
+            quantile by a sort.
 
     Variables (not trainable):
         current_sparsity: float32 scalar. A schedule may ramp it up to `sparsity`.
         frozen: float32 scalar. 1 while `mask` decides, see `freeze`.
         mask: bool, of the kernel's shape. Keep mask: true where a weight stays.
-        threshold: float32, |w| / ||w|| per output channel, broadcastable to the kernel.
+        threshold: float32, |w| / ||w|| per output channel, broadcastable to the kernel;
+            see `holds_threshold`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -87,21 +85,19 @@ class Ternary(Quantizer):
             name="threshold", shape=shape, initializer="zeros", **state
         )
 
-    def find_threshold(self, kernel: Tensor) -> Tensor:
-        """Returns the magnitudes from which on weights stay, see `functional`."""
-        kernel = F.on_host(kernel)
-        if self.sparsity is None:
-            return F.max_cosine_threshold(kernel, self.channel_axes)
-        sparsity = F.on_host(self.current_sparsity)
+    def _quantile(self, kernel):
+        kernel, sparsity = F.on_host(kernel), F.on_host(self.current_sparsity)
         return F.sparsity_threshold(kernel, sparsity, self.channel_axes)
 
     def _codes(self, kernel: Tensor) -> Tensor:
-        if self.holds_threshold:
+        if self.sparsity is None:
+            threshold = F.mean_threshold(kernel, self.channel_axes)
+        elif self.holds_threshold:
             threshold = self.threshold * F.l2_norm(kernel, self.channel_axes)
             # A filter whose weights have all become smaller is not emptied.
             threshold = F.at_most_largest(threshold, kernel, self.channel_axes)
         else:
-            threshold = self.find_threshold(kernel)
+            threshold = self._quantile(kernel)
         keep = ops.abs(kernel) >= threshold
         keep = ops.where(self.frozen > 0, ops.convert_to_tensor(self.mask), keep)
         return F.ternary_codes(kernel, keep)
@@ -119,15 +115,16 @@ class Ternary(Quantizer):
         return F.ternarize(kernel, codes, scale, self.channel_axes)
 
     def refresh(self, kernel: ArrayLike) -> None:
-        """Sets `threshold` to that of a kernel."""
-        kernel = ops.convert_to_tensor(kernel, "float32")
-        norm = F.l2_norm(kernel, self.channel_axes)
-        self.threshold.assign(self.find_threshold(kernel) / norm)
+        """Sets `threshold` to the quantile of a kernel, if there is a `sparsity`."""
+        if self.sparsity is not None:
+            kernel = ops.convert_to_tensor(kernel, "float32")
+            norm = F.l2_norm(kernel, self.channel_axes)
+            self.threshold.assign(self._quantile(kernel) / norm)
 
     def freeze(self, kernel: ArrayLike) -> None:
         """Freezes the keep mask at the weights kept now; signs may still change.
 
-        Near the end of training this prevents weights from flickering between zero
+        At the end of training this prevents weights from flickering between zero
         and non-zero. Codes no longer depend on the order in which a device sums.
         """
         self.refresh(kernel)
@@ -139,16 +136,10 @@ class Ternary(Quantizer):
         self.frozen.assign(0.0)
 
     def natural_sparsity(self, kernel: ArrayLike) -> float:
-        """Returns the share of zeros that the max-cosine threshold would give.
-
-        Of more than `MEASURED_FILTERS` filters, that many or more are measured.
-        """
+        """Returns the share of zeros that a kernel would have without `sparsity`."""
         kernel = ops.convert_to_tensor(kernel, "float32")
-        channels = math.prod(kernel.shape[axis] for axis in self.channel_axes)
-        step = max(1, channels // MEASURED_FILTERS)
-        filters = F.on_host(ops.reshape(kernel, (-1, channels)))[:, ::step]
-        zero = abs(filters) < F.on_host(F.max_cosine_threshold(filters))
-        return float(ops.convert_to_numpy(zero).mean())
+        zero = ops.abs(kernel) < F.mean_threshold(kernel, self.channel_axes)
+        return float(ops.mean(ops.cast(zero, "float32")))
 
     def unfinished(self) -> str | None:
         current = float(ops.convert_to_numpy(self.current_sparsity))
@@ -183,6 +174,7 @@ def check_sparsity(sparsity: float | None) -> None:
         check_number(
             "sparsity",
             sparsity,
-            "the share of zero weights in (0, 1), or None for the best cosine",
+            "the share of zero weights in (0, 1), or None for that of 0.7 mean "
+            "magnitudes",
             lambda x: 0 < x < 1,
         )

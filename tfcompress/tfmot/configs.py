@@ -125,7 +125,7 @@ class TernaryQuantizeConfig(Config):
 
     Args:
         sparsity: float or None. Share of zeros in the kernel, in (0, 1), from the first
-            step on; None for the threshold with the best cosine.
+            step on; None for a threshold of 0.7 mean magnitudes.
         activation_bits, initial_clip: output of the layer, as in
             `UniformQuantizeConfig`.
 

@@ -195,7 +195,7 @@ def test_training_without_callbacks_is_refused_before_an_update(wrapper, scheme)
             np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.filterwarnings("ignore:The zeros were frozen at the end")
+@pytest.mark.filterwarnings("ignore:The sparsity was reached at the end")
 @pytest.mark.parametrize(
     "wrapper",
     [

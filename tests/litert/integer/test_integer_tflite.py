@@ -273,7 +273,6 @@ def test_integer_file_takes_and_returns_integers_of_the_model(dtype, io, tmp_pat
 
 @pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("factor", [1e-7, 1e-9])
-@pytest.mark.filterwarnings("ignore:The zeros were frozen")
 def test_channel_whose_kernel_is_scaled_to_nearly_nothing_keeps_its_bias(
     factor, bits, tmp_path
 ):

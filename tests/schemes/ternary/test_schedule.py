@@ -8,8 +8,10 @@ import tensorflow as tf
 import tfcompress as tfc
 from tfcompress.core.training import data as data_module
 from tfcompress.core.training.recalibration import Recalibration
+from tfcompress.quantizers import functional as F
 from tfcompress.schemes.ternary.schedule import (
     FINISH,
+    FREEZE,
     RAMP_END,
     REFRESH_STEPS,
     ternary_layers,
@@ -72,7 +74,7 @@ def test_fit_ramps_the_sparsity_freezes_zeros_and_anneals(
     share = np.arange(STEPS * EPOCHS) / (STEPS * EPOCHS)
     left = np.maximum(0, 1 - share / RAMP_END) ** 3
     np.testing.assert_allclose(watch.sparsity, 0.8 + (natural - 0.8) * left, atol=2e-3)
-    assert watch.frozen == list(share >= FINISH)
+    assert watch.frozen == list(share >= FREEZE)
     np.testing.assert_allclose(watch.rate, 0.1)  # other callbacks see it unscaled
     rate = np.array(optimizer.rates)
     np.testing.assert_allclose(rate[share < FINISH], 0.1)
@@ -102,7 +104,8 @@ def test_second_fit_unfreezes_and_keeps_the_sparsity(
     watch = Watch()
     fit(student, mnist, epochs=2, callbacks=[watch])
     np.testing.assert_allclose(watch.sparsity, 0.7, atol=1e-6)
-    assert watch.frozen[0] is False and watch.frozen[-1] is True
+    assert watch.frozen[0] is False
+    assert all(layer.kernel_quantizer.frozen > 0 for layer in ternary_layers(student))
 
 
 def test_finalize_warns_after_an_incomplete_ramp(trained, mnist, compile_for_digits):
@@ -175,19 +178,20 @@ def test_thresholds_follow_the_weights_where_several_steps_are_one_call(
     trained, mnist, compile_for_digits, monkeypatch, steps
 ):
     monkeypatch.setattr("tests.schemes.ternary.test_schedule.STEPS", 40)
-    student = tfc.compress(trained, tfc.PrunedTernary())
+    student = tfc.compress(trained, tfc.PrunedTernary(0.8))
     compile_for_digits(student, "sgd", steps_per_execution=steps)
     begun = []
     quantizer = ternary_layers(student)[0].kernel_quantizer
     refresh = quantizer.refresh
     monkeypatch.setattr(quantizer, "refresh", lambda x: begun.append(1) or refresh(x))
     fit(student, mnist, epochs=1)
-    # Four times before the finish, at the end of the ramp, and at the finish.
-    assert len(begun) == 6
+    first_of_calls = range(0, 40, steps)
+    due = [x for x in first_of_calls if x % (-(-REFRESH_STEPS // steps) * steps) == 0]
+    assert len(begun) == len(due) + 2  # at the end of the ramp, and at the end
 
 
 class Thresholds(keras.callbacks.Callback):
-    """Records the first threshold, and the threshold of the weights, at each step."""
+    """Records the held threshold, and the quantile of the weights, at each step."""
 
     def on_train_begin(self, logs=None):
         self.layer = ternary_layers(self.model)[0]
@@ -196,22 +200,23 @@ class Thresholds(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         quantizer, kernel = self.layer.kernel_quantizer, self.layer.latent_kernel
         self.held.append(float(np.ravel(quantizer.threshold)[0]))
-        threshold = quantizer.find_threshold(tf.convert_to_tensor(kernel))
+        threshold = F.sparsity_threshold(
+            tf.convert_to_tensor(kernel), tf.constant(quantizer.current_sparsity)
+        )
         norm = np.linalg.norm(np.reshape(kernel, (-1, kernel.shape[-1]))[:, 0])
         self.present.append(float(np.ravel(threshold)[0]) / norm)
 
 
-@pytest.mark.parametrize("sparsity", [None, 0.8])
 def test_thresholds_follow_the_weights_every_few_steps(
-    trained, mnist, compile_for_digits, sparsity
+    trained, mnist, compile_for_digits
 ):
-    student = tfc.compress(trained, tfc.PrunedTernary(sparsity))
+    student = tfc.compress(trained, tfc.PrunedTernary(0.8))
     compile_for_digits(student, keras.optimizers.SGD(0.1))
     watch = Thresholds()
     fit(student, mnist, epochs=2, callbacks=[watch])
     steps = np.arange(2 * STEPS)
     refreshed = (steps % STEPS) % REFRESH_STEPS == 0
-    unfrozen = steps < FINISH * len(steps)
+    unfrozen = steps < FREEZE * len(steps)
     held, present = np.array(watch.held), np.array(watch.present)
     np.testing.assert_allclose(
         held[refreshed & unfrozen], present[refreshed & unfrozen], rtol=1e-5
@@ -226,3 +231,14 @@ def test_training_step_sorts_no_kernel(trained, sparsity):
     step = tf.function(lambda x: student(x, training=True))
     graph = step.get_concrete_function(tf.zeros((2, 28, 28, 1))).graph
     assert not {"TopKV2", "Sort"} & {op.type for op in graph.get_operations()}
+
+
+def test_short_training_without_a_sparsity_warns_of_nothing(
+    trained, mnist, compile_for_digits, recwarn
+):
+    """Its zeros are frozen after the last step, and are those of that step."""
+    student = tfc.compress(trained, tfc.PrunedTernary())
+    compile_for_digits(student)
+    fit(student, mnist, epochs=1)
+    assert all(layer.kernel_quantizer.frozen > 0 for layer in ternary_layers(student))
+    assert not [str(x.message) for x in recwarn if x.category is UserWarning]

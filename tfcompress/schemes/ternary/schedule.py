@@ -17,9 +17,11 @@ from tfcompress.quantizers import Ternary
 
 # Steps that share their thresholds, for a step to be without a sort.
 REFRESH_STEPS = 8
-# Shares of the training at which the sparsity ramp ends and the finish begins.
+# Shares of the training at which the sparsity ramp ends, the low-rate finish begins,
+# and the zeros are frozen.
 RAMP_END = 0.5
 FINISH = 0.8
+FREEZE = 0.97
 # Factor of the learning rate at the end of the finish.
 FINISH_LEARNING_RATE = 0.01
 
@@ -38,8 +40,9 @@ class TernarySchedule(ProgressCallback):
     """Callback that raises the sparsity along a cubic ramp, then freezes the zeros.
 
     The ramp starts at the present sparsity of each layer and ends at `RAMP_END`.
-    Thresholds follow it, and the weights, every `REFRESH_STEPS` steps. From `FINISH` on
-    the keep masks are frozen. In a single epoch of unknown length both
+    Thresholds follow it, and the weights, every `REFRESH_STEPS` steps. Without a
+    sparsity there is no ramp, and thresholds follow the weights in each step. From
+    `FREEZE` on the keep masks are frozen. In a single epoch of unknown length both
     happen at its end. A training that was restored from a file, and starts at a later
     epoch, continues the ramp of the interrupted one.
 
@@ -53,8 +56,9 @@ class TernarySchedule(ProgressCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.layers = ternary_layers(self.model)
+        self.is_pruned = any(x.kernel_quantizer.sparsity for x in self.layers)
         self.start: list[float] = []
-        self.began = self.ramped = self.finishing = False
+        self.began = self.ramped = self.frozen = False
         self.refreshed = 0  # step of the epoch
         self.model.search = None
 
@@ -77,16 +81,16 @@ class TernarySchedule(ProgressCallback):
     def on_progress(self, share: float) -> None:
         if not self.began:
             self._begin(share)
-        if self.finishing:
+        if self.frozen:
             return
         remaining = max(0.0, 1.0 - share / RAMP_END) ** 3
-        self.finishing = share >= FINISH
+        self.frozen = share >= FREEZE
         for layer, start in zip(self.layers, self.start, strict=True):
             quantizer = layer.kernel_quantizer
             if quantizer.sparsity is not None:
                 target = quantizer.sparsity
                 quantizer.current_sparsity.assign(target + (start - target) * remaining)
-            if self.finishing:
+            if self.frozen:
                 quantizer.freeze(layer.latent_kernel)
         if not remaining and not self.ramped:
             self.ramped = True
@@ -98,7 +102,7 @@ class TernarySchedule(ProgressCallback):
         super().on_train_batch_begin(batch, logs)
         # Several steps may be taken at once, so that not all numbers are seen.
         is_due = batch == 0 or batch - self.refreshed >= REFRESH_STEPS
-        if is_due and not self.finishing:
+        if is_due and not self.frozen:
             self.refreshed = batch
             self._refresh()
 
@@ -111,11 +115,13 @@ class TernarySchedule(ProgressCallback):
         if not self.began and self.params["epochs"] and self.model.restored:
             self.on_progress(1.0)  # from a backup of the last epoch
             return
-        was_finishing = self.finishing
+        was_frozen, was_ramped = self.frozen, self.ramped
         super().on_train_end(logs)
         self.model.search = None
-        if self.layers and self.finishing and not was_finishing:
-            self.warn_untrained("The zeros were frozen")
+        has_new_zeros = self.frozen and not was_frozen and self.is_pruned
+        if has_new_zeros and not was_ramped:
+            self.warn_untrained("The sparsity was reached")
+        if has_new_zeros:
             self.recalibrate()
 
 
