@@ -38,7 +38,7 @@ OF_BENCHMARKS = {
 }
 
 
-def _ternary(name, network, epochs, budget="best cosine", table="ternary", **more):
+def _ternary(name, network, epochs, budget="0.7 mean", table="ternary", **more):
     past = more.pop("past", "")
     flags = {"epochs": epochs, **more}
     method = "pruned ternary"
@@ -50,11 +50,25 @@ def _ternary(name, network, epochs, budget="best cosine", table="ternary", **mor
 
 
 def _ternary_runs():
-    demo = ("lenet5", 10)
-    yield _ternary("lenet5_mnist5k", *demo, past=EARLIER)
-    yield _ternary("lenet5_mnist5k_held_thresholds", *demo, past=EARLIER)
-    yield _ternary("lenet5_mnist5k_clipped_gradients", *demo, past=EARLIER)
-    yield _ternary("lenet5_mnist5k_range", *demo)
+    every, rate = {"first_last": "ternary"}, {"learning_rate": 0.03}
+    faster = {"learning_rate": 0.05}
+    start = "resnet8_cifar10"
+    yield _ternary(f"{start}_12_epochs_mean_threshold", "resnet8", 12, **rate)
+    yield _twn("twn_resnet8_cifar10_12_epochs", 12, **rate)
+    yield _ternary(f"{start}_60_epochs_mean_threshold", "resnet8", 60, **faster)
+    start = "resnet20_cifar10"
+    all_layers = ("resnet20", 15, "0.7 mean, every kernel")
+    yield _ternary(f"{start}_15_epochs_mean_threshold", *all_layers, **every, **faster)
+    yield _ternary("lenet5_mnist5k_mean_threshold", "lenet5", 10)
+    yield from _earlier_ternary_runs(every, rate, faster)
+
+
+def _earlier_ternary_runs(every, rate, faster):
+    """Runs with the threshold of the best cosine."""
+
+    def run(name, network, epochs, **flags):
+        return _ternary(name, network, epochs, "", "", **flags, past=EARLIER)
+
     yield _ternary(
         "mobilenetv2_mnist5k",
         "mobilenetv2",
@@ -65,33 +79,23 @@ def _ternary_runs():
         sparsity=0.5,
         past=EARLIER,
     )
-    every = {"first_last": "ternary", "learning_rate": 0.05}
-    start, all_layers = "resnet20_cifar10", "best cosine, every kernel"
-    yield _ternary(
-        f"{start}_15_epochs", "resnet20", 15, all_layers, **every, past=EARLIER
+    for suffix in ("", "_held_thresholds", "_clipped_gradients", "_range"):
+        yield run(f"lenet5_mnist5k{suffix}", "lenet5", 10)
+    start = "resnet20_cifar10"
+    yield run(f"{start}_15_epochs", "resnet20", 15, **every, **faster)
+    yield run(f"{start}_4_epochs", "resnet20", 4, **every, **rate)
+    yield run(f"{start}_4_epochs_range", "resnet20", 4, **every, **rate)
+    yield run(
+        f"{start}_4_epochs_distilled", "resnet20", 4, **every, **rate, distill=True
     )
-    every["learning_rate"] = 0.03
-    few = ("resnet20", 4, all_layers)
-    yield _ternary(f"{start}_4_epochs", *few, **every, past=EARLIER)
-    yield _ternary(f"{start}_4_epochs_range", *few, **every)
-    yield _ternary(
-        f"{start}_4_epochs_distilled", *few, **every, distill=True, past=EARLIER
-    )
-    start, rate = "resnet8_cifar10", {"learning_rate": 0.03}
-    yield _ternary(f"{start}_20_epochs", "resnet8", 20, **rate, past=EARLIER)
-    yield _ternary(f"{start}_12_epochs", "resnet8", 12, **rate, past=EARLIER)
-    twelve = ("resnet8", 12)
-    yield _ternary(f"{start}_12_epochs_held_thresholds", *twelve, **rate, past=EARLIER)
-    yield _ternary(
-        f"{start}_12_epochs_distilled", *twelve, **rate, distill=True, past=EARLIER
-    )
-    yield _ternary(f"{start}_12_epochs_range", *twelve, **rate)
-    yield _twn("twn_resnet8_cifar10_12_epochs", 12, **rate)
-    every["learning_rate"] = 0.05
-    many = {"learning_rate": 0.05}
-    yield _ternary(f"{start}_60_epochs", "resnet8", 60, **many, past=EARLIER)
-    yield _ternary(f"{start}_60_epochs_range", "resnet8", 60, **many)
-    yield _ternary(f"{start}_8_epochs", "resnet8", 8, all_layers, **every, past=EARLIER)
+    start = "resnet8_cifar10"
+    yield run(f"{start}_20_epochs", "resnet8", 20, **rate)
+    for suffix in ("", "_held_thresholds", "_range"):
+        yield run(f"{start}_12_epochs{suffix}", "resnet8", 12, **rate)
+    yield run(f"{start}_12_epochs_distilled", "resnet8", 12, **rate, distill=True)
+    for suffix in ("", "_range"):
+        yield run(f"{start}_60_epochs{suffix}", "resnet8", 60, **faster)
+    yield run(f"{start}_8_epochs", "resnet8", 8, **every, **faster)
 
 
 def _twn(name, epochs, **flags):
@@ -310,10 +314,11 @@ def _macs_runs():
 
 
 def _artifacts():
-    for network, source, data in (
-        ("resnet8", "bit_sharing_resnet8_cifar10", "cifar10"),
-        ("resnet20", "bit_sharing_resnet20_cifar10", "cifar10"),
-        ("mobilenetv2", "pruned_ternary_mobilenetv2_mnist5k", "mnist5k"),
+    ternary = "pruned_ternary_resnet8_cifar10_60_epochs_mean_threshold"
+    for network, source, data, past in (
+        ("resnet8", ternary, "cifar10", ""),
+        ("resnet20", "bit_sharing_resnet20_cifar10", "cifar10", _AVERAGES),
+        ("mobilenetv2", "pruned_ternary_mobilenetv2_mnist5k", "mnist5k", _AVERAGES),
     ):
         name = f"artifacts_{network}_{data}"
         flags = {"finalized": f"{{work}}/{source}/model.keras"}
@@ -331,7 +336,7 @@ def _artifacts():
             table="files",
             outputs={name: "artifacts.json"},
             after=(source,),
-            past=_AVERAGES,
+            past=past,
         )
 
 

@@ -118,8 +118,8 @@ def _ternary(network):
         f"{zeros}zeros": (f"{zeros} % zeros", {"sparsity": zeros / 100})
         for zeros in ZEROS
     }
-    settings["best_cosine"] = ("best cosine", {})
-    settings["every_kernel"] = ("best cosine, every kernel", {"first_last": "ternary"})
+    settings["mean_threshold"] = ("0.7 mean", {})
+    settings["every_kernel"] = ("0.7 mean, every kernel", {"first_last": "ternary"})
     for label, (text, flags) in settings.items():
         name = f"{ours}_{network}_cifar10_{label}"
         flags = _one_phase(network, **flags, learning_rate=0.03)

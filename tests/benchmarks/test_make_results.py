@@ -103,8 +103,8 @@ def test_picture_has_one_point_of_a_method_at_a_budget(docs):
         keys = [(row.run.network, row.method, row.budget) for row in rows]
         assert len(set(keys)) == len(keys)
     names = {row.name for row in longest(rows_of("ternary", places_of(docs)))}
-    assert "pruned_ternary_resnet8_cifar10_60_epochs_range" in names
-    assert "pruned_ternary_resnet8_cifar10_20_epochs" not in names
+    assert "pruned_ternary_resnet8_cifar10_60_epochs_mean_threshold" in names
+    assert "pruned_ternary_resnet8_cifar10_12_epochs_mean_threshold" not in names
 
 
 @pytest.mark.parametrize("page", ["", EMPTY + EMPTY, EMPTY.replace("ternary", "other")])
