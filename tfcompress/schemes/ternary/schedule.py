@@ -112,16 +112,16 @@ class TernarySchedule(ProgressCallback):
             layer.kernel_quantizer.refresh(layer.latent_kernel)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if not self.began and self.params["epochs"] and self.model.restored:
-            self.on_progress(1.0)  # from a backup of the last epoch
-            return
         was_frozen, was_ramped = self.frozen, self.ramped
-        super().on_train_end(logs)
+        is_over = not self.began and self.params["epochs"] and self.model.restored
+        if is_over:
+            self.on_progress(1.0)  # from a backup of the last epoch
+        else:
+            super().on_train_end(logs)
         self.model.search = None
-        has_new_zeros = self.frozen and not was_frozen and self.is_pruned
-        if has_new_zeros and not was_ramped:
-            self.warn_untrained("The sparsity was reached")
-        if has_new_zeros:
+        if self.frozen and not was_frozen and self.is_pruned:
+            if not was_ramped and not is_over:
+                self.warn_untrained("The sparsity was reached")
             self.recalibrate()
 
 
