@@ -314,10 +314,10 @@ def _macs_runs():
 
 
 def _artifacts():
-    ternary = "pruned_ternary_resnet8_cifar10_60_epochs_mean_threshold"
+    ternary = "pruned_ternary_{}_cifar10_{}_epochs_mean_threshold"
     for network, source, data, past in (
-        ("resnet8", ternary, "cifar10", ""),
-        ("resnet20", "bit_sharing_resnet20_cifar10", "cifar10", _AVERAGES),
+        ("resnet8", ternary.format("resnet8", 60), "cifar10", ""),
+        ("resnet20", ternary.format("resnet20", 15), "cifar10", ""),
         ("mobilenetv2", "pruned_ternary_mobilenetv2_mnist5k", "mnist5k", _AVERAGES),
     ):
         name = f"artifacts_{network}_{data}"
