@@ -1,8 +1,10 @@
 """Ternary weights by L2 normalization and pruning."""
 
+import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfcompress.arguments import check_number
@@ -158,7 +160,11 @@ class Ternary(Quantizer):
             values[threshold] = ops.convert_to_numpy(self.threshold)
         super().load_own_variables(values)
         if is_missing and self.latent_kernel is not None:
-            self.refresh(self.latent_kernel())
+            kernel = self.latent_kernel()
+            self.refresh(kernel)
+            if self.sparsity is None and not ops.convert_to_numpy(self.frozen):
+                self.mask.assign(_kept_by_best_cosine(kernel, self.channel_axes))
+                self.frozen.assign(1.0)  # until a training goes on
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -166,6 +172,22 @@ class Ternary(Quantizer):
             "sparsity": self.sparsity,
             "discrepancy": self.discrepancy,
         }
+
+
+def _kept_by_best_cosine(kernel, channel_axes):
+    """Weights that version 0.1.0 kept without a sparsity.
+
+    Of each filter u on the unit sphere these are the k largest magnitudes with the
+    largest cosine `sum_{i<=k} |u|_(i) / sqrt(k)`.
+    """
+    magnitudes = np.abs(ops.convert_to_numpy(kernel))
+    axes = F.filter_axes(magnitudes, channel_axes)
+    filters = magnitudes.reshape(math.prod(magnitudes.shape[axis] for axis in axes), -1)
+    descending = -np.sort(-filters, axis=0)
+    counts = np.arange(1, len(filters) + 1)[:, None]
+    best = np.argmax(np.cumsum(descending, axis=0) / np.sqrt(counts), axis=0)
+    least = np.take_along_axis(descending, best[None], axis=0)
+    return (filters >= least).reshape(magnitudes.shape)
 
 
 def check_sparsity(sparsity: float | None) -> None:

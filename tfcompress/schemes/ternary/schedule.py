@@ -42,9 +42,9 @@ class TernarySchedule(ProgressCallback):
     The ramp starts at the present sparsity of each layer and ends at `RAMP_END`.
     Thresholds follow it, and the weights, every `REFRESH_STEPS` steps. Without a
     sparsity there is no ramp, and thresholds follow the weights in each step. From
-    `FREEZE` on the keep masks are frozen. In a single epoch of unknown length both
-    happen at its end. A training that was restored from a file, and starts at a later
-    epoch, continues the ramp of the interrupted one.
+    `FREEZE` on, and at the latest in the last step, the keep masks are frozen. In a
+    single epoch of unknown length both happen at its end. A training that was restored
+    from a file, and starts at a later epoch, continues the ramp of the interrupted one.
 
     Args:
         recalibrate: `Recalibration` of the student.
@@ -70,11 +70,13 @@ class TernarySchedule(ProgressCallback):
         restored = self.take_restored(share)
         self.model.search = self
         self.began = True
+        if share < FREEZE:
+            for layer in self.layers:
+                layer.kernel_quantizer.unfreeze()
         if "ramp_start" in restored:
             self.start = [float(sparsity) for sparsity in restored["ramp_start"]]
             return
         for layer in self.layers:
-            layer.kernel_quantizer.unfreeze()
             current = layer.kernel_quantizer.current_sparsity
             self.start.append(float(ops.convert_to_numpy(current)))
 
@@ -84,7 +86,7 @@ class TernarySchedule(ProgressCallback):
         if self.frozen:
             return
         remaining = max(0.0, 1.0 - share / RAMP_END) ** 3
-        self.frozen = share >= FREEZE
+        self.frozen = share >= FREEZE or (not remaining and self._steps_left(share) < 2)
         for layer, start in zip(self.layers, self.start, strict=True):
             quantizer = layer.kernel_quantizer
             if quantizer.sparsity is not None:
@@ -95,6 +97,12 @@ class TernarySchedule(ProgressCallback):
         if not remaining and not self.ramped:
             self.ramped = True
             self._refresh()
+
+    def _steps_left(self, share):
+        """Steps until the end, rounded; infinite if their number is not known."""
+        if not self.steps_per_epoch:
+            return np.inf
+        return round((1.0 - share) * self.params["epochs"] * self.steps_per_epoch)
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
