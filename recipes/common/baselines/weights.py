@@ -11,8 +11,6 @@ from tfcompress.core.training.progress import ProgressCallback
 from tfcompress.quantizers import Quantizer, Uniform
 from tfcompress.quantizers import functional as F
 
-# Threshold of a filter, in mean magnitudes (Li et al., 2016, equation 6).
-TWN_THRESHOLD = 0.7
 # Share of the training at which the sparsity is reached (Zhu and Gupta, 2017).
 RAMP_END = 0.5
 
@@ -21,17 +19,15 @@ RAMP_END = 0.5
 class TernaryWeights(Quantizer):
     """Quantizer of ternary weight networks (Li et al., 2016).
 
-    A filter w becomes a * sign(w) where |w| > 0.7 mean |w|, else 0; a is the mean of
+    A filter w becomes a * sign(w) where |w| >= 0.7 mean |w|, else 0; a is the mean of
     |w| there. The gradient is straight-through.
     """
 
     bits = 2
 
     def codes_and_scale(self, x):
-        axes = F.filter_axes(x, self.channel_axes)
-        magnitude = ops.abs(x)
-        threshold = TWN_THRESHOLD * ops.mean(magnitude, axis=axes, keepdims=True)
-        codes = F.ternary_codes(x, magnitude > threshold)
+        threshold = F.mean_threshold(x, self.channel_axes)
+        codes = F.ternary_codes(x, ops.abs(x) >= threshold)
         scale = F.ternary_scale(x, codes, self.channel_axes)
         return codes, ops.where(scale > 0, scale, ops.ones_like(scale))
 
