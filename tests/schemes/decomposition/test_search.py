@@ -11,6 +11,8 @@ from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.cost import layer_costs, total_cost
 from tfcompress.schemes.decomposition import search
 from tfcompress.schemes.decomposition.activation_statistics import MeasureActivations
+from tfcompress.schemes.decomposition.scoring import compute_scores
+from tfcompress.schemes.decomposition.selection import select
 
 
 def macs(model):
@@ -115,6 +117,31 @@ def test_fit_ends_with_the_batch_norm_statistics_of_the_frozen_model(
     Recalibration(student, batches)()
     for a, b in zip(received, student.non_trainable_variables, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_network_before_the_search_decides_which_channels_go(
+    student_of, fit_digits, mnist
+):
+    """Also at a learning rate at which the importances change much."""
+    student = student_of(keras.optimizers.SGD(0.2, clipnorm=1.0), macs="1/2")
+    space = student.rank_space
+    measure = MeasureActivations(student, space.layers)
+    batches = take_inputs(mnist[0][0][:200], batch_size=50).batches
+    selections = []
+
+    def remember(batch, logs):
+        scores = compute_scores(space, measure(batches))
+        budget = space.width_model.full_cost() / 2
+        selections.append(select(space.width_model, scores, budget))
+
+    remember = keras.callbacks.LambdaCallback(on_train_batch_begin=remember)
+    fit_digits(student, digits=200, callbacks=[remember])
+    before, after = selections[:2]
+    for name in ("conv1", "conv2"):
+        received = np.array(space.layers[name].input_mask)
+        expected = before.keep_groups[space.channels.read[name]]
+        np.testing.assert_array_equal(received, expected)
+    assert (before.keep_groups != after.keep_groups).any()
 
 
 def test_a_penalty_removes_the_channels_and_ranks_that_it_makes_zero(

@@ -30,6 +30,18 @@ class Scores:
     group_sets: list[np.ndarray]
     ranks: dict[str, np.ndarray]
 
+    def vector(self) -> np.ndarray:
+        """Returns all scores, a float array (groups + ranks of all layers,)."""
+        return np.concatenate([self.groups, *self.ranks.values()])
+
+    def with_vector(self, vector: np.ndarray) -> "Scores":
+        """Returns the same with other values, in the form of `vector()`."""
+        sizes = [len(self.groups), *map(len, self.ranks.values())]
+        groups, *ranks = np.split(vector, np.cumsum(sizes)[:-1])
+        return Scores(
+            groups, self.group_sets, dict(zip(self.ranks, ranks, strict=True))
+        )
+
 
 def equal_scores(width_model: WidthModel, channels: Channels) -> Scores:
     """Returns scores of 0 for all channels and ranks that can be removed."""
@@ -54,23 +66,37 @@ def compute_scores(
     Raises:
         ValueError: if coefficients are not finite.
     """
-    negligible = NEGLIGIBLE_NORM * space.mean_norm()
     keep_all: np.ndarray = np.ones(len(space.removable), bool)
     ranks, read = {}, {}
     for name in space.layers:
         importances, read[name] = _explained_variances(space, name, statistics[name])
-        norms = space.rank_groups[name].weighted_norms()
-        importances[norms <= negligible] = 0.0
         costs, merged_cost = space.width_model.rank_costs(name, keep_all)
         ranks[name] = rank_scores(importances, costs, merged_cost)
     scores = np.full(len(space.removable), np.inf)
     savings = space.width_model.savings(len(space.removable))
-    for group_set, slices in space.channel_groups:
+    for group_set, _ in space.channel_groups:
         importances, others = _set_importances(space, group_set, read)
-        importances[:, slices.weighted_norms() <= negligible] = 0.0
         groups = group_set.groups
         scores[groups] = channel_scores(importances, others, savings[groups])
-    return Scores(scores, [s.groups for s, _ in space.channel_groups], ranks)
+    group_sets = [group_set.groups for group_set, _ in space.channel_groups]
+    return zero_where_removed(Scores(scores, group_sets, ranks), space)
+
+
+def zero_where_removed(scores: Scores, space: RankSpace) -> Scores:
+    """Returns scores that are 0 for the channels and ranks whose norm is zero now.
+
+    Raises:
+        ValueError: if coefficients are not finite.
+    """
+    negligible = NEGLIGIBLE_NORM * space.mean_norm()
+    groups = scores.groups.copy()
+    for group_set, slices in space.channel_groups:
+        groups[group_set.groups[slices.weighted_norms() <= negligible]] = 0.0
+    ranks = {
+        name: np.where(slices.weighted_norms() <= negligible, 0.0, scores.ranks[name])
+        for name, slices in space.rank_groups.items()
+    }
+    return Scores(groups, scores.group_sets, ranks)
 
 
 def _explained_variances(space, name, statistics):

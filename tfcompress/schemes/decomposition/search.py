@@ -1,7 +1,7 @@
 """Search of decomposition during `fit`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,33 +13,38 @@ from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
 from tfcompress.progress_bar import announced
 from tfcompress.schemes.decomposition.activation_statistics import (
-    ActivationStatistics,
     MeasureActivations,
     calibrate_hidden,
 )
 from tfcompress.schemes.decomposition.latency import slower_when_decomposed
-from tfcompress.schemes.decomposition.scoring import Scores, compute_scores
+from tfcompress.schemes.decomposition.scoring import (
+    Scores,
+    compute_scores,
+    equal_scores,
+    zero_where_removed,
+)
 from tfcompress.schemes.decomposition.search_space import RankSpace
 from tfcompress.schemes.decomposition.selection import Selection, select, select_above
-from tfcompress.types import ArrayLike
 
 # Share of the search in which a group of the mean norm shrinks to zero.
 SHRINKAGE_SHARE = 0.1
 # Largest fall of a norm in one step, as a share of the mean norm: more would remove a
 # group at once.
 MAX_STEP = 0.1
-# Share of the batches that follow the scores during the search.
-SCORING_SHARE = 1 / 4
 
 
 class RankSearch(Search):
     """Search that shrinks groups down to the budget, then freezes the selection.
 
-    At first the factors are rotated to the principal axes of their layers' outputs.
-    Then a target cost comes down from the full cost to the budget. Those groups shrink
-    that a selection for the target would remove at that moment. The others lose nothing
-    to the group lasso and adapt as the removed ones fade. Shrinking all alike, as the
-    paper does, takes hundreds of epochs, or most of the accuracy.
+    At first the factors are rotated to the principal axes of their layers' outputs, and
+    channels and ranks are scored. Then a target cost comes down from the full cost to
+    the budget. Those groups shrink that a selection for the target removes. The others
+    lose nothing to the group lasso and adapt as the removed ones fade. Shrinking all
+    alike, as the paper does, takes hundreds of epochs, or most of the accuracy.
+
+    Scores are those of the network before the search. Its variances change at the
+    learning rates of the search, and then too many channels of late layers seem to
+    explain little.
 
     With a penalty in place of a budget all groups shrink, on the paper's sigmoid ramp.
     At a penalty of 1 the mean group would be zero at the end of the search. Groups that
@@ -88,14 +93,24 @@ class RankSearch(Search):
             self.space.rotate(self.measure(self.recalibrate.batches))
         self.space.normalize()
         self.unit = self.space.mean_norm() / self.sum_of_learning_rates()
+        if self.budget is not None:
+            self.scores = self._present_scores()
 
     def search_state(self) -> dict[str, Any]:
         # The names are those of earlier files.
-        return {"scales": self.space.scales(), "unit": self.unit}
+        state = {"scales": self.space.scales(), "unit": self.unit}
+        if self.budget is not None:
+            state["scores"] = self.scores.vector()
+        return state
 
     def resume(self, state: Mapping[str, np.ndarray]) -> None:
         self.space.set_scales(state["scales"])
         self.unit = float(state["unit"])
+        if "scores" in state:
+            same = equal_scores(self.space.width_model, self.space.channels)
+            self.scores = same.with_vector(state["scores"])
+        elif self.budget is not None:  # a file of version 0.1.0
+            self.scores = self._present_scores()
 
     def on_rate_change(self, factor: float) -> None:
         self.unit *= factor
@@ -108,9 +123,8 @@ class RankSearch(Search):
         full = self.space.width_model.full_cost()
         target = full * (self.budget / full) ** min(1.0, share / DESCENT)
         strength = min(1.0 / SHRINKAGE_SHARE, MAX_STEP * self.steps())
-        statistics = self.measure(self._scoring_batches())
         with announced("Selection of channels and ranks"):
-            selection = self._select(target, compute_scores(self.space, statistics))
+            selection = self._select(target)
         self.space.shrink(
             selection.keep_groups, selection.keep_ranks, self.unit * strength
         )
@@ -132,29 +146,28 @@ class RankSearch(Search):
     def on_interrupt(self) -> None:
         self.space.lasso.detach()
 
-    def _scoring_batches(self) -> Sequence[ArrayLike]:
-        batches = self.recalibrate.batches
-        return batches[: max(1, int(len(batches) * SCORING_SHARE))]
-
     def _final_selection(self) -> Selection:
-        statistics = self.measure(self.recalibrate.batches)
-        selection = self._selection_now(statistics)
+        selection = self._selection_now()
         # Each round excludes a layer or more, so there are not many.
         while self.measure_latency and (
             slower := slower_when_decomposed(self.space, selection)
         ):
             for name in slower:
                 self.space.width_model.never_decompose(name)
-            selection = self._selection_now(statistics)
+            selection = self._selection_now()
         return selection
 
-    def _selection_now(
-        self, statistics: Mapping[str, ActivationStatistics]
-    ) -> Selection:
-        scores = compute_scores(self.space, statistics)
+    def _selection_now(self) -> Selection:
         if self.budget is not None:
-            return self._select(self.budget, scores)
+            return self._select(self.budget)
+        scores = self._present_scores()
         return select_above(0.0, self.space.width_model, scores, self.round_to)
 
-    def _select(self, cost: float, scores: Scores) -> Selection:
+    def _select(self, cost: float) -> Selection:
+        # A removed channel would not come back: its batch normalization is zero too.
+        scores = zero_where_removed(self.scores, self.space)
         return select(self.space.width_model, scores, cost, self.round_to)
+
+    def _present_scores(self) -> Scores:
+        statistics = self.measure(self.recalibrate.batches)
+        return compute_scores(self.space, statistics)
