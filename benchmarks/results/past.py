@@ -31,7 +31,10 @@ OF_BENCHMARKS = {
         ),
         "python -m recipes.baseline, docs/method_notes.md has the flags",
     ),
-    "ternary_changes": "small changes of a recipe, described in docs/method_notes.md",
+    **dict.fromkeys(
+        ("ternary_changes", "decomposition_changes"),
+        "small changes of a recipe, described in docs/method_notes.md",
+    ),
     "text": "python -m benchmarks.tasks text --epochs=8",
     "step_time_mobilenetv2": "python -m benchmarks.step_time, it has the flags",
     "startup_mobilenet": "python -m benchmarks.startup",
@@ -255,9 +258,10 @@ def _size_runs_of_resnets():
     yield run("resnet8", 40, 7, 5, table="size", past=EARLIER)
     yield run("resnet8", 20, 6, 6, table="size", past=EARLIER)
     yield run("resnet8", 20, 6, 6, "_fast_search", "size")
-    longer = {"size": "20 kB", "learning_rate": 0.03}
-    name, budget = "resnet8_cifar10_20kB_60_epochs", "20 kB after xz"
-    yield _size(name, "resnet8", budget, 30, 30, "size", **longer)
+    for size in (20, 12):
+        name, budget = f"resnet8_cifar10_{size}kB_60_epochs", f"{size} kB after xz"
+        flags = {"size": f"{size} kB", "learning_rate": 0.03}
+        yield _size(name, "resnet8", budget, 30, 30, "size", **flags)
     yield run("resnet8", 12, 4, 4, table="size", past=EARLIER)
     yield run("resnet20", 110, 2, 2, table="size", past=EARLIER)
     yield run("resnet20", 58, 5, 3, table="size", past=EARLIER)
