@@ -350,7 +350,9 @@ def _standardized(kernel: Tensor) -> Tensor:
 
 def _some_samples(inputs: Tensor) -> Tensor:
     """Every `SAMPLE_STRIDE`-th sample of a batch, at least one."""
-    return inputs[::SAMPLE_STRIDE]
+    # TensorFlow copies whole samples here, and single values in `inputs[::8]`.
+    count = inputs.shape[0] if inputs.shape[0] is not None else ops.shape(inputs)[0]
+    return ops.take(inputs, ops.arange(0, count, SAMPLE_STRIDE), axis=0)
 
 
 def check_candidates(bits: Sequence[int], name: str = "bits") -> tuple[int, ...]:
