@@ -282,7 +282,7 @@ def _size_runs_of_resnets():
     yield run("resnet8", 20, 2, 1, "_before", past=EARLIER)
 
 
-def _macs(name, network, budget, epochs, outputs=(), past="", **more):
+def _macs(name, network, budget, epochs, outputs=(), past="", table="macs", **more):
     flags = {"macs": budget, "epochs": epochs, **more}
     if outputs:
         flags["baselines"] = True
@@ -296,20 +296,51 @@ def _macs(name, network, budget, epochs, outputs=(), past="", **more):
         f"{budget} of the MACs",
         flags,
         epochs,
-        table="macs",
+        table=table,
         outputs={name: "report.json", **paths},
         past=past,
     )
 
 
+def _narrower(method, name, network, share, epochs, rate):
+    """A run of a plain network of fewer multiplications, a baseline."""
+    flags = {"multiplications": share, "epochs": epochs, "learning_rate": rate}
+    return Run(
+        f"{method}_{name}",
+        "recipes.baseline",
+        network,
+        {"l1": "L1 pruning", "narrow": "narrow, from scratch"}[method],
+        f"{share} of the MACs",
+        {"method": method, **flags},
+        epochs,
+        table="macs",
+    )
+
+
 def _macs_runs():
+    flags = {"search_fraction": 0.25, "learning_rate": 0.03}
+    for network, share, epochs in (
+        ("resnet8", "0.5", 12),
+        ("resnet8", "0.25", 12),
+        ("resnet20", "0.455", 10),
+    ):
+        start = (f"{network}_cifar10_{share}_{epochs}_epochs", network, share, epochs)
+        yield _macs(*start, **flags)
+        yield _narrower("l1", *start, 0.03)
+        if share == "0.5":
+            yield _narrower("narrow", *start, 0.1)
+    yield from _earlier_macs_runs()
+
+
+def _earlier_macs_runs():
+    """Runs in which the scores followed the search."""
     outputs = [("l1", "lenet5_mnist5k"), ("narrow", "lenet5_mnist5k")]
     yield _macs("lenet5_mnist5k", "lenet5", "0.5", 10, outputs, EARLIER)
     start, flags = "resnet20_cifar10", {"search_fraction": 0.4, "learning_rate": 0.03}
     first = ("resnet20", "0.455", 10)
-    yield _macs(start, *first, past=EARLIER, **flags)
+    yield _macs(start, *first, past=EARLIER, table="", **flags)
     other = {"search_fraction": 0.3, "learning_rate": 0.02}
-    yield _macs(f"{start}_ranks", *first, past=EARLIER, **other)
+    yield _macs(f"{start}_ranks", *first, past=EARLIER, table="", **other)
     outputs = [("l1", "resnet20_cifar10")]
     yield _macs(f"{start}_data", *first, outputs, EARLIER, **flags)
     flags = {"search_fraction": 0.25, "learning_rate": 0.02}
