@@ -36,7 +36,10 @@ OF_BENCHMARKS = {
         "small changes of a recipe, described in docs/method_notes.md",
     ),
     "text": "python -m benchmarks.tasks text --epochs=8",
-    "step_time_mobilenetv2": "python -m benchmarks.step_time, it has the flags",
+    **dict.fromkeys(
+        ("step_time_mobilenetv2", "step_time_resnet50"),
+        "python -m benchmarks.step_time, they have the flags",
+    ),
     "startup_mobilenet": "python -m benchmarks.startup",
 }
 
