@@ -144,6 +144,24 @@ def test_the_network_before_the_search_decides_which_channels_go(
     assert (before.keep_groups != after.keep_groups).any()
 
 
+def test_a_search_that_was_saved_without_scores_goes_on_to_the_budget(
+    student_of, fit_digits, monkeypatch, tmp_path
+):
+    """Files of version 0.1.0 have none."""
+    state = search.RankSearch.search_state
+
+    def without_scores(self):
+        return {name: x for name, x in state(self).items() if name != "scores"}
+
+    monkeypatch.setattr(search.RankSearch, "search_state", without_scores)
+    student = student_of(macs="1/2", search_fraction=1.0)
+    save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    fit_digits(student, epochs=2, digits=200, callbacks=[save])
+    student = keras.models.load_model(tmp_path / "1.keras")
+    fit_digits(student, epochs=2, digits=200, initial_epoch=1)
+    assert 0.9 * macs(student) / 2 <= macs(tfc.finalize(student)) <= macs(student) / 2
+
+
 def test_a_penalty_removes_the_channels_and_ranks_that_it_makes_zero(
     student_of, fit_digits, mnist
 ):
