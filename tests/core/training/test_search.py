@@ -74,6 +74,20 @@ def test_search_begins_advances_and_freezes_once_at_its_fraction(fit):
     assert not search.searching and search.model.search is None
 
 
+def test_a_short_search_advances_as_often_as_a_long_one():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.25), "mse")
+    model.restored = {}
+    counts = []
+    for fraction in (0.25, 0.5, 1.0):
+        search = RecordingSearch(Space(), fraction)
+        x, y = np.ones((400, 2), "float32"), np.ones((400, 1), "float32")
+        model.fit(x, y, batch_size=1, callbacks=[search], verbose=0)
+        names = [name for name, _ in search.calls]
+        counts.append(names.count("advance"))
+    assert min(counts) > 95 and max(counts) <= 100
+
+
 def test_search_of_the_whole_training_freezes_at_its_end(fit):
     search = RecordingSearch(Space(), fraction=1.0)
     names = fit(search)

@@ -12,6 +12,8 @@ from tfcompress.core.training.learning_rate import training_model
 
 # Key of the number of steps of an epoch in a saved state.
 STEPS = "steps_per_epoch"
+# Reports of the progress of a training, or of the part of it that a callback acts in.
+REPORTS = 100
 
 
 class ProgressCallback(keras.callbacks.Callback):
@@ -19,10 +21,14 @@ class ProgressCallback(keras.callbacks.Callback):
 
     The share, from 0 to 1, counts batches if their number is known. Otherwise the first
     epoch counts as a whole, and its batches are counted for the epochs after it. The
-    share is reported whenever it has grown by a hundredth. It is 1 at the end of a
-    training that was not stopped early.
+    share is reported `reports` times at most. It is 1 at the end of a training that was
+    not stopped early.
+
+    Attributes:
+        reports: float. Reports in a whole training; a step has one at most.
     """
 
+    reports: float = REPORTS
     _epoch = -1
     _batches = 0  # of this epoch, so far
     _counted: int | None = None
@@ -99,8 +105,9 @@ class ProgressCallback(keras.callbacks.Callback):
             self.on_progress(1.0)
 
     def _report(self, share):
-        if int(100 * share) > self._reported:
-            self._reported = int(100 * share)
+        count = int(self.reports * share)
+        if count > self._reported:
+            self._reported = count
             self.sync()
             self.on_progress(share)
 

@@ -13,7 +13,7 @@ from tfcompress.core.training.learning_rate import (
     inner_optimizer,
     sum_of_learning_rates,
 )
-from tfcompress.core.training.progress import ProgressCallback
+from tfcompress.core.training.progress import REPORTS, ProgressCallback
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.undo import undone_on_failure
 from tfcompress.progress_bar import announced
@@ -76,6 +76,8 @@ class Search(ProgressCallback):
         self.space = space
         self.recalibrate = recalibrate
         self.fraction = fraction
+        # A short search that is updated rarely overshoots its budget.
+        self.reports = REPORTS / fraction
 
     def begin(self, share: float) -> None:
         """Begins at the first step of a `fit` that searches.
@@ -112,7 +114,7 @@ class Search(ProgressCallback):
         """
 
     def advance(self, share: float) -> None:
-        """Updates the search, about a hundred times per training.
+        """Updates the search, about a hundred times, however short it is.
 
         Args:
             share: float. Share of the search that has passed.

@@ -123,7 +123,7 @@ class BitSearch(Search):
         return margins
 
     def _bops(self):
-        # About a hundred calls per training take less time than one compilation.
+        # About a hundred calls take less time than one compilation.
         bops = float(ops.convert_to_numpy(self.space.expected_bops()))
         if not 0 < bops < np.inf:  # no filter of NaN is kept
             check_finite(self.model, DIVERGED)
