@@ -111,6 +111,10 @@ REMOVABLE = {
     "transposed convolution": lambda x: layers.Conv2DTranspose(2, 3)(conv()(x)),
     "separable convolution": lambda x: layers.SeparableConv2D(2, 3)(conv()(x)),
     "flattened": lambda x: layers.Dense(2)(layers.Flatten()(conv()(x))),
+    "normalized": lambda x: head(layers.BatchNormalization(axis=3)(conv()(x))),
+    "of vectors": lambda x: layers.Dense(2)(
+        layers.BatchNormalization(axis=1)(layers.Flatten()(conv()(x)))
+    ),
     "times itself": lambda x: head(layers.Multiply()([y := conv()(x), y])),
     "twice in a row": lambda x: head(layers.Concatenate()([y := conv()(x), y])),
 }

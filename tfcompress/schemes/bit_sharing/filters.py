@@ -48,7 +48,7 @@ class Filters:
         self._channels = graph.derived(Channels)
         self._layers = graph.layers()
         self._calls = {
-            name: len(graph.calls_of(layer)) for name, layer in self._layers.items()
+            name: graph.calls_of(layer) for name, layer in self._layers.items()
         }
         self._group_set_of = {
             group: group_set
@@ -83,13 +83,14 @@ class Filters:
     def _why_unfit(self, *names):
         for name in names:
             layer, calls = self._layers[name], self._calls[name]
-            if calls > 1:
-                return f"'{name}' is called {calls} times"
+            if len(calls) > 1:
+                return f"'{name}' is called {len(calls)} times"
             if getattr(layer, "groups", 1) > 1:
                 return f"'{name}' has groups"
             if (forms := forms_of(layer)) is not None and not forms.is_linear:
                 return f"'{name}' looks rows up"
-            if channel_axis(layer) != -1:
+            last = len(calls[0].inputs[0].shape) - 1
+            if channel_axis(layer) not in (-1, last):
                 return f"'{name}' is channels_first"
         return ""
 
