@@ -146,7 +146,7 @@ def test_running_averages_change_only_while_gates_learn():
 def test_gates_of_a_single_candidate_are_frozen_from_the_start(bits):
     gates = built(BitGates((bits,)))
     assert gates.threshold is None and not gates.trainable_variables
-    assert gates.gates().shape == gates.margins().shape == (0,)
+    assert gates.gates().shape == gates.margins().shape == gates.costs().shape == (0,)
     assert gates.bits() == float(gates.expected_bits()) == bits
     assert float(gates.learning()) == 0
     gates.freeze(bits)
@@ -173,6 +173,7 @@ def test_margins_are_shares_of_the_cost_of_closing_a_gate(cost):
     np.testing.assert_allclose(gates.margins(), [cost, 2 * cost], rtol=1e-4)
     gates.threshold.raw.assign(importances / 2)
     np.testing.assert_allclose(gates.margins(), [cost / 2, cost], rtol=1e-4)
+    np.testing.assert_allclose(gates.costs(), [cost, 2 * cost], rtol=1e-4)
     gates.threshold.raw.assign(importances)
     np.testing.assert_allclose(gates.margins(), 0, atol=1e-5)
     # Importances are proportional to errors.

@@ -101,7 +101,7 @@ def importance_of(cost: Tensor) -> Tensor:
     return MAX_IMPORTANCE * cost / (MAX_IMPORTANCE - 1.0 + cost)
 
 
-def margins_of(importances: Tensor, thresholds: Tensor) -> Tensor:
+def margins_of(importances: Tensor, thresholds: Tensor | float) -> Tensor:
     """Returns the margins of gates, in units of the cost of closing them.
 
     A margin is positive where the gate is open and negative where it is closed. It is
@@ -374,6 +374,12 @@ class BitGates(keras.layers.Layer):
             return ops.convert_to_numpy(ops.zeros((0,)))
         margins = margins_of(self.importances(), self.threshold.value())
         return ops.convert_to_numpy(margins)
+
+    def costs(self) -> np.ndarray:
+        """Returns the present cost of closing each gate, float32 (len(bits) - 1,)."""
+        if self.threshold is None:
+            return np.zeros(0, "float32")
+        return ops.convert_to_numpy(margins_of(self.importances(), 0.0))
 
     def freeze(self, bits: int) -> None:
         """Freezes the bits, which ends the search.

@@ -1,4 +1,4 @@
-"""End of a search: margins that decide, and ranges that are calibrated again."""
+"""End of a search: gates that decide, and ranges that are calibrated again."""
 
 import keras
 import numpy as np
@@ -10,11 +10,12 @@ from tfcompress.core.training.calibration import (
     calibrate_activations,
     calibrate_weights,
 )
+from tfcompress.core.training.penalty import PenaltyMultiplier
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.quantizers.gates import MAX_THRESHOLD
 
 
-def started_search(mnist, batch_norm=True):
+def started_search(mnist, batch_norm=True, **budget):
     """Search in a student of two inner layers whose gates are all open."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((14, 14, 1))
@@ -25,7 +26,8 @@ def started_search(mnist, batch_norm=True):
         x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, layers.Dense(10, name="last")(x))
-    student = tfc.compress(model, tfc.BitSharing(penalty=0.0, group_size=None))
+    scheme = tfc.BitSharing(**(budget or {"penalty": 0.0}), group_size=None)
+    student = tfc.compress(model, scheme)
     batches = [mnist[0][0][i : i + 64, ::2, ::2] for i in (0, 64)]
     calibrate_activations(student, batches)
     _, search = student.scheme.callbacks(student, Recalibration(student, batches))
@@ -66,6 +68,59 @@ def test_frozen_bits_follow_the_average_margins_of_the_search(mnist):
     assert (second.bits, third.bits) == (8, 2)
     search.freeze()
     assert (second.bits, third.bits) == (2, 8)
+
+
+@pytest.fixture
+def search_of_one_dear_layer(mnist):
+    """Search with a budget for 8 bits in one of two layers that take as many BOPs."""
+    search = started_search(mnist, bops="1/28")
+    for gates in search.space.bit_gates():
+        if gates.threshold is not None:
+            gates.set_costs([0.1, 0.1])
+    search.space.layers["third"].kernel_quantizer.gates.set_costs([3.0, 2.0])
+    search.costs = search.space.costs()
+    return search
+
+
+def bits_of_weights(search):
+    return {n: q.bits for n, q in search.space.searched_weights().items()}
+
+
+def test_with_a_budget_costs_decide_and_not_where_thresholds_are(
+    search_of_one_dear_layer,
+):
+    search = search_of_one_dear_layer
+    third = search.space.layers["third"].kernel_quantizer.gates
+    set_thresholds([third.threshold], MAX_THRESHOLD)
+    search.freeze()
+    assert bits_of_weights(search) == {"second": 2, "third": 8}
+    assert 0.98 * search.budget <= search.space.expected_bops() <= search.budget
+
+
+def test_costs_are_those_of_the_start_of_the_search(search_of_one_dear_layer):
+    search = search_of_one_dear_layer
+    for gates in search.space.bit_gates():
+        if gates.threshold is not None:
+            gates.errors.assign([0.0, 0.0])
+    search.freeze()
+    assert bits_of_weights(search) == {"second": 2, "third": 8}
+
+
+@pytest.mark.parametrize("has_costs", [True, False], ids=["saved", "version 0.1.0"])
+def test_costs_of_a_restored_search_are_those_of_its_start(
+    search_of_one_dear_layer, has_costs
+):
+    search = search_of_one_dear_layer
+    search.penalty_multiplier = PenaltyMultiplier(1.0, 1.0)
+    state = search.search_state()
+    if has_costs:
+        search.space.layers["second"].kernel_quantizer.gates.set_costs([9.0, 9.0])
+    else:
+        del state["costs"]
+    search.model.compile("sgd", "mse")
+    search.resume(state)
+    search.freeze()
+    assert bits_of_weights(search) == {"second": 2, "third": 8}
 
 
 def test_margins_from_before_the_budget_is_reached_do_not_count(mnist):

@@ -246,6 +246,10 @@ class FilterGate(TrainingForm, keras.layers.Layer):
         margins = margins_of(self.importances(), self.threshold.value())
         return ops.convert_to_numpy(margins)
 
+    def costs(self) -> np.ndarray:
+        """Returns the present cost of closing each group, float32 (groups,)."""
+        return ops.convert_to_numpy(margins_of(self.importances(), 0.0))
+
     def group_sizes(self) -> np.ndarray:
         """Returns the number of filters in each group, int (groups,)."""
         sizes: np.ndarray = np.full(self.group_count, self.group_size)

@@ -17,7 +17,7 @@ from tfcompress.core.training.learning_rate import inner_optimizer, training_mod
 from tfcompress.core.training.penalty import DESCENT, PenaltyMultiplier
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.core.training.search import Search
-from tfcompress.schemes.bit_sharing.search_space import Margins, SearchSpace
+from tfcompress.schemes.bit_sharing.search_space import GateValues, SearchSpace
 from tfcompress.schemes.bit_sharing.sensitivity import measure_sensitivities
 
 # Distance that thresholds can cover in a search if the gradient is 1 throughout. Gates
@@ -30,7 +30,8 @@ class BitSearch(Search):
 
     The penalty is the paper's lambda, see `PenaltyMultiplier`. Where the BOPs are below
     their target it is negative and opens gates. After an interrupted search the gates
-    start as they are.
+    start as they are. With a budget the search ends in the allocation of the least
+    cost; thresholds lead there. With a constant penalty the gates decide.
 
     Args:
         space: `SearchSpace` of the student.
@@ -39,11 +40,14 @@ class BitSearch(Search):
         penalty: float. Constant penalty if there is no budget.
 
     Attributes:
+        costs: cost of closing each gate at the start, in the form of
+            `SearchSpace.costs()`.
         margins: list of float arrays (gates,). Margins of all gates, recorded in the
-            last part of the search.
+            last part of a search with a constant penalty.
     """
 
     space: SearchSpace
+    costs: GateValues
     margins: list[np.ndarray]
     searching: bool | None
 
@@ -74,6 +78,7 @@ class BitSearch(Search):
         if share == 0:
             measure_sensitivities(self.model, self.space, self.recalibrate)
             self._set_pace()
+        self.costs = self.space.costs()
         self.margins = []
         if self.budget is not None:
             reached = abs(float(ops.convert_to_numpy(self._strength)))
@@ -82,13 +87,16 @@ class BitSearch(Search):
             )
 
     def search_state(self) -> dict[str, Any]:
-        state = {"margins": np.array(self.margins)}
+        state = {"margins": np.array(self.margins), "costs": _flatten(self.costs)}
         return state | (
             vars(self.penalty_multiplier) if self.budget is not None else {}
         )
 
     def resume(self, state: dict[str, Any]) -> None:
         self.margins = list(state.pop("margins"))
+        self.costs = self.space.costs()
+        if "costs" in state:  # states of version 0.1.0 have none
+            self.costs = _unflatten(state.pop("costs"), self.costs)
         if self.budget is not None:
             self.penalty_multiplier = PenaltyMultiplier(1.0, 1.0)
             vars(self.penalty_multiplier).update(
@@ -110,17 +118,12 @@ class BitSearch(Search):
         self._set_pace()
 
     def advance(self, share: float) -> None:
-        if share > DESCENT:
-            self._record_margins()
         penalty = self.penalty
         if self.budget is not None:
             penalty = self.penalty_multiplier.penalty(share, self._bops())
+        elif share > DESCENT:
+            self.margins.append(_flatten(self.space.margins()))
         self._strength.assign(penalty)
-
-    def _record_margins(self) -> Margins:
-        margins = self.space.margins()
-        self.margins.append(np.concatenate(keras.tree.flatten(margins)))
-        return margins
 
     def _bops(self):
         # About a hundred calls take less time than one compilation.
@@ -131,11 +134,13 @@ class BitSearch(Search):
 
     def freeze(self) -> None:
         self._strength.assign(0.0)
-        margins = self._record_margins()
-        # Gates that compete for the budget take turns in being open, so that only the
-        # average says which of them matter.
-        average = np.mean(self.margins, axis=0)
-        self.space.freeze(_unflatten(average, margins), self.budget)
+        if self.budget is not None:
+            self.space.freeze_within(self.budget, self.costs)
+        else:
+            # Gates near their thresholds open and close in turn.
+            margins = self.space.margins()
+            average = np.mean([*self.margins, _flatten(margins)], axis=0)
+            self.space.freeze_learned(_unflatten(average, margins))
         self._set_searching(False)  # the passes below are shorter without gates
         # In the search one range served all candidates.
         calibrate_weights(self.model)
@@ -143,7 +148,12 @@ class BitSearch(Search):
         self.recalibrate()
 
 
-def _unflatten(values: np.ndarray, structure: Any) -> Any:
+def _flatten(values: GateValues) -> np.ndarray:
+    """Joins the values of all gates to one vector."""
+    return np.concatenate(keras.tree.flatten(values))
+
+
+def _unflatten(values: np.ndarray, structure: GateValues) -> GateValues:
     """Splits a vector into arrays with the sizes and the structure of others."""
     sizes = [len(array) for array in keras.tree.flatten(structure)]
     parts = np.split(values, np.cumsum(sizes)[:-1])

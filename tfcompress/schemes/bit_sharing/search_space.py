@@ -29,8 +29,8 @@ from tfcompress.schemes.bit_sharing.bops_model import BopsModel
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.types import Tensor
 
-# Margins of all gates: {"weights": {layer name: array}, "activations": ..., "filters"}.
-Margins = dict[str, dict[str, np.ndarray]]
+# Values of all gates: {"weights": {layer name: array}, "activations": ..., "filters"}.
+GateValues = dict[str, dict[str, np.ndarray]]
 
 
 class SearchSpace:
@@ -158,30 +158,52 @@ class SearchSpace:
             ops.convert_to_numpy(gate.frozen) > 0 for gate in self.filter_gates.values()
         )
 
-    def margins(self) -> Margins:
+    def margins(self) -> GateValues:
         """Returns the margin of each gate, positive where it is open.
 
         Returns:
             Dict of "weights" and "activations", `{layer name: array (gates,)}`, and
             "filters", `{layer name: array (groups,)}`.
         """
+        return self._values(lambda gates: gates.margins())
+
+    def costs(self) -> GateValues:
+        """Returns the present cost of closing each gate, in the form of `margins()`."""
+        return self._values(lambda gates: gates.costs())
+
+    def _values(self, value_of):
+        def of_bits(quantizer):
+            is_gated = isinstance(quantizer, GatedBits)
+            return value_of(quantizer.gates) if is_gated else np.zeros(0)
+
+        layers = self._counted()
         return {
-            "weights": {n: _margins(x.kernel_quantizer) for n, x in self._counted()},
-            "activations": {n: _margins(x.input_quantizer) for n, x in self._counted()},
-            "filters": {n: gate.margins() for n, gate in self.filter_gates.items()},
+            "weights": {name: of_bits(x.kernel_quantizer) for name, x in layers},
+            "activations": {name: of_bits(x.input_quantizer) for name, x in layers},
+            "filters": {name: value_of(x) for name, x in self.filter_gates.items()},
         }
 
-    def freeze(self, margins: Margins, budget: float | None = None) -> None:
-        """Freezes the allocation nearest to the gates that meets the budget.
+    def freeze_learned(self, margins: GateValues) -> None:
+        """Freezes the bits and filters that the gates have learned.
 
         Args:
             margins: margins in the form of `margins()`.
-            budget: float, in BOPs. None takes the gates as they are.
         """
-        gates = self._learned_gates(margins)
+        self._freeze(*allocate(self.bops_model, self._gates(margins), None)[:2])
+
+    def freeze_within(self, budget: float, costs: GateValues) -> None:
+        """Freezes the allocation that meets a budget at the least cost.
+
+        Args:
+            budget: float, in BOPs.
+            costs: costs in the form of `costs()`.
+        """
+        gates = self._gates(costs)
         bits, open_groups, _ = allocate(self.bops_model, gates, budget)
-        if budget is not None:
-            bits = spend_rest(bits, open_groups, self.bops_model, gates, budget)
+        bits = spend_rest(bits, open_groups, self.bops_model, gates, budget)
+        self._freeze(bits, open_groups)
+
+    def _freeze(self, bits, open_groups):
         for name, layer in self.layers.items():
             for i, quantizer in enumerate(
                 (layer.kernel_quantizer, layer.input_quantizer)
@@ -192,7 +214,7 @@ class SearchSpace:
         for name, gate in self.filter_gates.items():
             gate.freeze(open_groups[name])
 
-    def _learned_gates(self, margins: Margins) -> LearnedGates:
+    def _gates(self, margins: GateValues) -> LearnedGates:
         weights, activations = {}, {}
         for name, layer in self._counted():
             weights[name] = BitCandidates(
@@ -218,12 +240,6 @@ class SearchSpace:
 def candidates(quantizer: Quantizer | None) -> tuple[int, ...]:
     """Returns the candidate bit-widths of a quantizer; 32 bits for None, float."""
     return (FLOAT_BITS,) if quantizer is None else quantizer.candidates
-
-
-def _margins(quantizer):
-    if isinstance(quantizer, GatedBits):
-        return quantizer.gates.margins()
-    return np.zeros(0)
 
 
 def _threshold(quantizer):
