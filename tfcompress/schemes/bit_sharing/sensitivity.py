@@ -20,9 +20,10 @@ from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 # Differences are large, and all gates see the same samples, so that few rank them: on
 # ResNet-8 the ranks by 8 samples correlate by 0.97 with those by 1024.
 LEAST_SAMPLES, MOST_SAMPLES = 8, 256
-# Training adapts weights to their grid and to the filters that remain, but activations
-# hardly. Weights then cost about this share of their measured change: with it, changes
-# at uniform bits order like the accuracies after training, see docs/method_notes.md.
+# Training adapts weights to their grid, but activations hardly. Weights then cost about
+# this share of their measured change: with it, changes at uniform bits order like the
+# accuracies after training, see docs/method_notes.md. Training also adapts weights to the
+# filters that remain, but those bear low bits worse: filters cost their whole change.
 ADAPTED = 0.2
 # Changes of smaller probabilities do not count.
 _LEAST_PROBABILITY = 1e-7
@@ -42,7 +43,7 @@ def measure_sensitivities(
     is closed once, alone, and its cost is the squared change of the outputs, of logits
     in place of probabilities: those of confident samples hardly change. As after a
     training, each bit-width has its own range, and batch normalization the statistics
-    of the rounded batch; costs of weights are multiplied by `ADAPTED`. Costs are
+    of the rounded batch; costs of weights' bits are multiplied by `ADAPTED`. Costs are
     relative to the median over the gates to the lowest bits. Thresholds that rise
     together then close the gates of least cost first.
 
@@ -110,7 +111,7 @@ def _measured(student, finest, recalibrate, inputs):
             values = [share * finest.damage_at(quantizer, b, damage) for b in lower]
             damages.append((quantizer, [*values, 0.0]))
         filters = [
-            (gate, ADAPTED * _marginal_damages(gate, finest, damage))
+            (gate, _marginal_damages(gate, finest, damage))
             for gate in bar.over(finest.filter_gates)
         ]
     return damages, filters
