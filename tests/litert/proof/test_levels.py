@@ -254,9 +254,35 @@ def test_levels_agree_where_the_converter_rounds_before_it_moves_axes(tmp_path):
     for variable in model.variables:
         variable.assign(rng.normal(size=variable.shape) / 3)
     x = rng.normal(size=(3, 6, 5)).astype("float32")
-    student = tfc.compress(model, tfc.BitSharing(bops="1/20"))
+    student = tfc.compress(model, tfc.Uniform(8, 8))
     student.compile(keras.optimizers.SGD(1e-5), "mse")
     y = model.predict(x, verbose=0)
     student.fit(x, y, epochs=3, batch_size=1, verbose=0)
     report = export(tfc.finalize(student), tmp_path / "tiny.tflite", verify=x)
     assert report["agreement"]["max_abs_diff"] < 1e-5
+
+
+@pytest.fixture(scope="module")
+def two_alike_roundings():
+    """A model that rounds one tensor twice, in ranges that differ in the last bits."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((512,))
+    x = kl.Dense(256, name="first")(inputs)
+    scale = np.float32(3.0 / 127)
+    branches = []
+    for name, factor in (("left", 1.0), ("right", 1.0 + 2.0**-23)):
+        rounding = QuantizeActivation(8, signed=True, name=f"{name}_input")
+        branches.append(kl.Dense(16, name=name)(rounding(x)))
+        rounding.set_scale(scale * factor)
+    last = QuantizeActivation(8, signed=True, name="last_input")
+    outputs = kl.Dense(4, name="last")(last(kl.Add()(branches)))
+    last.set_scale(scale)
+    return keras.Model(inputs, outputs)
+
+
+def test_levels_agree_where_two_roundings_are_alike(two_alike_roundings, tmp_path):
+    x = np.random.default_rng(0).normal(size=(4000, 512)).astype("float32")
+    export(two_alike_roundings, tmp_path / "tiny.tflite", verify=x)
+    scale_variable(two_alike_roundings.get_layer("left"), "kernel", 1.01)
+    with pytest.raises(ValueError, match="^LiteRT should round.*'last_input'"):
+        check(tmp_path / "tiny.tflite", two_alike_roundings, verify=x)

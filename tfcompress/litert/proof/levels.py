@@ -7,7 +7,8 @@ same: Keras computes with the levels that LiteRT rounded to, and the two must ag
 the values before each rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from tfcompress.types import Tensor
 _MARGIN = 4.0
 # Differences above it are of other values, and not of float arithmetic.
 _ONE_LEVEL = 1.0
+# Choices of alike roundings that are tried for a batch.
+_MOST_CHOICES = 32
 
 
 def has_quantized_activations(model: keras.Model) -> bool:
@@ -57,6 +60,8 @@ class SameLevels:
         # Inputs and outputs of the file's roundings, for one batch.
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self._roundings: list[_Rounding] = []
+        # Indices of pairs to take, by the index of a rounding; others are the closest.
+        self._chosen: Mapping[int, int] = {}
         # In a run with errors: the roundings that are taken again, and their errors.
         self._replayed: Iterator[_Rounding] | None = None
         self._errors: list[float] = []
@@ -79,22 +84,50 @@ class SameLevels:
         results = self._runner(batch)
         received, rounded = results[: self._count], results[self._count :]
         self._pairs = list(zip(rounded[::2], rounded[1::2], strict=True))
-        self._roundings = []
         inputs = keras.tree.pack_sequence_as(self._model.input, batch)
-        outputs = keras.tree.flatten(self._model(inputs, training=False))
-        limits = [self._tolerance * x.layer.high for x in self._roundings]
-        if not _are_within(self._roundings, limits):
-            limits = np.maximum(limits, _MARGIN * self._float_errors(inputs)).tolist()
-        for rounding, limit in zip(self._roundings, limits, strict=True):
-            if not _are_within([rounding], [limit]):
+        outputs, failure = self._run(inputs, {})
+        if failure is not None:
+            # Roundings of one tensor in nearly the same range are hard to tell apart.
+            for chosen in itertools.islice(self._choices(failure), _MOST_CHOICES):
+                outputs, other_failure = self._run(inputs, chosen)
+                if other_failure is None:
+                    break
+            else:
                 raise ValueError(
-                    f"LiteRT should round what Keras rounds: '{rounding.layer.name}' "
-                    f"within {limit:.3g} levels. Received: a difference of "
-                    f"{rounding.distance:.3g} levels at least. The file is not this "
+                    f"LiteRT should round what Keras rounds: '{failure.name}' within "
+                    f"{failure.limit:.3g} levels. Received: a difference of "
+                    f"{failure.distance:.3g} levels at least. The file is not this "
                     "model's, or the runtime computes one of its operators "
                     "differently."
                 )
         return [ops.convert_to_numpy(output) for output in outputs], received
+
+    def _run(self, inputs, chosen):
+        """Runs Keras; returns its outputs and the first `_Failure`, or None."""
+        self._chosen, self._roundings = chosen, []
+        outputs = keras.tree.flatten(self._model(inputs, training=False))
+        limits = [self._tolerance * x.layer.high for x in self._roundings]
+        if not _are_within(self._roundings, limits):
+            limits = np.maximum(limits, _MARGIN * self._float_errors(inputs)).tolist()
+        for index, (rounding, limit) in enumerate(
+            zip(self._roundings, limits, strict=True)
+        ):
+            if not _are_within([rounding], [limit]):
+                name, distance = rounding.layer.name, rounding.distance
+                return outputs, _Failure(index, name, limit, distance)
+        return outputs, None
+
+    def _choices(self, failure):
+        """Yields pairs to take before a failure, few that are not the closest first."""
+        others = [
+            (index, pair)
+            for index, rounding in enumerate(self._roundings[: failure.index])
+            for pair in rounding.alike
+        ]
+        for count in range(1, len(others) + 1):
+            for chosen in itertools.combinations(others, count):
+                if len(dict(chosen)) == count:
+                    yield dict(chosen)
 
     def _levels(self, layer: "_GivenLevels", exact: np.ndarray) -> np.ndarray:
         """Returns the file's levels for the values that a layer is to round.
@@ -109,16 +142,25 @@ class SameLevels:
             moved = float(np.abs(exact - rounding.exact).max())
             self._errors.append(moved + EPS * layer.high)  # that of the division
             return rounding.levels
-        pairs = [pair for pair in self._pairs if pair[0].size == exact.size]
-        best, levels = _closest(pairs, exact)
-        if best > _ONE_LEVEL:
-            best, levels = min(
-                (best, levels),
-                _closest([_in_order_of(exact, *pair) for pair in pairs], exact),
-                key=lambda found: found[0],
-            )
-        self._roundings.append(_Rounding(layer, exact, levels, best))
-        return levels
+        pairs = {i: x for i, x in enumerate(self._pairs) if x[0].size == exact.size}
+        chosen = self._chosen.get(len(self._roundings))
+        if chosen is not None:
+            pairs = {chosen: pairs[chosen]}
+        found = _by_distance(pairs, exact)
+        if not found or found[0].distance > _ONE_LEVEL:
+            ordered = {i: _in_order_of(exact, *pair) for i, pair in pairs.items()}
+            found = sorted(found + _by_distance(ordered, exact), key=_distance)
+        best = found[0] if found else _Match(-1, np.inf, exact)
+        near = self._tolerance * layer.high
+        alike = tuple(
+            x.pair
+            for x in found[1:]
+            if x.distance <= near and not np.array_equal(x.levels, best.levels)
+        )
+        self._roundings.append(
+            _Rounding(layer, exact, best.levels, best.distance, alike)
+        )
+        return best.levels
 
     def _float_errors(self, inputs: Any) -> np.ndarray:
         """Returns the errors of float32 arithmetic before each rounding, in levels."""
@@ -139,24 +181,50 @@ class _Rounding:
         exact: float32 array. Keras's values before the rounding, in levels.
         levels: float32 array. The file's levels.
         distance: float. Largest difference of the file's values from them, in levels.
+        alike: tuple of int. Indices of the file's other roundings of such values, to
+            other levels.
     """
 
     layer: "_GivenLevels"
     exact: np.ndarray
     levels: np.ndarray
     distance: float
+    alike: tuple[int, ...]
 
 
-def _closest(pairs, exact):
-    """The smallest difference of values before a rounding, and the levels after it."""
-    best, levels = np.inf, exact
-    for pair in pairs:
+@dataclass(frozen=True)
+class _Failure:
+    """Rounding whose values differ by more than a limit, in levels."""
+
+    index: int
+    name: str
+    limit: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Pair of the file's values that may be those of a rounding, with its levels."""
+
+    pair: int
+    distance: float
+    levels: np.ndarray
+
+
+def _distance(match):
+    return match.distance
+
+
+def _by_distance(pairs, exact):
+    """The `_Match` of each pair without NaN, the closest first."""
+    found = []
+    for index, pair in pairs.items():
         before, after = (array.reshape(exact.shape) for array in pair)
         distance = np.abs(before - exact).max()
         distance = max(distance, np.abs(after - before).max() - 0.5)
-        if distance < best:
-            best, levels = distance, after
-    return best, levels
+        if distance < np.inf:  # NaN is not
+            found.append(_Match(index, float(distance), after))
+    return sorted(found, key=_distance)
 
 
 def _in_order_of(exact, before, after):

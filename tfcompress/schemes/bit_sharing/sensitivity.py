@@ -22,8 +22,8 @@ from tfcompress.schemes.bit_sharing.search_space import SearchSpace
 LEAST_SAMPLES, MOST_SAMPLES = 8, 256
 # Training adapts weights to their grid, but activations hardly. Weights then cost about
 # this share of their measured change: with it, changes at uniform bits order like the
-# accuracies after training, see docs/method_notes.md. Training also adapts weights to the
-# filters that remain, but those bear low bits worse: filters cost their whole change.
+# accuracies after training, see docs/method_notes.md. Training also adapts weights to
+# removed filters, but the others bear low bits worse: filters cost their whole change.
 ADAPTED = 0.2
 # Changes of smaller probabilities do not count.
 _LEAST_PROBABILITY = 1e-7
