@@ -1,7 +1,8 @@
 """Bit allocation by dynamic programming: bits and filters that meet a BOPs budget.
 
-The margins of learned gates say which bits and filters to keep, and how surely. The
-regret of an allocation is the sum of the margins that it overrules.
+The margins of gates say which bits and filters to keep, and how surely. The regret of
+an allocation is the sum of the margins that it overrules. If margins are the costs of
+closing gates, all gates are open, and the regret is the cost of those that close.
 """
 
 import dataclasses

@@ -33,9 +33,11 @@ class BitSharing(SearchingScheme):
     filters, at a cost in BOPs: MACs * weight bits * activation bits. The first and the
     last layers have 8-bit weights and 8-bit activations, unless they are searched.
 
-    The first part of a `fit` searches, with a penalty that brings the BOPs down to the
-    budget. Then bits and filters freeze at the nearest allocation that meets the
-    budget, and the rest of the `fit`, or further ones, fine-tune.
+    A `fit` first measures the cost of closing each gate, the change of the outputs. Its
+    first part searches, with a penalty that brings the BOPs down to the budget. Then
+    bits and filters freeze at the allocation of the least cost that meets the budget;
+    with a constant penalty, as the gates learned. The rest of the `fit`, or further
+    ones, fine-tune.
 
     The logs of each epoch have "bops"; "budget_ratio", these divided by the budget;
     "mean_weight_bits" and "mean_activation_bits" of the quantized layers; and "phase",
