@@ -1,17 +1,10 @@
 """Runs whose reports are committed, by this revision and by earlier ones."""
 
-from benchmarks.results.run import Run
+from benchmarks.results.past_bits import bits_runs
+from benchmarks.results.run import EARLIER, Run
 
-EARLIER = "an earlier revision of the library"
 _VARIANT = "a few changed lines, described in docs/method_notes.md"
 _AVERAGES = "a revision that took ranges as averages over samples"
-
-# BOPs of ResNet-8 with the same bits in all layers but the first and the last.
-_EQUAL = {
-    "221290496": "BOPs of 4 bits",
-    "136880128": "BOPs of 3 bits",
-    "76587008": "BOPs of 2 bits",
-}
 
 # Reports that are in no table of results.md, and how they are made.
 OF_BENCHMARKS = {
@@ -115,86 +108,6 @@ def _twn(name, epochs, **flags):
         {"method": "twn", "epochs": epochs, **flags},
         epochs,
         table="ternary",
-    )
-
-
-def _bits(name, network, budget, search, finetune, uniform=None, past="", **more):
-    """A run of bit sharing, and that of its uniform baseline."""
-    flags = {
-        "bops": budget,
-        "search_epochs": search,
-        "finetune_epochs": finetune,
-        **more,
-        "uniform_baseline": uniform is not None,
-    }
-    name = f"bit_sharing_{name}"
-    method = "bit sharing"
-    if "candidates" in more:
-        bits = more["candidates"].replace(",", ", ")
-        method += f" of {bits} bits"
-    if "search_first_last" in more:
-        method += ", first and last layer too"
-    outputs = {name: "report.json"}
-    if uniform:
-        outputs[uniform] = "uniform/report.json"
-    return Run(
-        name,
-        "recipes.bit_sharing",
-        network,
-        method,
-        f"{budget} of the BOPs" if "/" in budget else _EQUAL[budget],
-        flags,
-        search + finetune,
-        table="bits",
-        outputs=outputs,
-        past=past,
-    )
-
-
-def _bits_runs():
-    uniform = "uniform_lenet5_mnist5k"
-    yield _bits("lenet5_mnist5k", "lenet5", "1/60", 4, 6, uniform, EARLIER)
-    start, rate = "resnet20_cifar10", {"learning_rate": 0.02}
-    yield _bits(
-        start, "resnet20", "1/66", 2, 5, "uniform_resnet20_cifar10", EARLIER, **rate
-    )
-    few, twelve = (1, 3), (1, 11)
-    past = {**rate, "past": EARLIER}
-    yield _bits(f"{start}_4_epochs", "resnet20", "1/66", *few, **past)
-    yield _bits(
-        f"{start}_4_epochs_distilled", "resnet20", "1/66", *few, **past, distill=True
-    )
-    start = "resnet8_cifar10"
-    yield _bits(
-        start, "resnet8", "1/58", 1, 11, "uniform_resnet8_cifar10", EARLIER, **rate
-    )
-    yield _bits(f"{start}_fast_search", "resnet8", "1/58", *twelve, **past)
-    yield _bits(
-        f"{start}_12_epochs_distilled", "resnet8", "1/58", *twelve, **past, distill=True
-    )
-    uniform = "uniform_resnet8_cifar10_equal"
-    yield _bits(
-        f"{start}_equal", "resnet8", "221290496", 1, 11, uniform, EARLIER, **rate
-    )
-    more, ends = {"candidates": "2,3,4,8"}, {"search_first_last": True}
-    three = ("resnet8", "136880128", *twelve)
-    yield _bits(f"{start}_3bits_12_epochs", *three, **past)
-    yield _bits(f"{start}_3bits_adapted", *three, **rate)
-    yield _bits(f"{start}_3bits_of_2348", *three, **rate, **more)
-    yield _bits(f"{start}_3bits_of_2348_all_layers", *three, **rate, **more, **ends)
-    two = ("resnet8", "76587008", *twelve)
-    yield _bits(f"{start}_2bits_12_epochs", *two, **past)
-    yield _bits(f"{start}_2bits_all_layers", *two, **rate, **ends)
-    yield _bits(f"{start}_2bits_of_2348_all_layers", *two, **rate, **more, **ends)
-    yield Run(
-        f"uniform_{start}_3bits_12_epochs",
-        "recipes.baseline",
-        "resnet8",
-        "uniform bits",
-        "3 bits",
-        {"method": "uniform", "bits": 3, "input_bits": 3, "epochs": 12, **rate},
-        12,
-        table="bits",
     )
 
 
@@ -382,7 +295,7 @@ def past_runs() -> list[Run]:
     """Returns the runs of the committed reports, in the order of the tables."""
     return [
         *_ternary_runs(),
-        *_bits_runs(),
+        *bits_runs(),
         *_size_runs_of_resnets(),
         *_size_runs_of_lenet(),
         *_macs_runs(),

@@ -165,13 +165,18 @@ def _bits(network):
         budgets["1_66"] = ("1/66 of the BOPs", "1/66")
     for label, (text, bops) in budgets.items():
         flags = _two_phases(network, "search_epochs", SEARCH["bits"], bops=bops)
-        flags.update(uniform_baseline=False, learning_rate=0.02)
+        flags.update(
+            uniform_baseline=False,
+            learning_rate=0.02,
+            candidates="2,3,4,8",
+            search_first_last=True,
+        )
         yield from _with_seeds(
             _run(
                 network,
                 "bit_sharing",
                 f"bit_sharing_{network}_cifar10_{label}",
-                "bit sharing",
+                "bit sharing of 2, 3, 4, 8 bits, first and last layer too",
                 text,
                 "bits",
                 flags,

@@ -5,6 +5,9 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+# The `past` of runs whose commands give other results today.
+EARLIER = "an earlier revision of the library"
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:

@@ -9,13 +9,15 @@ import pytest
 from tfcompress.core.budget import SLACK
 from tfcompress.schemes.bit_sharing.bit_allocation import (
     _BUCKETS,
-    BitCandidates,
-    FilterGroups,
-    LearnedGates,
     allocate,
     spend_rest,
 )
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel, BopsTerm
+from tfcompress.schemes.bit_sharing.learned_gates import (
+    BitCandidates,
+    FilterGroups,
+    LearnedGates,
+)
 
 CANDIDATES = [(2, 4, 8), (2, 4), (4, 8), (8,)]
 

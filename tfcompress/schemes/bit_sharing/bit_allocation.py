@@ -1,8 +1,6 @@
 """Bit allocation by dynamic programming: bits and filters that meet a BOPs budget.
 
-The margins of gates say which bits and filters to keep, and how surely. The regret of
-an allocation is the sum of the margins that it overrules. If margins are the costs of
-closing gates, all gates are open, and the regret is the cost of those that close.
+A Lagrange multiplier finds the filters, and a dynamic program the bits with them.
 """
 
 import dataclasses
@@ -13,120 +11,18 @@ import numpy as np
 
 from tfcompress.core.budget import SLACK
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
+from tfcompress.schemes.bit_sharing.filter_allocation import filters_within
+from tfcompress.schemes.bit_sharing.learned_gates import (
+    Bits,
+    FilterGroups,
+    LearnedGates,
+    OpenGroups,
+)
 
 # Resolution of the budget in the dynamic program; rounding is to the safe side.
 _BUCKETS = 20_000
-# Regret of a change apart from its margins: of two equal allocations, the nearer one.
-_CHANGE = 1e-3
 # Changes of filters that are tried at most to come nearer to the budget.
 _MOST_CHANGES = 100
-
-# Layer name to (weight bits, activation bits).
-Bits = dict[str, tuple[int, int]]
-# Layer name to a boolean array (groups,), true where a group of filters is open.
-OpenGroups = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class BitCandidates:
-    """Candidate bit-widths of one kernel or input, and the margins of their gates.
-
-    Attributes:
-        bits: tuple of int. Bit-widths, increasing.
-        margins: float array (len(bits) - 1,). Margin of each gate, positive where it is
-            open; see `BitGates.margins`.
-    """
-
-    bits: tuple[int, ...]
-    margins: np.ndarray
-
-    def learned(self) -> int:
-        """Returns the index of the learned bits: all gates up to the first closed."""
-        is_open: np.ndarray = np.append(np.asarray(self.margins) > 0, False)
-        return int(np.argmin(is_open))
-
-    def regret(self, index: int) -> float:
-        """Returns the sum of the margins that the bits at `index` overrule."""
-        learned, margins = self.learned(), np.asarray(self.margins)
-        closing = np.maximum(margins[index:learned], 0).sum()
-        opening = np.maximum(-margins[learned:index], 0).sum()
-        return float(closing + opening) + _CHANGE * abs(index - learned)
-
-
-@dataclasses.dataclass(frozen=True)
-class FilterGroups:
-    """Groups of one layer's filters, and the margins of their gates.
-
-    Attributes:
-        margins: float array (groups,). Margin of each gate, positive where it is open.
-        sizes: int array (groups,). Filters of each group.
-        most_closed: int. Number of groups that may close.
-    """
-
-    margins: np.ndarray
-    sizes: np.ndarray
-    most_closed: int
-
-    def learned(self) -> np.ndarray:
-        """Returns the learned groups, boolean (groups,), true where one is open.
-
-        The surest groups stay open where more than `most_closed` would close.
-        """
-        is_open = self.margins > 0
-        is_open[np.argsort(-self.margins)[: self.fewest_open()]] = True
-        return is_open
-
-    def fewest_open(self) -> int:
-        """Returns the number of groups that have to stay open."""
-        return len(self.margins) - self.most_closed
-
-    def regret(self, overruled: np.ndarray) -> float:
-        """Returns the regret of overruled gates, a boolean array (groups,)."""
-        # One threshold serves all groups, so that the margin of each is that of all.
-        return np.abs(self.margins[overruled]).sum() / len(self.margins)
-
-    def share(self, is_open: np.ndarray) -> float:
-        """Returns the share of the filters that are in open groups."""
-        return float(self.sizes[is_open].sum() / self.sizes.sum())
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnedGates:
-    """Gates of all layers that the BOPs depend on.
-
-    Attributes:
-        weights: dict. Layer name to the `BitCandidates` of its kernel.
-        activations: dict. The same names to the `BitCandidates` of its input.
-        filters: dict. Layer name to the `FilterGroups`; some of the layers.
-    """
-
-    weights: Mapping[str, BitCandidates]
-    activations: Mapping[str, BitCandidates]
-    filters: Mapping[str, FilterGroups]
-
-    def learned_bits(self) -> Bits:
-        """Returns the bits that the gates choose."""
-        return {
-            name: (
-                weight.bits[weight.learned()],
-                self.activations[name].bits[self.activations[name].learned()],
-            )
-            for name, weight in self.weights.items()
-        }
-
-    def lowest_bits(self) -> Bits:
-        """Returns the lowest candidates."""
-        return {
-            name: (weight.bits[0], self.activations[name].bits[0])
-            for name, weight in self.weights.items()
-        }
-
-    def kept(self, open_groups: OpenGroups) -> dict[str, float]:
-        """Returns the share of each layer's filters that stays."""
-        return {
-            name: groups.share(open_groups[name])
-            for name, groups in self.filters.items()
-        }
 
 
 def allocate(
@@ -134,8 +30,7 @@ def allocate(
 ) -> tuple[Bits, OpenGroups, float]:
     """Finds the allocation nearest to the gates with BOPs in (1 - SLACK, 1] * budget.
 
-    1. The groups of filters are as learned, and fewer where even the lowest bits exceed
-       the budget.
+    1. `filters_within` finds groups of filters.
     2. A dynamic program over the budget finds the bits of all layers with the least
        regret.
     3. Single layers open or close groups where bits alone cannot use the budget, or
@@ -149,15 +44,11 @@ def allocate(
     Returns:
         `(bits, open_groups, bops)`. BOPs exceed the budget only if no allocation fits.
     """
-    open_groups = {name: groups.learned() for name, groups in gates.filters.items()}
     if budget is None:
+        open_groups = {name: groups.learned() for name, groups in gates.filters.items()}
         bits = gates.learned_bits()
         return bits, open_groups, bops_model.total(bits, gates.kept(open_groups))
-    lowest = gates.lowest_bits()
-    for name, group in _least_important(gates.filters, open_groups):
-        if bops_model.total(lowest, gates.kept(open_groups)) <= budget:
-            break
-        open_groups[name][group] = False
+    open_groups = filters_within(bops_model, gates, budget)
     best = _best_bits(bops_model, gates, open_groups, budget)
     for name, changed in _nearest_changes(gates.filters, open_groups):
         before, open_groups[name] = open_groups[name], changed
@@ -224,32 +115,16 @@ def _is_better(other: _Allocation, best: _Allocation, budget: float) -> bool:
     return used or (not used_before and other.bops > best.bops)
 
 
-def _least_important(
-    filters: Mapping[str, FilterGroups], open_groups: OpenGroups
-) -> list[tuple[str, int]]:
-    """`(layer name, group)` of groups that may still close, smallest margin first."""
-    candidates = []
-    for name, groups in filters.items():
-        is_open = np.flatnonzero(open_groups[name])
-        may_close = len(is_open) - groups.fewest_open()
-        ranked = is_open[np.argsort(groups.margins[is_open])]
-        for group in ranked[:may_close]:
-            candidates.append((groups.margins[group], name, int(group)))
-    return [(name, group) for _, name, group in sorted(candidates)]
-
-
 def _nearest_changes(
     filters: Mapping[str, FilterGroups], open_groups: OpenGroups
 ) -> list[tuple[str, np.ndarray]]:
     """`(layer name, open groups)` with other numbers of them, least regret first."""
     changes = []
     for name, groups in filters.items():
-        ranked = np.argsort(-groups.margins)
         now = int(open_groups[name].sum())
-        for count in range(groups.fewest_open(), len(ranked) + 1):
-            changed: np.ndarray = np.zeros(len(ranked), bool)
-            changed[ranked[:count]] = True
+        for count in range(groups.fewest_open(), len(groups.margins) + 1):
             if count != now:
+                changed = groups.surest(count)
                 regret = groups.regret(changed != open_groups[name])
                 changes.append((regret, name, changed))
     changes.sort(key=lambda change: change[0])

@@ -75,10 +75,10 @@ class BitSearch(Search):
             keras_private.rebuild_train_function(training_model(self.model))
 
     def begin(self, share: float) -> None:
-        if share == 0:
-            measure_sensitivities(self.model, self.space, self.recalibrate)
-            self._set_pace()
         self.costs = self.space.costs()
+        if share == 0:
+            self.costs = measure_sensitivities(self.model, self.space, self.recalibrate)
+            self._set_pace()
         self.margins = []
         if self.budget is not None:
             reached = abs(float(ops.convert_to_numpy(self._strength)))

@@ -17,16 +17,15 @@ from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.bit_sharing import GatedBits
 from tfcompress.quantizers.gates import BitGates, Threshold, expected_bits
-from tfcompress.schemes.bit_sharing.bit_allocation import (
-    BitCandidates,
-    FilterGroups,
-    LearnedGates,
-    allocate,
-    spend_rest,
-)
+from tfcompress.schemes.bit_sharing.bit_allocation import allocate, spend_rest
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
+from tfcompress.schemes.bit_sharing.learned_gates import (
+    BitCandidates,
+    FilterGroups,
+    LearnedGates,
+)
 from tfcompress.types import Tensor
 
 # Values of all gates: {"weights": {layer name: array}, "activations": ..., "filters"}.

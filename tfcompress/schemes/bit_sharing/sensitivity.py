@@ -15,7 +15,7 @@ from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.bit_sharing import GatedBits
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
-from tfcompress.schemes.bit_sharing.search_space import SearchSpace
+from tfcompress.schemes.bit_sharing.search_space import GateValues, SearchSpace
 
 # Differences are large, and all gates see the same samples, so that few rank them: on
 # ResNet-8 the ranks by 8 samples correlate by 0.97 with those by 1024.
@@ -27,6 +27,8 @@ LEAST_SAMPLES, MOST_SAMPLES = 8, 256
 ADAPTED = 0.2
 # Changes of smaller probabilities do not count.
 _LEAST_PROBABILITY = 1e-7
+# Kinds of gates that choose bits, in the values of a `SearchSpace`.
+_BITS = ("weights", "activations")
 # Damage by bits at which outputs overflow, such as those in float16.
 _OVERFLOW = 1e6
 # The measurement takes about as long as this number of training steps, each of which
@@ -36,7 +38,7 @@ STEPS, PREDICTIONS_PER_STEP = 50, 3
 
 def measure_sensitivities(
     student: Student, space: SearchSpace, recalibrate: Recalibration
-) -> None:
+) -> GateValues:
     """Scales the importances of all gates by their effect on the model's outputs.
 
     Errors and magnitudes tell the change of one tensor, not of the model. So each gate
@@ -52,27 +54,35 @@ def measure_sensitivities(
         space: its `SearchSpace`.
         recalibrate: `Recalibration` of the student. The first samples of its batches
             are used, 8 to 256 of them.
+
+    Returns:
+        The measured costs, in the form of `SearchSpace.costs()`. Importances are
+        bounded, and costs are not.
     """
     finest = _Finest(space)
     count = _sample_count(finest, recalibrate.batches)
     inputs = _leading(student, recalibrate.batches, count)
     try:
         finest.find_ranges(student, inputs)
-        damages, filters = _measured(student, finest, recalibrate, inputs)
+        averted = _averted(student, finest, recalibrate, inputs)
     finally:
         finest.release()  # also if it is interrupted: the gates are not chosen yet
-    # The damage that each gate averts when it opens, never below zero.
-    averted = [
-        (quantizer.gates, np.maximum(0.0, -np.diff(values)))
-        for quantizer, values in damages
-    ]
-    scale = np.median([values[0] for _, values in averted]) if averted else 1.0
-    scale = max(scale, 1e-12)
-    for gates, values in averted:
-        gates.set_costs(values / scale)
-    for gate, values in filters:
-        # One threshold decides on all groups, at the cost of all.
-        gate.set_costs(gate.group_count * values / scale)
+    lowest = [x[0] for kind in _BITS for x in averted[kind].values()]
+    scale = max(np.median(lowest) if lowest else 1.0, 1e-12)
+    costs = {
+        kind: {name: values / scale for name, values in found.items()}
+        for kind, found in averted.items()
+    }
+    for name, quantizer in finest.weights.items():
+        quantizer.gates.set_costs(costs["weights"][name])
+    for name, quantizer in finest.activations.items():
+        quantizer.gates.set_costs(costs["activations"][name])
+    for name, gate in space.filter_gates.items():
+        gate.set_costs(costs["filters"][name])
+    return {
+        kind: {name: costs[kind].get(name, none) for name, none in present.items()}
+        for kind, present in space.costs().items()
+    }
 
 
 def _sample_count(finest, batches):
@@ -83,11 +93,12 @@ def _sample_count(finest, batches):
     return min(max(fitting, LEAST_SAMPLES), MOST_SAMPLES)
 
 
-def _measured(student, finest, recalibrate, inputs):
-    """Damages by all gates of bits and of filters, as after a training.
+def _averted(student, finest, recalibrate, inputs):
+    """Damages that open gates avert, never below zero, as after a training.
 
     Returns:
-        `[(quantizer, damages by its candidates)]`, `[(filter gate, damages by groups)]`
+        Dict of "weights" and "activations", `{layer name: array (gates,)}`, and
+        "filters", `{layer name: array (groups,)}`.
     """
     finest.open()
     activations = output_activations(student)
@@ -102,19 +113,30 @@ def _measured(student, finest, recalibrate, inputs):
             )
         return value if np.isfinite(value) else _OVERFLOW
 
-    shares = [ADAPTED] * len(finest.weights) + [1.0] * len(finest.activations)
-    steps = len(shares) + len(finest.filter_gates)
-    with progress_bar("Sensitivities to bits and filters", steps) as bar:
-        damages = []
-        for quantizer, share in bar.over(zip(finest.quantizers(), shares, strict=True)):
-            *lower, _ = quantizer.candidates  # the highest bits are the reference
-            values = [share * finest.damage_at(quantizer, b, damage) for b in lower]
-            damages.append((quantizer, [*values, 0.0]))
-        filters = [
-            (gate, _marginal_damages(gate, finest, damage))
-            for gate in bar.over(finest.filter_gates)
-        ]
-    return damages, filters
+    def by_bits(quantizer, share):
+        *lower, _ = quantizer.candidates  # the highest bits are the reference
+        damages = [share * finest.damage_at(quantizer, b, damage) for b in lower]
+        return np.maximum(0.0, -np.diff([*damages, 0.0]))
+
+    quantizers, gates = finest.quantizers(), finest.filter_gates
+    with progress_bar(
+        "Sensitivities to bits and filters", len(quantizers) + len(gates)
+    ) as bar:
+        return {
+            "weights": {
+                name: by_bits(quantizer, ADAPTED)
+                for name, quantizer in bar.over(finest.weights.items())
+            },
+            "activations": {
+                name: by_bits(quantizer, 1.0)
+                for name, quantizer in bar.over(finest.activations.items())
+            },
+            # One threshold decides on all groups, at the cost of all.
+            "filters": {
+                gate.source: gate.group_count * _marginal_damages(gate, finest, damage)
+                for gate in bar.over(gates)
+            },
+        }
 
 
 class _Finest:
