@@ -25,7 +25,7 @@ OF_BENCHMARKS = {
         "python -m recipes.baseline, docs/method_notes.md has the flags",
     ),
     **dict.fromkeys(
-        ("ternary_changes", "decomposition_changes"),
+        ("ternary_changes", "decomposition_changes", "bit_sharing_changes"),
         "small changes of a recipe, described in docs/method_notes.md",
     ),
     "text": "python -m benchmarks.tasks text --epochs=8",
