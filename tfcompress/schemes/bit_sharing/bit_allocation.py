@@ -26,7 +26,7 @@ _MOST_CHANGES = 100
 
 
 def allocate(
-    bops_model: BopsModel, gates: LearnedGates, budget: float | None
+    bops_model: BopsModel, gates: LearnedGates, budget: float
 ) -> tuple[Bits, OpenGroups, float]:
     """Finds the allocation nearest to the gates with BOPs in (1 - SLACK, 1] * budget.
 
@@ -39,15 +39,11 @@ def allocate(
     Args:
         bops_model: the `BopsModel` of the model.
         gates: the learned gates.
-        budget: float, in BOPs; None takes the gates as they are.
+        budget: float, in BOPs.
 
     Returns:
         `(bits, open_groups, bops)`. BOPs exceed the budget only if no allocation fits.
     """
-    if budget is None:
-        open_groups = {name: groups.learned() for name, groups in gates.filters.items()}
-        bits = gates.learned_bits()
-        return bits, open_groups, bops_model.total(bits, gates.kept(open_groups))
     open_groups = filters_within(bops_model, gates, budget)
     best = _best_bits(bops_model, gates, open_groups, budget)
     for name, changed in _nearest_changes(gates.filters, open_groups):

@@ -112,6 +112,10 @@ class LearnedGates:
             for name, weight in self.weights.items()
         }
 
+    def learned_groups(self) -> OpenGroups:
+        """Returns the groups of filters that the gates keep open."""
+        return {name: groups.learned() for name, groups in self.filters.items()}
+
     def lowest_bits(self) -> Bits:
         """Returns the lowest candidates."""
         return {

@@ -188,7 +188,8 @@ class SearchSpace:
         Args:
             margins: margins in the form of `margins()`.
         """
-        self._freeze(*allocate(self.bops_model, self._gates(margins), None)[:2])
+        gates = self._gates(margins)
+        self._freeze(gates.learned_bits(), gates.learned_groups())
 
     def freeze_within(self, budget: float, costs: GateValues) -> None:
         """Freezes the allocation that meets a budget at the least cost.
