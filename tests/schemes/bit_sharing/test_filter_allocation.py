@@ -1,5 +1,6 @@
 """Filters that a Lagrange multiplier finds, against all numbers of filters."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_filters_of_many_layers_need_no_further_changes(seed, share, monkeypatch
         assert bops <= budget
         regrets[changes] = total_regret(gates, bits, open_groups)
     assert regrets[0] <= 1.05 * regrets[1000]
+
+
+@pytest.mark.parametrize("cost", [1e8, 1e20])
+def test_filters_close_at_any_cost_where_the_budget_asks_for_it(cost):
+    bops_model, gates = chain(0, length=4, groups=6)
+    filters = {
+        name: dataclasses.replace(groups, margins=cost * groups.margins)
+        for name, groups in gates.filters.items()
+    }
+    gates = dataclasses.replace(gates, filters=filters)
+    lowest = bops_model.total(gates.lowest_bits(), {})
+    open_groups = filters_within(bops_model, gates, 0.5 * lowest)
+    kept = gates.kept(open_groups)
+    assert bops_model.total(gates.lowest_bits(), kept) <= 0.5 * lowest
 
 
 def test_as_few_filters_as_may_be_stay_where_no_allocation_fits():

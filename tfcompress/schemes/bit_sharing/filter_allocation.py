@@ -18,6 +18,7 @@ from tfcompress.schemes.bit_sharing.learned_gates import (
 # Rounds over all layers at one multiplier. Few change anything after the third.
 _MOST_ROUNDS = 20
 # Multipliers that are tried, in units of regret per budget, and steps between them.
+# Regrets are about 1, and may be millions where outputs overflow.
 _MULTIPLIERS, _BISECTIONS = np.geomspace(1e-6, 1e9, 51), 20
 
 
@@ -46,6 +47,8 @@ def filters_within(
         if relaxation.minimize(high) <= budget:
             break
         low = high
+    else:
+        return {n: x.surest(x.fewest_open()) for n, x in gates.filters.items()}
     for _ in range(_BISECTIONS):
         middle = np.sqrt(low * high) if low else high / 2
         if relaxation.minimize(middle) <= budget:
@@ -71,6 +74,10 @@ class _Relaxation:
         # Bits of weights * bits of activations, and their regrets, flat arrays.
         self._bits = {name: _bit_choices(gates, name) for name in gates.weights}
         self._filters = {n: _filter_choices(x) for n, x in gates.filters.items()}
+        self._beside = {
+            name: [term for term in self._terms if name in (term.reads, term.makes)]
+            for name in gates.filters
+        }
         self.counts: dict[str, int] = {}
 
     def minimize(self, multiplier: float) -> float:
@@ -88,8 +95,7 @@ class _Relaxation:
             for name, (counts, kept, regrets) in self._filters.items():
                 bops = sum(
                     term.macs * products[term.name] * self._share(term, shares, name)
-                    for term in self._terms
-                    if name in (term.reads, term.makes)
+                    for term in self._beside[name]
                 )
                 best = np.argmin(regrets + multiplier * kept * bops)
                 shares[name], self.counts[name] = kept[best], int(counts[best])
