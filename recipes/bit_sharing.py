@@ -40,8 +40,9 @@ flags.DEFINE_boolean(
 flags.DEFINE_integer(
     "search_epochs",
     4,
-    "Epochs of the search, before fine-tuning. One learning-rate schedule spans both.",
-    lower_bound=1,
+    "Epochs of the search, before fine-tuning. One learning-rate schedule spans both. "
+    "0: the allocation of the least measured cost is trained from the start.",
+    lower_bound=0,
 )
 flags.DEFINE_integer(
     "group_size",

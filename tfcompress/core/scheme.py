@@ -232,6 +232,8 @@ class SearchingScheme(Scheme):
     Args:
         search_fraction: float in (0, 1]. Share of the first `fit` that searches.
         overrides, weight_decay: see `Scheme`.
+        may_skip: bool. Whether `search_fraction` may be 0: the result is then frozen
+            before the first step.
 
     Raises:
         ValueError: if `search_fraction` is out of range.
@@ -242,13 +244,15 @@ class SearchingScheme(Scheme):
         search_fraction: float,
         overrides: Mapping[str, Any] | None = None,
         weight_decay: float = 0.0,
+        may_skip: bool = False,
     ) -> None:
         super().__init__(overrides, weight_decay)
         check_number(
             "search_fraction",
             search_fraction,
-            "the share of the first fit that searches, in (0, 1]",
-            lambda x: 0 < x <= 1,
+            "the share of the first fit that searches, in "
+            + ("[0, 1]" if may_skip else "(0, 1]"),
+            lambda x: (x >= 0 if may_skip else x > 0) and x <= 1,
         )
         self.search_fraction = search_fraction
 

@@ -12,11 +12,10 @@ from tfcompress.core.training.calibration import (
 )
 from tfcompress.core.training.penalty import PenaltyMultiplier
 from tfcompress.core.training.recalibration import Recalibration
-from tfcompress.quantizers.gates import MAX_THRESHOLD
+from tfcompress.quantizers.gates import MAX_THRESHOLD, BitGates
 
 
-def started_search(mnist, batch_norm=True, **budget):
-    """Search in a student of two inner layers whose gates are all open."""
+def three_convolutions(batch_norm=True):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((14, 14, 1))
     x = inputs
@@ -25,7 +24,12 @@ def started_search(mnist, batch_norm=True, **budget):
         x = layers.BatchNormalization()(x) if batch_norm else x
         x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(inputs, layers.Dense(10, name="last")(x))
+    return keras.Model(inputs, layers.Dense(10, activation="softmax", name="last")(x))
+
+
+def started_search(mnist, batch_norm=True, **budget):
+    """Search in a student of two inner layers whose gates are all open."""
+    model = three_convolutions(batch_norm)
     scheme = tfc.BitSharing(**(budget or {"penalty": 0.0}), group_size=None)
     student = tfc.compress(model, scheme)
     batches = [mnist[0][0][i : i + 64, ::2, ::2] for i in (0, 64)]
@@ -219,3 +223,43 @@ def test_ranges_of_data_with_nan_are_refused(scheme):
     x[::8] = np.nan
     with pytest.raises(ValueError, match="Finite activations.*'first'.*or the data"):
         student.fit(x, np.zeros((64, 2)), verbose=0)
+
+
+def fitted(mnist, monkeypatch, **kwargs):
+    """A student that trained without a search, its history, and what its gates did."""
+    scheme = tfc.BitSharing("1/28", group_size=None, search_fraction=0.0)
+    student = tfc.compress(three_convolutions(), scheme)
+    learned, learn = [], BitGates.learn
+    monkeypatch.setattr(
+        BitGates, "learn", lambda *args: learned.append(learn(*args)) or learned[-1]
+    )
+    student.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = mnist[0]
+    history = student.fit(
+        x[:64, ::2, ::2], y[:64], batch_size=16, epochs=2, verbose=0, **kwargs
+    )
+    return student, history.history, learned
+
+
+def test_without_a_search_the_least_cost_is_trained_from_the_first_step(
+    mnist, monkeypatch
+):
+    student, history, learned = fitted(mnist, monkeypatch)
+    assert learned and not any(learned)
+    assert history["phase"] == [1.0, 1.0]
+    assert 0.98 <= history["budget_ratio"][0] == history["budget_ratio"][1] <= 1.0
+    for threshold in student.bit_space.thresholds():
+        assert not threshold.raw.numpy().any()
+    assert tfc.finalize(student)(mnist[0][0][:2, ::2, ::2]).shape == (2, 10)
+
+
+def test_costs_are_measured_in_a_fit_that_begins_at_a_later_epoch(mnist, monkeypatch):
+    student, *_ = fitted(mnist, monkeypatch, initial_epoch=1)
+    assert student.bit_space.is_frozen() and student.bit_space.is_measured()
+
+
+def test_a_constant_penalty_needs_a_search():
+    with pytest.raises(ValueError, match=r"first fit that searches, in \(0, 1\]\. Rec"):
+        tfc.BitSharing(penalty=0.1, search_fraction=0.0)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]\. Received: search_fraction=-1"):
+        tfc.BitSharing("1/28", search_fraction=-1)

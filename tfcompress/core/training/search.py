@@ -62,7 +62,8 @@ class Search(ProgressCallback):
     Args:
         space: search space. `space.is_frozen()` returns whether its search is over.
         recalibrate: `Recalibration` of the student.
-        fraction: float in (0, 1]. Share of the training that searches.
+        fraction: float in [0, 1]. Share of the training that searches. With 0 a search
+            begins and freezes before the first step.
 
     Attributes:
         searching: bool, or None before the first step. Whether the search is running.
@@ -77,7 +78,7 @@ class Search(ProgressCallback):
         self.recalibrate = recalibrate
         self.fraction = fraction
         # A short search that is updated rarely overshoots its budget.
-        self.reports = REPORTS / fraction
+        self.reports = REPORTS / (fraction or 1.0)
 
     def begin(self, share: float) -> None:
         """Begins at the first step of a `fit` that searches.
@@ -139,14 +140,14 @@ class Search(ProgressCallback):
     def on_progress(self, share: float) -> None:
         if self.searching is None:
             # Not in `on_train_begin`, where a later callback restores a backup.
-            self._start(share / self.fraction)
+            self._start(self._passed(share))
         if not self.searching:
             return
         if share >= self.fraction:
             self._freeze()
         else:
             self._follow_rate()
-            self.advance(share / self.fraction)
+            self.advance(self._passed(share))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.searching is None and self.params["epochs"] and self.model.restored:
@@ -158,6 +159,10 @@ class Search(ProgressCallback):
             with errors_as_warnings("end of the search"):
                 self._freeze()
         self.searching, self.model.search = False, None
+
+    def _passed(self, share):
+        """The share of the search that has passed, 1 or more after its end."""
+        return share / self.fraction if self.fraction else float(share > 0)
 
     def _start(self, share):
         self.searching = not self.space.is_frozen()

@@ -53,7 +53,9 @@ class BitSharing(SearchingScheme):
         group_size: int or None. Filters that are kept or removed together. None keeps
             all filters.
         max_pruned: float in [0, 1). Share of a layer's groups that may be removed.
-        search_fraction: float in (0, 1]. Share of the first `fit` that searches.
+        search_fraction: float in [0, 1]. Share of the first `fit` that searches. With 0
+            and a budget nothing is searched: the allocation of the least cost freezes
+            before the first step, and no step has gates.
         grid: str. Grid of the weights; see `quantizers.BitSharing`.
         input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
             at which a model of free input sizes is counted; it still takes inputs of
@@ -88,7 +90,8 @@ class BitSharing(SearchingScheme):
         input_shape: InputShape | None = None,
         first_last: str = "8bit",
     ) -> None:
-        super().__init__(search_fraction, overrides, weight_decay)
+        may_skip = bops is not None
+        super().__init__(search_fraction, overrides, weight_decay, may_skip)
         if (bops is None) == (penalty is None):
             raise ValueError(
                 "Either `bops`, a budget, or `penalty`, the weight of ln(BOPs) in the "

@@ -76,7 +76,7 @@ class BitSearch(Search):
 
     def begin(self, share: float) -> None:
         self.costs = self.space.costs()
-        if share == 0:
+        if share == 0 or not self.space.is_measured():
             self.costs = measure_sensitivities(self.model, self.space, self.recalibrate)
             self._set_pace()
         self.margins = []

@@ -146,6 +146,14 @@ class SearchSpace:
             keras_private.expect_no_gradients(x.raw for x in self.thresholds())
         return is_new
 
+    def is_measured(self) -> bool:
+        """Returns whether costs of gates have been set."""
+        gates = [x for x in self.bit_gates() if x.threshold is not None]
+        return any(
+            (ops.convert_to_numpy(x.sensitivities) != 1.0).any()
+            for x in [*gates, *self.filter_gates.values()]
+        )
+
     def is_frozen(self) -> bool:
         """Returns whether the search of bits and of filters is over."""
         quantizers = [
