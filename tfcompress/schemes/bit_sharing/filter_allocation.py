@@ -9,11 +9,7 @@ import numpy as np
 
 from tfcompress.cost.arithmetic import FLOAT_BITS
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
-from tfcompress.schemes.bit_sharing.learned_gates import (
-    FilterGroups,
-    LearnedGates,
-    OpenGroups,
-)
+from tfcompress.schemes.bit_sharing.learned_gates import LearnedGates, OpenGroups
 
 # Rounds over all layers at one multiplier. Few change anything after the third.
 _MOST_ROUNDS = 20
@@ -122,7 +118,7 @@ def _bit_choices(gates, name):
     return bits.reshape(-1), regrets.reshape(-1)
 
 
-def _filter_choices(groups: FilterGroups):
+def _filter_choices(groups):
     """Numbers of open groups, and the filters' shares and the regrets with each."""
     counts = np.arange(groups.fewest_open(), len(groups.margins) + 1)
     order = np.argsort(-groups.margins)

@@ -148,11 +148,9 @@ class SearchSpace:
 
     def is_measured(self) -> bool:
         """Returns whether costs of gates have been set."""
-        gates = [x for x in self.bit_gates() if x.threshold is not None]
-        return any(
-            (ops.convert_to_numpy(x.sensitivities) != 1.0).any()
-            for x in [*gates, *self.filter_gates.values()]
-        )
+        measured = [x.sensitivities for x in self.filter_gates.values()]
+        measured += [x.sensitivities for x in self.bit_gates() if x.threshold]
+        return any((ops.convert_to_numpy(x) != 1.0).any() for x in measured)
 
     def is_frozen(self) -> bool:
         """Returns whether the search of bits and of filters is over."""
