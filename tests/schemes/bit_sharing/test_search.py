@@ -101,6 +101,14 @@ def test_with_a_budget_costs_decide_and_not_where_thresholds_are(
     assert 0.98 * search.budget <= search.space.expected_bops() <= search.budget
 
 
+def test_a_gate_of_no_cost_hides_no_others(search_of_one_dear_layer):
+    """Two and four bits may be as bad, such as where both make outputs overflow."""
+    search = search_of_one_dear_layer
+    search.costs["weights"]["third"] = np.array([0.0, 5.0])
+    search.freeze()
+    assert bits_of_weights(search) == {"second": 2, "third": 8}
+
+
 def test_costs_are_those_of_the_start_of_the_search(search_of_one_dear_layer):
     search = search_of_one_dear_layer
     for gates in search.space.bit_gates():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -204,7 +205,8 @@ class SearchSpace:
             budget: float, in BOPs.
             costs: costs in the form of `costs()`.
         """
-        gates = self._gates(costs)
+        # Gates of no cost are open too: a closed one hides the costs of later ones.
+        gates = self._gates(keras.tree.map_structure(_above_zero, costs))
         bits, open_groups, _ = allocate(self.bops_model, gates, budget)
         bits = spend_rest(bits, open_groups, self.bops_model, gates, budget)
         self._freeze(bits, open_groups)
@@ -246,6 +248,10 @@ class SearchSpace:
 def candidates(quantizer: Quantizer | None) -> tuple[int, ...]:
     """Returns the candidate bit-widths of a quantizer; 32 bits for None, float."""
     return (FLOAT_BITS,) if quantizer is None else quantizer.candidates
+
+
+def _above_zero(costs):
+    return np.maximum(costs, 1e-9)
 
 
 def _threshold(quantizer):
