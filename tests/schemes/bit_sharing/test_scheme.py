@@ -321,7 +321,7 @@ def test_uniform_has_the_same_bits_in_all_inner_layers(
         {"bops": None},
         {"bops": "1/40", "penalty": 1.0},
         {"penalty": -1.0, "bops": None},
-        {"search_fraction": 0.0},
+        {"search_fraction": 0.0, "penalty": 1.0, "bops": None},
         {"search_fraction": 1.5},
         {"group_size": 0},
         {"max_pruned": 1.0},
