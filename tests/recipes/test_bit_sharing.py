@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 
 import keras
@@ -17,10 +18,30 @@ ARTEFACTS = ["layers.png", "model.keras", "model.tflite", "report.json"]
 FLOAT_BOPS = 32 * 32 * ((5 * 5 * 1 * 8) * 12**2 + (5 * 5 * 8 * 16) * 4**2 + 256 * 10)
 
 
-@pytest.mark.parametrize("name", ["search_epochs", "finetune_epochs"])
-def test_a_phase_without_epochs_is_refused(run_recipe, tmp_path, name):
-    with pytest.raises(flags.IllegalFlagValueError, match=f"{name}=0"):
-        run_recipe(bit_sharing, tmp_path, **{name: 0})
+def test_a_fine_tuning_without_epochs_is_refused(run_recipe, tmp_path):
+    with pytest.raises(flags.IllegalFlagValueError, match="finetune_epochs=0"):
+        run_recipe(bit_sharing, tmp_path, finetune_epochs=0)
+
+
+def test_a_training_without_a_search_writes_all_files(
+    run_recipe, part_of_mnist5k, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_lib, "load", lambda *_: part_of_mnist5k)
+    run_recipe(
+        bit_sharing,
+        tmp_path,
+        model="small",
+        bops="1/50",
+        search_epochs=0,
+        finetune_epochs=1,
+        float_epochs=1,
+        batch_size=64,
+        uniform_baseline=False,
+    )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted([*ARTEFACTS, "float.keras", "gates.png"])
+    budget = json.loads((tmp_path / "report.json").read_text())["budget"]
+    assert 0.98 <= budget["achieved"] / budget["requested"] <= 1.0
 
 
 @pytest.mark.parametrize(
