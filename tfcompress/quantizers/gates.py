@@ -376,10 +376,7 @@ class BitGates(keras.layers.Layer):
         return ops.convert_to_numpy(margins)
 
     def costs(self) -> np.ndarray:
-        """Returns the present cost of closing each gate, float32 (len(bits) - 1,).
-
-        Importances bound it, so that costs of more than 7.6 are as one.
-        """
+        """Returns the costs of closing gates, those above 7.6 as 7.6; as `margins`."""
         if self.threshold is None:
             return np.zeros(0, "float32")
         return ops.convert_to_numpy(margins_of(self.importances(), 0.0))
