@@ -1,15 +1,28 @@
 """Runs of bit sharing and uniform bits whose reports are committed."""
 
+from collections.abc import Mapping
+
 from benchmarks.results.run import EARLIER, Run
 
-# BOPs with the same bits in all layers but the first and the last.
-_EQUAL = {
-    "resnet8": {2: "76587008", 3: "136880128", 4: "221290496"},
-    "resnet20": {2: "188784640"},
+# Bit operations of uniform bits, with 8 bits in the first and the last layer.
+UNIFORM_BOPS = {
+    "resnet8": {4: 221290496, 3: 136880128, 2: 76587008},
+    "resnet20": {4: 670081024, 3: 389324800, 2: 188784640},
 }
 # Flags of a search that may choose everything.
-_ALL = {"candidates": "2,3,4,8", "search_first_last": True}
+MOST_CHOICE = {"candidates": "2,3,4,8", "search_first_last": True}
 _RATE = {"learning_rate": 0.02}
+
+
+def method_of(flags: Mapping[str, object]) -> str:
+    """Returns the method in tables: bit sharing, with what else it may choose."""
+    method = "bit sharing"
+    if "candidates" in flags:
+        bits = str(flags["candidates"]).replace(",", ", ")
+        method += f" of {bits} bits"
+    if "search_first_last" in flags:
+        method += ", first and last layer too"
+    return method
 
 
 def _bits(
@@ -32,12 +45,6 @@ def _bits(
         "uniform_baseline": uniform is not None,
     }
     name = f"bit_sharing_{name}"
-    method = "bit sharing"
-    if "candidates" in more:
-        bits = more["candidates"].replace(",", ", ")
-        method += f" of {bits} bits"
-    if "search_first_last" in more:
-        method += ", first and last layer too"
     outputs = {name: "report.json"}
     if uniform:
         outputs[uniform] = "uniform/report.json"
@@ -45,7 +52,7 @@ def _bits(
         name,
         "recipes.bit_sharing",
         network,
-        method,
+        method_of(more),
         _described(network, budget),
         flags,
         search + finetune,
@@ -58,14 +65,14 @@ def _bits(
 def _described(network, budget):
     if "/" in budget:
         return f"{budget} of the BOPs"
-    (bits,) = [b for b, bops in _EQUAL[network].items() if bops == budget]
+    (bits,) = [b for b, x in UNIFORM_BOPS[network].items() if str(x) == budget]
     return f"BOPs of {bits} bits"
 
 
 def _equal(network, bits, epochs):
     """Bit sharing and uniform bits with equal BOPs, for as many epochs."""
     start = f"{network}_cifar10"
-    budget = _EQUAL[network][bits]
+    budget = str(UNIFORM_BOPS[network][bits])
     yield _bits(
         f"{start}_{bits}bits_least_cost_{epochs}_epochs",
         network,
@@ -73,7 +80,7 @@ def _equal(network, bits, epochs):
         1,
         epochs - 1,
         **_RATE,
-        **_ALL,
+        **MOST_CHOICE,
     )
     yield Run(
         f"uniform_{start}_{bits}bits_{epochs}_epochs",
@@ -105,15 +112,15 @@ def _earlier_runs_of_resnet8():
         f"{start}_12_epochs_distilled", "resnet8", "1/58", *twelve, **past, distill=True
     )
     uniform = "uniform_resnet8_cifar10_equal"
-    four = ("resnet8", _EQUAL["resnet8"][4], *twelve)
+    four = ("resnet8", str(UNIFORM_BOPS["resnet8"][4]), *twelve)
     yield _bits(f"{start}_equal", *four, uniform=uniform, **out)
-    three = ("resnet8", _EQUAL["resnet8"][3], *twelve)
+    three = ("resnet8", str(UNIFORM_BOPS["resnet8"][3]), *twelve)
     more, ends = {"candidates": "2,3,4,8"}, {"search_first_last": True}
     yield _bits(f"{start}_3bits_12_epochs", *three, **out)
     yield _bits(f"{start}_3bits_adapted", *three, **out)
     yield _bits(f"{start}_3bits_of_2348", *three, **out, **more)
     yield _bits(f"{start}_3bits_of_2348_all_layers", *three, **out, **more, **ends)
-    two = ("resnet8", _EQUAL["resnet8"][2], *twelve)
+    two = ("resnet8", str(UNIFORM_BOPS["resnet8"][2]), *twelve)
     yield _bits(f"{start}_2bits_12_epochs", *two, **out)
     yield _bits(f"{start}_2bits_of_2348_all_layers", *two, **out, **more, **ends)
 

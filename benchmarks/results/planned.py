@@ -8,6 +8,7 @@ images, at one of its budgets. All seeds of a row are run.
 import dataclasses
 
 from benchmarks.results.past import lenet_flags
+from benchmarks.results.past_bits import MOST_CHOICE, UNIFORM_BOPS, method_of
 from benchmarks.results.run import NETWORKS, Run
 
 SEEDS = (0, 1, 2)
@@ -18,11 +19,6 @@ FROM_SCRATCH = ("0.05", "0.1", "0.2")  # float networks are trained at 0.1
 # Priorities: the first seed and the choice of rates, then the other seeds, then more.
 FIRST, OTHERS, LATER = 1, 2, 3
 
-# Bit operations of uniform bits, with 8 bits in the first and the last layer.
-UNIFORM_BOPS = {
-    "resnet8": {4: 221290496, 3: 136880128, 2: 76587008},
-    "resnet20": {4: 670081024, 3: 389324800, 2: 188784640},
-}
 SIZES = {"resnet8": (40, 20, 12), "resnet20": (110, 58, 36, 30)}
 SHARES = {
     "resnet8": ("0.5", "0.35", "0.25"),
@@ -165,18 +161,13 @@ def _bits(network):
         budgets["1_66"] = ("1/66 of the BOPs", "1/66")
     for label, (text, bops) in budgets.items():
         flags = _two_phases(network, "search_epochs", SEARCH["bits"], bops=bops)
-        flags.update(
-            uniform_baseline=False,
-            learning_rate=0.02,
-            candidates="2,3,4,8",
-            search_first_last=True,
-        )
+        flags.update(uniform_baseline=False, learning_rate=0.02, **MOST_CHOICE)
         yield from _with_seeds(
             _run(
                 network,
                 "bit_sharing",
                 f"bit_sharing_{network}_cifar10_{label}",
-                "bit sharing of 2, 3, 4, 8 bits, first and last layer too",
+                method_of(MOST_CHOICE),
                 text,
                 "bits",
                 flags,
