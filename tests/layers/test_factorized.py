@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as kl
 
 from tfcompress.layers import FactorizedConv1D, FactorizedConv2D, FactorizedDense
@@ -94,6 +95,48 @@ def test_masked_input_channel_is_not_read(pair):
     mask[1] = 0
     factorized.input_mask.assign(mask)
     np.testing.assert_allclose(factorized(x), plain(x * mask), atol=1e-5)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The layers that multiply their factors, one for each time they do."""
+    seen = []
+    for kind in (FactorizedConv1D, FactorizedConv2D, FactorizedDense):
+        whole = kind.product
+        monkeypatch.setattr(
+            kind, "product", lambda self, whole=whole: seen.append(self) or whole(self)
+        )
+    return seen
+
+
+def test_factors_one_after_the_other_equal_their_product(pair, products):
+    """Outputs and gradients; one sample has few positions, and 300 have many."""
+    plain, factorized, x = pair
+    copy(plain, factorized)
+    factorized.rank_mask.assign(np.arange(factorized.coefficients.shape[0]) != 1)
+    results = []
+    for count in (1, 300):
+        with tf.GradientTape() as tape:
+            outputs = factorized(np.repeat(x[:1], count, axis=0))
+            loss = keras.ops.sum(keras.ops.square(outputs)) / count
+        results.append([outputs[0], *tape.gradient(loss, factorized.trainable_weights)])
+        assert len(products) == (count > 1)
+    for apart, together in zip(*results, strict=True):
+        np.testing.assert_allclose(apart, together, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "multiplies"),
+    [((64,), False), ((6, 64), True), ((None, 64), True)],
+)
+def test_products_of_an_unknown_batch_are_counted_for_32_samples(
+    shape, multiplies, products
+):
+    # 64 * 64 * (64 + n) multiplications, or n * 64 * (64 + 64), with n = 32 or 192.
+    layer = FactorizedDense(64)
+    layer.build((None, *shape))
+    tf.function(layer).get_concrete_function(tf.TensorSpec((None, *shape)))
+    assert bool(products) == multiplies
 
 
 def test_factorized_layers_train_save_and_load(tmp_path):

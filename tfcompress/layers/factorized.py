@@ -18,6 +18,8 @@ STARTS = ("svd", "identity")
 # Share of the mean squared norm of the coefficients' rows that is added to each, so
 # that small rows do not speed up the basis without bound.
 LEAST_NORM = 0.01
+# Batch size in a count of multiplications, where a compiled step does not know it.
+USUAL_BATCH = 32
 
 
 class FactorizedKernel(Int8Factors, ComputedKernel):
@@ -28,8 +30,8 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
     coefficients, is a 1 x 1 convolution that mixes them into outputs. A row of zeros in
     C removes a filter of the basis, so the rank falls. A column of zeros removes an
     output channel. In training the layer multiplies both factors and runs one
-    convolution, at nearly the plain layer's cost. `tfcompress.finalize` replaces it by
-    one or two plain layers.
+    convolution, or applies both to the inputs where that takes fewer multiplications.
+    `tfcompress.finalize` replaces it by one or two plain layers.
 
     The gradient of the basis is divided by the squared norms of the coefficients' rows
     at the start (ScaledGD, Tong et al. 2021). The product then learns as fast as a
@@ -132,16 +134,33 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
     def call(self, inputs: Tensor) -> Tensor:
         if self.observer is not None:
             self.observer(inputs)
-        if not self.int8:
+        if self.int8:
+            outputs = ops.cond(
+                self.has_two_products(),
+                lambda: self._two_int8_products(inputs),
+                lambda: self.product_with(inputs, self.kernel),
+            )
+        elif self._is_cheaper_apart(inputs):
+            basis, coefficients = self._factors_in_training()
+            outputs = self.mix(self.product_with(inputs, basis), coefficients)
+        else:
             return super().call(inputs)
-        outputs = ops.cond(
-            self.has_two_products(),
-            lambda: self._two_products(inputs),
-            lambda: self.product_with(inputs, self.kernel),
-        )
         return self.finish(outputs)
 
-    def _two_products(self, inputs):
+    def _is_cheaper_apart(self, inputs):
+        """Whether B and C, one after the other, take fewer multiplications than B C."""
+        batch, *shape = self.compute_output_shape(inputs.shape)
+        positions = [batch or USUAL_BATCH, *shape]
+        del positions[self.channel_axis]
+        if None in positions:
+            return False
+        count = math.prod(positions)
+        rank, outputs = self.coefficients.shape
+        weights = math.prod(self.kernel_variable.shape[:-1])
+        apart = count * rank * (weights + outputs)
+        return apart < (rank + count) * weights * outputs
+
+    def _two_int8_products(self, inputs):
         basis, coefficients = self._factors_in_training()
         hidden = self.product_with(inputs, self.kernel_quantizer(basis))
         return self.mix(
