@@ -1,5 +1,7 @@
 """Runs whose reports are committed, by this revision and by earlier ones."""
 
+import dataclasses
+
 from benchmarks.results.past_bits import bits_runs
 from benchmarks.results.run import EARLIER, Run
 
@@ -182,6 +184,9 @@ def _size_runs_of_resnets():
     yield run("resnet20", 110, 2, 2, table="size", past=EARLIER)
     yield run("resnet20", 58, 5, 3, table="size", past=EARLIER)
     yield run("resnet20", 36, 4, 4, table="size", past=EARLIER)
+    flags = {"size": "36 kB", "learning_rate": 0.03}
+    start = ("resnet20", "36 kB after xz", 15, 15, "size")
+    yield _size("resnet20_cifar10_36kB_30_epochs", *start, **flags)
     for network, size, admm, finetune in (
         ("resnet8", 12, 5, 3),
         ("resnet8", 20, 7, 5),
@@ -196,6 +201,21 @@ def _size_runs_of_resnets():
     for suffix in ("6_epochs", "admm", "weaker_admm", "all_weights"):
         yield run("resnet8", 20, 4, 2, f"_{suffix}", past=_VARIANT)
     yield run("resnet8", 20, 2, 1, "_before", past=EARLIER)
+
+
+def _chain():
+    """Zeros and bits of a network with fewer channels and ranks."""
+    source = "decomposition_resnet20_cifar10_0.455_30_epochs"
+    flags = {"model": f"{{work}}/{source}/model.keras", "size": "30 kB"}
+    flags["learning_rate"] = 0.03
+    run = _size("", "resnet20", "30 kB after xz", 12, 12, "size", **flags)
+    return dataclasses.replace(
+        run,
+        name="chain_resnet20_cifar10_30kB_24_epochs",
+        outputs={},
+        method="decomposition to 0.455, then size-constrained",
+        after=(source,),
+    )
 
 
 def _macs(name, network, budget, epochs, outputs=(), past="", table="macs", **more):
@@ -245,6 +265,9 @@ def _macs_runs():
         yield _narrower("l1", *start, 0.03)
         if share == "0.5":
             yield _narrower("narrow", *start, 0.1)
+    start = ("resnet20_cifar10_0.455_30_epochs", "resnet20", "0.455", 30)
+    yield _macs(*start, search_fraction=0.15, learning_rate=0.05)
+    yield _narrower("l1", *start, 0.05)
     yield from _earlier_macs_runs()
 
 
@@ -299,5 +322,6 @@ def past_runs() -> list[Run]:
         *_size_runs_of_resnets(),
         *_size_runs_of_lenet(),
         *_macs_runs(),
+        _chain(),
         *_artifacts(),
     ]
