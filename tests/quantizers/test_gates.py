@@ -6,14 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfcompress.quantizers.gates import (
-    MAX_THRESHOLD,
-    MOMENTUM,
-    TEMPERATURE,
-    BitGates,
-    Threshold,
-    hard_gates,
-)
+from tfcompress.quantizers.gates import MOMENTUM, TEMPERATURE, BitGates, hard_gates
+from tfcompress.quantizers.threshold import MAX_THRESHOLD, Threshold
 
 
 def built(layer):

@@ -238,8 +238,8 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
         basis, coefficients = self.masked_factors()
         # Each factor moves the product, hence the halves.
         scale = 0.5 * ops.convert_to_tensor(self.gradient_scale)
-        basis = scale_gradient(basis, scale)
-        return basis, scale_gradient(coefficients, ops.full((), 0.5))
+        basis = F.scale_gradient(basis, scale)
+        return basis, F.scale_gradient(coefficients, ops.full((), 0.5))
 
     def masked_factors(self) -> tuple[Tensor, Tensor]:
         """Returns B and C times their keep masks, float32 tensors."""
@@ -379,15 +379,6 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "kernel_rank": self.kernel_rank}
         return {**config, "int8": True} if self.int8 else config
-
-
-def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
-    """Returns `x`; its gradient is multiplied by `scale`, which broadcasts to `x`."""
-
-    def forward(x, scale):
-        return x, lambda upstream: (upstream * scale,)
-
-    return F.custom_gradient(forward, x, constants=[scale])
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

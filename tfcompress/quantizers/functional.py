@@ -94,6 +94,15 @@ def custom_gradient(
     return forward(*values, *passed)
 
 
+def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
+    """Returns `x`; its gradient is multiplied by `scale`, which broadcasts to `x`."""
+
+    def forward(x, scale):
+        return x, lambda upstream: (upstream * scale,)
+
+    return custom_gradient(forward, x, constants=[scale])
+
+
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     """Returns `value`, with the gradient of `surrogate`.
 

@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import ops
 
 from tfcompress.layers import BopsBudget
-from tfcompress.quantizers.gates import BitGates, Threshold
+from tfcompress.quantizers.gates import BitGates
+from tfcompress.quantizers.threshold import Threshold
 
 
 def connected(strength):

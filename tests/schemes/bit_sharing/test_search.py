@@ -12,7 +12,8 @@ from tfcompress.core.training.calibration import (
 )
 from tfcompress.core.training.penalty import PenaltyMultiplier
 from tfcompress.core.training.recalibration import Recalibration
-from tfcompress.quantizers.gates import MAX_THRESHOLD, BitGates
+from tfcompress.quantizers.gates import BitGates
+from tfcompress.quantizers.threshold import MAX_THRESHOLD
 
 
 def three_convolutions(batch_norm=True):

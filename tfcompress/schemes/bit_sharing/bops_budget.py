@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from tfcompress.layers.training_form import TrainingForm
-from tfcompress.quantizers.gates import Threshold
+from tfcompress.quantizers.threshold import Threshold
 from tfcompress.types import Tensor
 
 

@@ -12,12 +12,8 @@ from tfcompress.arguments import check_number
 from tfcompress.graph.channels import Channels
 from tfcompress.layers.training_form import TrainingForm
 from tfcompress.quantizers import functional as F
-from tfcompress.quantizers.gates import (
-    Threshold,
-    chosen_gates,
-    importance_of,
-    margins_of,
-)
+from tfcompress.quantizers.gates import chosen_gates, importance_of, margins_of
+from tfcompress.quantizers.threshold import Threshold
 from tfcompress.types import ArrayLike, Tensor
 
 

@@ -17,7 +17,8 @@ from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel
 from tfcompress.quantizers import BitSharing, BitSharingActivation, Quantizer
 from tfcompress.quantizers.bit_sharing import GatedBits
-from tfcompress.quantizers.gates import BitGates, Threshold, expected_bits
+from tfcompress.quantizers.gates import BitGates, expected_bits
+from tfcompress.quantizers.threshold import Threshold
 from tfcompress.schemes.bit_sharing.bit_allocation import allocate, spend_rest
 from tfcompress.schemes.bit_sharing.bops_budget import BopsBudget
 from tfcompress.schemes.bit_sharing.bops_model import BopsModel
