@@ -1,5 +1,6 @@
 """Runs of bit sharing and uniform bits whose reports are committed."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from benchmarks.results.run import EARLIER, Run
@@ -100,6 +101,13 @@ def _equal(network, bits, epochs):
     )
 
 
+def _other_seeds(run):
+    """Further runs of a row, which has the run with seed 0."""
+    for seed in (1, 2):
+        name = f"{run.name}_seed{seed}"
+        yield dataclasses.replace(run, name=name, seed=seed, outputs={})
+
+
 def _earlier_runs_of_resnet8():
     start, twelve = "resnet8_cifar10", (1, 11)
     past = {**_RATE, "past": EARLIER}
@@ -131,7 +139,9 @@ def bits_runs() -> list[Run]:
     past = {**_RATE, "past": EARLIER}
     uniform = "uniform_resnet20_cifar10"
     return [
-        *(run for bits in (2, 3, 4) for run in _equal("resnet8", bits, 12)),
+        *_equal("resnet8", 2, 12),
+        *(other for run in _equal("resnet8", 2, 12) for other in _other_seeds(run)),
+        *(run for bits in (3, 4) for run in _equal("resnet8", bits, 12)),
         *_earlier_runs_of_resnet8(),
         *_equal("resnet20", 2, 10),
         _bits(start, "resnet20", "1/66", 2, 5, uniform, **past),

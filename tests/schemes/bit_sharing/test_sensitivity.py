@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from scipy.optimize import isotonic_regression
 
 import tfcompress as tfc
 from tfcompress.core.training.calibration import calibrate_activations, recorded
@@ -13,6 +14,7 @@ from tfcompress.schemes.bit_sharing.sensitivity import (
     ADAPTED,
     LEAST_SAMPLES,
     MOST_SAMPLES,
+    decreasing,
     measure_sensitivities,
 )
 
@@ -97,7 +99,7 @@ def check_costs(student, costs, images, outputs):
         name, kind = key
         found = costs[("weights", "activations")[kind]][name]
         np.testing.assert_allclose(found, values / scale, rtol=0.1, atol=5e-3)
-        bounded = np.minimum(found, 7.6)  # the largest margin
+        bounded = np.minimum(decreasing(found), 7.6)  # the largest margin
         np.testing.assert_allclose(margins[key], bounded, rtol=1e-3, atol=1e-4)
 
 
@@ -130,6 +132,29 @@ def test_costs_are_the_change_after_an_adaptation(trained, mnist, bits):
     *_, costs = measure(student, [images])
     with student.training_run.own_pass():
         check_costs(student, costs, images, in_training(student))
+
+
+@pytest.mark.parametrize(
+    "costs", [[], [2.0], [5.0, 1.0], [0.0, 5.0], [3.0, 0.0, 1.0, 4.0], [0.0, 0.0]]
+)
+def test_costs_that_increase_are_shared(costs):
+    expected = isotonic_regression(costs, increasing=False).x if costs else []
+    np.testing.assert_allclose(decreasing(costs), expected)
+
+
+def test_bits_without_a_cost_hide_no_dear_ones(trained, mnist):
+    """Closed gates hide later ones: here 2 bits cost as much as 3, and 4 far less."""
+    student = tfc.compress(trained, tfc.BitSharing(penalty=1.0, weight_bits=(2, 3, 4)))
+    images = mnist[0][0][:32]
+    name, quantizer = next(iter(student.bit_space.searched_weights().items()))
+    # Ranges that make 2 and 3 bits of one kernel round alike, to zeros.
+    worst = {2: 1e6, 3: 1e6, 4: 3.0}
+    quantizer.candidate_clips = lambda kernel: worst
+    _, _, costs = measure(student, [images])
+    first, second = costs["weights"][name]
+    assert first == 0 < second
+    margins = quantizer.gates.margins()
+    assert margins[0] == pytest.approx(margins[1]) and margins[0] > 0
 
 
 def test_margins_of_filters_rise_with_their_magnitudes(measured):

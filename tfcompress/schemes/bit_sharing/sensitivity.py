@@ -16,6 +16,7 @@ from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers.bit_sharing import GatedBits
 from tfcompress.schemes.bit_sharing.filter_gate import FilterGate
 from tfcompress.schemes.bit_sharing.search_space import GateValues, SearchSpace
+from tfcompress.types import ArrayLike
 
 # Differences are large, and all gates see the same samples, so that few rank them: on
 # ResNet-8 the ranks by 8 samples correlate by 0.97 with those by 1024.
@@ -47,7 +48,8 @@ def measure_sensitivities(
     training, each bit-width has its own range, and batch normalization the statistics
     of the rounded batch; costs of weights' bits are multiplied by `ADAPTED`. Costs are
     relative to the median over the gates to the lowest bits. Thresholds that rise
-    together then close the gates of least cost first.
+    together then close the gates of least cost first. Bits whose next ones cost more
+    share that cost, since a closed gate hides all above it.
 
     Args:
         student: bit-sharing student in which nothing is frozen.
@@ -74,15 +76,34 @@ def measure_sensitivities(
         for kind, found in averted.items()
     }
     for name, quantizer in finest.weights.items():
-        quantizer.gates.set_costs(costs["weights"][name])
+        quantizer.gates.set_costs(decreasing(costs["weights"][name]))
     for name, quantizer in finest.activations.items():
-        quantizer.gates.set_costs(costs["activations"][name])
+        quantizer.gates.set_costs(decreasing(costs["activations"][name]))
     for name, gate in space.filter_gates.items():
         gate.set_costs(costs["filters"][name])
     return {
         kind: {name: costs[kind].get(name, none) for name, none in present.items()}
         for kind, present in space.costs().items()
     }
+
+
+def decreasing(costs: ArrayLike) -> np.ndarray:
+    """Returns the costs of a quantizer's gates without increases.
+
+    Neighbors that increase have their mean, by pooling adjacent violators: of all
+    sequences that do not increase, it is the nearest in least squares.
+
+    Args:
+        costs: float array (gates,), from the lowest bits to the highest.
+    """
+    pools: list[tuple[float, int]] = []  # means and sizes
+    for cost in np.asarray(costs, np.float64):
+        mean, size = float(cost), 1
+        while pools and pools[-1][0] < mean:
+            other, count = pools.pop()
+            mean, size = (mean * size + other * count) / (size + count), size + count
+        pools.append((mean, size))
+    return np.array([mean for mean, size in pools for _ in range(size)])
 
 
 def _sample_count(finest, batches):
