@@ -38,6 +38,10 @@ from tfcompress.litert import float_tflite
 
 FLAGS = flags.FLAGS
 PLAIN = "plain"
+SCHEMES = {
+    **common.SCHEMES,
+    "BitSharing without a search": lambda: tfc.BitSharing("1/60", search_fraction=0),
+}
 TABLE_HEAD = (
     "| Scheme | compress | fit | start | step | memory | file |\n"
     "|---|---|---|---|---|---|---|"
@@ -55,8 +59,8 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_multi_enum(
     "schemes",
-    list(common.SCHEMES),
-    list(common.SCHEMES),
+    list(SCHEMES),
+    list(SCHEMES),
     "Schemes to measure; repeat the flag for several.",
 )
 flags.DEFINE_integer("batch_size", 8, "Images per step.", lower_bound=1)
@@ -66,7 +70,7 @@ flags.DEFINE_string("output", None, "A .json file to write all numbers to.")
 flags.DEFINE_enum(
     "memory_of",
     None,
-    [PLAIN, *common.SCHEMES],
+    [PLAIN, *SCHEMES],
     "Only print the bytes that a fit takes at its peak. The program itself uses it.",
 )
 
@@ -100,7 +104,7 @@ def make(kind, model):
         copy = keras.models.clone_model(model)
         copy.set_weights(model.get_weights())
         return copy
-    scheme = common.SCHEMES[kind]()
+    scheme = SCHEMES[kind]()
     tfc.plan(model, scheme)
     return tfc.compress(model, scheme)
 
