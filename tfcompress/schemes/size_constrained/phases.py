@@ -275,17 +275,32 @@ class FineTuning(Phase):
     def _shrink_to_budget(self):
         """Shrinks the codes, and returns whether the artefact meets the budget."""
         total = self.space.allocation.budget.total
-        for attempt in range(1, MAX_SHRINKS + 1):
+        for _ in range(MAX_SHRINKS):
             size, coded = self.artifact.measure()
             if size <= total:
                 return True
+            if not self._remove_excess(size, coded):
+                break
+            self.recalibrate()
+        set_smallest(self.space.codebooks)
+        self.recalibrate()
+        return self.artifact.measure()[0] <= total
+
+    def _remove_excess(self, size, coded):
+        """Removes weights until the estimate meets the budget, and returns if it does.
+
+        A measurement makes a file, which takes many times as long as an estimate.
+        """
+        total = self.space.allocation.budget.total
+        for attempt in range(1, MAX_SHRINKS + 1):
             # The whole excess has to come from the codes, which often shrink by less
             # than their nominal bits: each attempt removes more.
             share = 1.0 - attempt * (size - total) / coded
-            if share <= 0 or attempt == MAX_SHRINKS:
-                set_smallest(self.space.codebooks)
-                break
+            if share <= 0:
+                return False
             self.space.allocation.shrink(SHRINK_MARGIN * share)
-            self.recalibrate()
-        self.recalibrate()
-        return self.artifact.measure()[0] <= total
+            before, size = size, self.artifact.estimate()
+            if size <= total:
+                return True
+            coded -= before - size
+        return False
