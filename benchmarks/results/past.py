@@ -27,7 +27,12 @@ OF_BENCHMARKS = {
         "python -m recipes.baseline, docs/method_notes.md has the flags",
     ),
     **dict.fromkeys(
-        ("ternary_changes", "decomposition_changes", "bit_sharing_changes"),
+        (
+            "ternary_changes",
+            "decomposition_changes",
+            "bit_sharing_changes",
+            "size_constrained_changes",
+        ),
         "small changes of a recipe, described in docs/method_notes.md",
     ),
     "text": "python -m benchmarks.tasks text --epochs=8",
