@@ -323,7 +323,10 @@ def test_fit_takes_a_distributed_dataset(two_replicas):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x == "bits")) for x in SCHEMES],
+)
 def test_fit_takes_a_model_of_fixed_batch_size(scheme):
     student = make_student(scheme, batch_size=8)
     x, y = samples(40)

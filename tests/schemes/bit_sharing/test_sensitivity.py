@@ -168,7 +168,9 @@ def test_margins_of_filters_rise_with_their_magnitudes(measured):
         assert margins.min() > 0
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 100])
+@pytest.mark.parametrize(
+    "batch_size", [pytest.param(1, marks=pytest.mark.slow), 8, 100]
+)
 def test_measurement_takes_about_as_long_as_fifty_steps(trained, mnist, batch_size):
     student = tfc.compress(trained, tfc.BitSharing(bops="1/50", group_size=2))
     batches = [mnist[0][0][i : i + batch_size] for i in range(0, 300, batch_size)]
