@@ -104,7 +104,7 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
             *others, outputs = shape
             self.full_rank = min(math.prod(others), outputs)
             shape = (*others, self.kernel_rank or self.full_rank)
-            kwargs["autocast"] = False  # the product is cast, not its factors
+            kwargs["autocast"] = False  # cast after the masks, or as a product
         return super().add_weight(*args, name=name, shape=shape, **kwargs)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -95,6 +95,9 @@ def decreasing(costs: ArrayLike) -> np.ndarray:
 
     Args:
         costs: float array (gates,), from the lowest bits to the highest.
+
+    Returns:
+        float64 array (gates,).
     """
     pools: list[tuple[float, int]] = []  # means and sizes
     for cost in np.asarray(costs, np.float64):
