@@ -14,7 +14,8 @@ from tfcompress.graph.levels.biases import round_biases
 from tfcompress.graph.levels.integer_forms import on_integers
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
-from tfcompress.layers import QuantizedTensor, TrainingForm
+from tfcompress.graph.rounded_floats import round_floats
+from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
 from tfcompress.progress_bar import announced, progress_bar
 
 
@@ -95,10 +96,15 @@ def inference_model(student: keras.Model) -> keras.Model:
         return clone_layer(layer)
 
     model, pairs = rebuild(student, replace)
+    scheme = getattr(student, "scheme", None)
+    rounds = scheme is not None and scheme.rounds_floats()
     with progress_bar("Layers of the finalized model", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if id(old) in new_layers:
-                old.copy_to_inference(new_layers[id(old)], norms.get(id(old)))
+                norm = norms.get(id(old))
+                old.copy_to_inference(new_layers[id(old)], norm)
+                if rounds and isinstance(new, PackedKernel):
+                    round_floats(new, norm is not None)
             else:
                 copy_weights(old, new)
     if _has_tensor_ranges(student):

@@ -137,6 +137,13 @@ class Scheme:
         """
         return False
 
+    def rounds_floats(self) -> bool:
+        """Whether biases and folded scales of finalized kernels are of bfloat16.
+
+        A file then has fewer bytes after compression, see `graph.rounded_floats`.
+        """
+        return False
+
     def connect(self, student: Student) -> None:
         """Sets the references between layers of a new or loaded student."""
 

@@ -22,6 +22,23 @@ def affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarra
     return multiplier, values(norm.beta, 0.0) - mean * multiplier
 
 
+def lower_offset(norm: keras.layers.BatchNormalization, excess: np.ndarray) -> None:
+    """Moves the mean so that the offset of `affine` falls by `excess`.
+
+    A channel stays as it is where no float32 mean does that: its multiplier is zero, or
+    nearly so.
+
+    Args:
+        norm: BatchNormalization with statistics.
+        excess: float array (channels,).
+    """
+    multiplier = affine(norm)[0]
+    mean = ops.convert_to_numpy(norm.moving_mean)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        moved = (mean + excess / multiplier).astype(np.float32)
+    norm.moving_mean.assign(np.where(np.isfinite(moved), moved, mean))
+
+
 def fold(
     codes: np.ndarray,
     scale: np.ndarray,

@@ -11,6 +11,7 @@ from tfcompress.compat import keras_private
 from tfcompress.core.training.averages import uses_averages
 from tfcompress.core.training.compiled import compiled
 from tfcompress.graph.levels.biases import move_means, round_trained_biases
+from tfcompress.graph.rounded_floats import move_statistics, round_trained_floats
 from tfcompress.progress_bar import progress_bar
 
 
@@ -64,7 +65,8 @@ class Recalibration:
 
     It reaches the BatchNormalizations within other layers and models at any depth, and
     skips those that are not trainable. With learned ranges of 8 bits, means then move
-    by less than a unit of int8 biases, see `move_means`. No other variable changes:
+    by less than a unit of int8 biases, see `move_means`. Where the scheme rounds
+    floats, statistics move too, see `move_statistics`. No other variable changes:
     neither the state of quantizers nor that of random numbers. The first call compiles
     the forward pass, so one object serves a whole `fit`.
 
@@ -93,6 +95,8 @@ class Recalibration:
             for norm in self.norms
             for variable in (norm.moving_mean, norm.moving_variance)
         ]
+        scheme = getattr(model, "scheme", None)
+        self._rounds_floats = scheme is not None and scheme.rounds_floats()
         run = getattr(model, "training_run", None)
         self._own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
@@ -115,6 +119,8 @@ class Recalibration:
             self._set_statistics(self._forward)
             with np.errstate(invalid="ignore"):  # of a training that diverged
                 move_means(self.model)
+                if self._rounds_floats:
+                    move_statistics(self.model)
 
     def eagerly(self) -> None:
         """Sets the moving means and variances without a compilation.
@@ -142,6 +148,8 @@ class Recalibration:
         """Rounds biases that no normalization sets, at the end of a training."""
         with self._own_pass(), np.errstate(invalid="ignore"):
             round_trained_biases(self.model)
+            if self._rounds_floats:
+                round_trained_floats(self.model)
 
     def _set_statistics(self, forward):
         if not self.norms or len(self.batches) == 0:

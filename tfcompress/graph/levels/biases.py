@@ -10,7 +10,7 @@ from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.graph import Graph
 from tfcompress.graph.levels.stored_tensors import levels_of_tensors
 from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
-from tfcompress.layers.batch_norm import affine, fold
+from tfcompress.layers.batch_norm import fold, lower_offset
 from tfcompress.layers.kernel import ComputedKernel
 
 # Bound of the sums of int8 operators, and the largest distance of two int8 levels.
@@ -136,14 +136,7 @@ def _move_mean(layer, norm, codes, scale, step):
     bias = np.zeros(()) if bias is None else bias
     codes, scale, bias = fold(codes, scale, bias, norm)
     unit = _units(codes, scale, bias, step, layer)
-    multiplier = affine(norm)[0]
-    excess = np.divide(
-        bias - _rounded(bias, unit),
-        multiplier,
-        out=np.zeros_like(multiplier),
-        where=multiplier != 0,
-    )
-    norm.moving_mean.assign(ops.convert_to_numpy(norm.moving_mean) + excess)
+    lower_offset(norm, bias - _rounded(bias, unit))
 
 
 def _one_source(graph: Graph, layer: keras.layers.Layer, levels: dict[int, Any]) -> Any:

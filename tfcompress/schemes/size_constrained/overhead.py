@@ -13,6 +13,9 @@ from tfcompress.layers.registry import forms_of
 
 # Bytes of a graph per layer and per file, by whether they count after xz.
 GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
+# Bytes of a bias or folded scale of a packed layer, by the same. Rounded to bfloat16,
+# half of them are zero.
+_PACKED_FLOAT_BYTES = {True: 2, False: 4}
 
 
 def estimated_overhead(
@@ -31,19 +34,20 @@ def estimated_overhead(
     norms = {id(layer): foldable(graph, layer) for layer in coded}
     folded = {id(norm) for norm in norms.values() if norm is not None}
     layers = list(graph.layers().values())
-    floats = 0
+    packed = floats = 0
     for layer in layers:
         if id(layer) in norms:
             # Scales that are the same for all channels take no bytes after xz.
             if norms[id(layer)] is not None or not compressed:
-                floats += _channels(layer)
-            floats += sum(math.prod(x.shape) for x in other_weights(layer))
+                packed += _channels(layer)
+            packed += sum(math.prod(x.shape) for x in other_weights(layer))
         elif id(layer) in folded:
-            floats += math.prod(layer.moving_mean.shape)
+            packed += math.prod(layer.moving_mean.shape)
         else:
             floats += layer.count_params()
+    float_bytes = 4 * floats + _PACKED_FLOAT_BYTES[compressed] * packed
     per_layer, per_file = GRAPH_BYTES[compressed]
-    return 4 * floats + per_layer * len(layers) + per_file
+    return float_bytes + per_layer * len(layers) + per_file
 
 
 def _channels(layer):

@@ -142,6 +142,10 @@ class SizeConstrained(SearchingScheme):
     def learns_all_ranges(self) -> bool:
         return self.activation_bits == BITS
 
+    def rounds_floats(self) -> bool:
+        # Biases of int8 operators are whole numbers.
+        return self.unit() == "xz_bytes" and not self.learns_all_ranges()
+
     def connect(self, student: Student) -> None:
         widths = self.widths()
         student.size_space = SizeSpace(student, self.codebook, widths)

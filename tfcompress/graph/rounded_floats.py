@@ -1,0 +1,93 @@
+"""Scales and biases of finalized kernels, rounded to bfloat16.
+
+They stay float32 in a file. Half of their bits are zero then, which xz removes.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.graph.batch_norm import foldable
+from tfcompress.graph.graph import Graph
+from tfcompress.layers import PackedKernel, QuantizedKernel
+from tfcompress.layers.batch_norm import affine, lower_offset
+from tfcompress.types import ArrayLike
+
+
+def to_bfloat16(x: ArrayLike) -> np.ndarray:
+    """Returns the nearest values of bfloat16, a float32 array of `x`'s shape."""
+    rounded = ops.cast(ops.cast(x, "bfloat16"), "float32")
+    return ops.convert_to_numpy(rounded)
+
+
+def round_floats(packed: PackedKernel, has_norm: bool) -> None:
+    """Rounds the bias of a finalized layer to bfloat16, and scales that differ.
+
+    Without a batch normalization scales stay: those of a codebook are all the same,
+    and nothing could absorb their rounding.
+
+    Args:
+        packed: finalized layer.
+        has_norm: bool. Whether a batch normalization was folded into it.
+    """
+    if has_norm:
+        scale = ops.convert_to_numpy(packed.kernel_scale)
+        packed.set_kernel(packed.codes, _positive_bfloat16(scale))
+    if getattr(packed, "use_bias", False):
+        packed.bias.assign(to_bfloat16(packed.bias))
+
+
+def move_statistics(student: keras.Model) -> None:
+    """Moves statistics of batch normalizations to where `round_floats` changes nothing.
+
+    A student then predicts as its finalized model does. Scales change by 1/256 of
+    their values at most, and so do folded biases. Frozen normalizations are left alone.
+
+    Args:
+        student: Functional model with `Quant*` layers.
+    """
+    for layer, norm in _quantized(student):
+        if norm is not None and norm.trainable:
+            _move_statistics(layer, norm)
+
+
+def round_trained_floats(student: keras.Model) -> None:
+    """Rounds biases as `round_floats` does, where no normalization follows.
+
+    Args:
+        student: see `move_statistics`. Layers that are frozen are left alone.
+    """
+    for layer, norm in _quantized(student):
+        if norm is None and layer.trainable and getattr(layer, "use_bias", False):
+            layer.bias.assign(to_bfloat16(layer.bias))
+
+
+def _quantized(student):
+    """Yields `(layer, normalization that finalizing folds into it or None)`."""
+    graph = Graph(student)
+    for layer in graph.layers().values():
+        if isinstance(layer, QuantizedKernel) and layer.kernel_quantizer is not None:
+            yield layer, foldable(graph, layer) if layer.folds_batch_norm else None
+
+
+def _move_statistics(layer, norm):
+    _, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
+    # In float32 as in `fold`, where small scales become zero.
+    folded = (np.abs(affine(norm)[0]) * scale.reshape(-1)).astype(np.float32)
+    rounded = _positive_bfloat16(folded)
+    ratio = np.divide(folded, rounded, out=np.ones_like(folded), where=folded > 0)
+    # The variance brings the scale to its rounded value.
+    variance = ops.convert_to_numpy(norm.moving_variance).astype(np.float64)
+    moved = np.square(ratio, dtype=np.float64) * (variance + norm.epsilon)
+    moved -= norm.epsilon
+    norm.moving_variance.assign(np.maximum(moved, 0.0))
+    multiplier, offset = affine(norm)
+    bias = layer.inference_bias()
+    offset += multiplier * (0.0 if bias is None else bias)
+    lower_offset(norm, offset - to_bfloat16(offset.astype(np.float32)))
+
+
+def _positive_bfloat16(scale):
+    """Rounded scales; those that would become zero stay as they are."""
+    rounded = to_bfloat16(scale)
+    return np.where(rounded > 0, rounded, scale)
