@@ -57,6 +57,7 @@ class SizeConstrained(SearchingScheme):
     At the size zeros and bits freeze, and the rest of the `fit`, or further ones,
     fine-tune. Weights are still removed if the file would become too large. First and
     last layers are treated like all others. Biases and batch normalization stay float.
+    Where the size counts after xz, biases and folded scales are rounded to bfloat16.
 
     The logs of each epoch have the size as "value_bits", "xz_bytes", "bytes" or
     "flash_bytes", in which the bytes of all but the codes are as last measured;
