@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from tfcompress.graph.graph import Graph
 from tfcompress.graph.rounded_floats import (
+    affine_norm,
+    copy_affine,
+    lone_norms,
     move_statistics,
     round_floats,
     round_trained_floats,
@@ -115,3 +119,30 @@ def test_only_folded_scales_are_rounded():
     round_floats(packed, has_norm=True)
     np.testing.assert_array_equal(low_bits(packed.kernel_scale)[0, :2], 0)
     assert np.asarray(packed.kernel_scale)[0, 2] > 0  # a scale of zero is no scale
+
+
+@pytest.mark.parametrize("parts", [{}, {"scale": False}, {"center": False}])
+def test_normalization_alone_becomes_two_rounded_vectors(parts):
+    x = inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(6, 1)(x)
+    x = layers.BatchNormalization(name="after_a_convolution")(x)
+    x = layers.ReLU()(x)
+    x = layers.BatchNormalization(name="alone", **parts)(x)
+    x = layers.BatchNormalization(name="of_each_batch")(x, training=True)
+    model = keras.Model(inputs, x)
+    graph = Graph(model)
+    assert [norm.name for norm in lone_norms(graph)] == ["alone"]
+    norm = model.get_layer("alone")
+    rng = np.random.default_rng(0)
+    norm.set_weights([rng.uniform(0.1, 2, x.shape) for x in norm.get_weights()])
+    new = affine_norm(norm)
+    new.build((None, 4, 4, 6))
+    copy_affine(norm, new)
+    images = rng.normal(size=(8, 4, 4, 6)).astype("float32")
+    expected, received = norm(images), new(images)
+    np.testing.assert_allclose(received, expected, atol=0.02)
+    for values in new.get_weights():
+        np.testing.assert_array_equal(low_bits(values), 0)
+    move_statistics(model)
+    copy_affine(norm, new)
+    np.testing.assert_allclose(new(images), norm(images), atol=1e-5)

@@ -14,7 +14,12 @@ from tfcompress.graph.levels.biases import round_biases
 from tfcompress.graph.levels.integer_forms import on_integers
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
-from tfcompress.graph.rounded_floats import round_floats
+from tfcompress.graph.rounded_floats import (
+    affine_norm,
+    copy_affine,
+    lone_norms,
+    round_floats,
+)
 from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
 from tfcompress.progress_bar import announced, progress_bar
 
@@ -86,18 +91,22 @@ def inference_model(student: keras.Model) -> keras.Model:
         for layer in trained.values()
     }
 
+    scheme = getattr(student, "scheme", None)
+    rounds = scheme is not None and scheme.rounds_floats()
+    lone = {id(norm) for norm in lone_norms(graph)} if rounds else set()
+
     def replace(layer):
         if id(layer) in folded:
             return None
         if id(layer) in new_layers:
             return new_layers[id(layer)] or None
+        if id(layer) in lone:
+            return affine_norm(layer)
         if layer.compute_dtype in ("float16", "bfloat16"):
             return clone_layer(layer, dtype="float32")
         return clone_layer(layer)
 
     model, pairs = rebuild(student, replace)
-    scheme = getattr(student, "scheme", None)
-    rounds = scheme is not None and scheme.rounds_floats()
     with progress_bar("Layers of the finalized model", len(pairs)) as bar:
         for old, new in bar.over(pairs):
             if id(old) in new_layers:
@@ -105,6 +114,8 @@ def inference_model(student: keras.Model) -> keras.Model:
                 old.copy_to_inference(new_layers[id(old)], norm)
                 if rounds and isinstance(new, PackedKernel):
                     round_floats(new, norm is not None)
+            elif id(old) in lone:
+                copy_affine(old, new)
             else:
                 copy_weights(old, new)
     if _has_tensor_ranges(student):

@@ -1,4 +1,4 @@
-"""Scales and biases of finalized kernels, rounded to bfloat16.
+"""Scales and biases of finalized models, rounded to bfloat16.
 
 They stay float32 in a file. Half of their bits are zero then, which xz removes.
 """
@@ -11,6 +11,8 @@ from tfcompress.graph.batch_norm import foldable
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import PackedKernel, QuantizedKernel
 from tfcompress.layers.batch_norm import affine, lower_offset
+from tfcompress.layers.cloning import clone_layer
+from tfcompress.layers.registry import forms_of
 from tfcompress.types import ArrayLike
 
 
@@ -37,8 +39,51 @@ def round_floats(packed: PackedKernel, has_norm: bool) -> None:
         packed.bias.assign(to_bfloat16(packed.bias))
 
 
+def lone_norms(graph: Graph) -> list[keras.layers.BatchNormalization]:
+    """Returns the batch normalizations that a file stores as two vectors.
+
+    Those after a convolution or a dense layer become part of it.
+
+    Args:
+        graph: `Graph` of a student.
+    """
+    layers = graph.layers().values()
+    merged = {id(foldable(graph, x)) for x in layers if forms_of(x) is not None}
+    return [
+        layer
+        for layer in layers
+        if type(layer) is keras.layers.BatchNormalization
+        and id(layer) not in merged
+        # Others normalize by the statistics of each batch, also in inference.
+        and not any(x.arguments[1].get("training") for x in graph.calls_of(layer))
+    ]
+
+
+def affine_norm(
+    norm: keras.layers.BatchNormalization,
+) -> keras.layers.BatchNormalization:
+    """Returns an unbuilt normalization that `copy_affine` gives the values of `norm`.
+
+    Without an epsilon the file has exactly these values.
+    """
+    return clone_layer(norm, scale=True, center=True, epsilon=0.0, dtype="float32")
+
+
+def copy_affine(
+    norm: keras.layers.BatchNormalization, new: keras.layers.BatchNormalization
+) -> None:
+    """Sets rounded factors and offsets of a trained normalization.
+
+    Args:
+        norm: trained normalization.
+        new: built `affine_norm(norm)`. Its mean is 0 and its variance is 1.
+    """
+    factor, offset = (to_bfloat16(x.astype(np.float32)) for x in affine(norm))
+    new.set_weights([factor, offset, np.zeros_like(factor), np.ones_like(factor)])
+
+
 def move_statistics(student: keras.Model) -> None:
-    """Moves statistics of batch normalizations to where `round_floats` changes nothing.
+    """Moves statistics of batch normalizations to where rounding changes nothing.
 
     A student then predicts as its finalized model does. Scales change by 1/256 of
     their values at most, and so do folded biases. Frozen normalizations are left alone.
@@ -46,9 +91,15 @@ def move_statistics(student: keras.Model) -> None:
     Args:
         student: Functional model with `Quant*` layers.
     """
-    for layer, norm in _quantized(student):
+    graph = Graph(student)
+    for norm in lone_norms(graph):
+        if norm.trainable:
+            _move_statistics(norm, np.ones(()), 0.0)
+    for layer, norm in _quantized(graph):
         if norm is not None and norm.trainable:
-            _move_statistics(layer, norm)
+            _, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
+            bias = layer.inference_bias()
+            _move_statistics(norm, scale, 0.0 if bias is None else bias)
 
 
 def round_trained_floats(student: keras.Model) -> None:
@@ -57,21 +108,20 @@ def round_trained_floats(student: keras.Model) -> None:
     Args:
         student: see `move_statistics`. Layers that are frozen are left alone.
     """
-    for layer, norm in _quantized(student):
+    for layer, norm in _quantized(Graph(student)):
         if norm is None and layer.trainable and getattr(layer, "use_bias", False):
             layer.bias.assign(to_bfloat16(layer.bias))
 
 
-def _quantized(student):
+def _quantized(graph):
     """Yields `(layer, normalization that finalizing folds into it or None)`."""
-    graph = Graph(student)
     for layer in graph.layers().values():
         if isinstance(layer, QuantizedKernel) and layer.kernel_quantizer is not None:
             yield layer, foldable(graph, layer) if layer.folds_batch_norm else None
 
 
-def _move_statistics(layer, norm):
-    _, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
+def _move_statistics(norm, scale, bias):
+    """Moves the statistics of a normalization of values with a scale and a bias."""
     # In float32 as in `fold`, where small scales become zero.
     folded = (np.abs(affine(norm)[0]) * scale.reshape(-1)).astype(np.float32)
     rounded = _positive_bfloat16(folded)
@@ -79,11 +129,9 @@ def _move_statistics(layer, norm):
     # The variance brings the scale to its rounded value.
     variance = ops.convert_to_numpy(norm.moving_variance).astype(np.float64)
     moved = np.square(ratio, dtype=np.float64) * (variance + norm.epsilon)
-    moved -= norm.epsilon
-    norm.moving_variance.assign(np.maximum(moved, 0.0))
+    norm.moving_variance.assign(np.maximum(moved - norm.epsilon, 0.0))
     multiplier, offset = affine(norm)
-    bias = layer.inference_bias()
-    offset += multiplier * (0.0 if bias is None else bias)
+    offset += multiplier * bias
     lower_offset(norm, offset - to_bfloat16(offset.astype(np.float32)))
 
 

@@ -112,6 +112,16 @@ def test_finished_model_predicts_like_the_student(searched, mnist):
     assert (received.argmax(1) == labels).mean() > 0.5
 
 
+def test_floats_are_short_where_the_file_is_compressed(searched):
+    _, student, *_, key = searched
+    tiny = tfc.finalize(student)
+    for name in ("conv0", "conv1"):
+        layer = tiny.get_layer(name)
+        for values in (layer.kernel_scale, layer.bias):
+            low = keras.ops.convert_to_numpy(values).view("uint32") & 0xFFFF
+            assert low.any() == (key == "tflite_bytes")
+
+
 def test_finished_model_has_the_bits_and_zeros_of_the_student(searched):
     _, student, *_, key = searched
     codebooks = student.size_space.codebooks

@@ -13,8 +13,7 @@ from tfcompress.layers.registry import forms_of
 
 # Bytes of a graph per layer and per file, by whether they count after xz.
 GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
-# Bytes of a bias or folded scale of a packed layer, by the same. Rounded to bfloat16,
-# half of them are zero.
+# Bytes of a bias or a scale, by the same. Rounded to bfloat16, half of them are zero.
 _PACKED_FLOAT_BYTES = {True: 2, False: 4}
 
 
@@ -23,7 +22,7 @@ def estimated_overhead(
 ) -> int:
     """Returns the approximate bytes of scales, biases, float layers and the graph.
 
-    Batch normalization that `finalize` folds makes one scale and one bias a channel.
+    Batch normalization makes one scale and one bias a channel.
 
     Args:
         model: Functional model, or a student.
@@ -43,6 +42,8 @@ def estimated_overhead(
             packed += sum(math.prod(x.shape) for x in other_weights(layer))
         elif id(layer) in folded:
             packed += math.prod(layer.moving_mean.shape)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            packed += 2 * math.prod(layer.moving_mean.shape)
         else:
             floats += layer.count_params()
     float_bytes = 4 * floats + _PACKED_FLOAT_BYTES[compressed] * packed
