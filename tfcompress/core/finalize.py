@@ -100,11 +100,11 @@ def inference_model(student: keras.Model) -> keras.Model:
             return None
         if id(layer) in new_layers:
             return new_layers[id(layer)] or None
+        is_short = layer.compute_dtype in ("float16", "bfloat16")
+        changes = {"dtype": "float32"} if is_short else {}
         if id(layer) in lone:
-            return affine_norm(layer)
-        if layer.compute_dtype in ("float16", "bfloat16"):
-            return clone_layer(layer, dtype="float32")
-        return clone_layer(layer)
+            return affine_norm(layer, **changes)
+        return clone_layer(layer, **changes)
 
     model, pairs = rebuild(student, replace)
     with progress_bar("Layers of the finalized model", len(pairs)) as bar:

@@ -3,6 +3,8 @@
 They stay float32 in a file. Half of their bits are zero then, which xz removes.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -60,13 +62,17 @@ def lone_norms(graph: Graph) -> list[keras.layers.BatchNormalization]:
 
 
 def affine_norm(
-    norm: keras.layers.BatchNormalization,
+    norm: keras.layers.BatchNormalization, **changes: Any
 ) -> keras.layers.BatchNormalization:
     """Returns an unbuilt normalization that `copy_affine` gives the values of `norm`.
 
     Without an epsilon the file has exactly these values.
+
+    Args:
+        norm: normalization of a student.
+        **changes: further entries that replace those of the configuration.
     """
-    return clone_layer(norm, scale=True, center=True, epsilon=0.0, dtype="float32")
+    return clone_layer(norm, scale=True, center=True, epsilon=0.0, **changes)
 
 
 def copy_affine(
