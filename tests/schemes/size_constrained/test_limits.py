@@ -194,6 +194,17 @@ def test_rough_estimates_are_on_the_safe_side():
         assert not limits.is_certainly_used()
 
 
+def test_twentieth_of_a_small_network_needs_no_file(monkeypatch):
+    """Making one takes longer than all else in `plan` and `compress`."""
+    model = keras.applications.MobileNet(
+        weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=2
+    )
+    files = []
+    monkeypatch.setattr(tfc.SizeConstrained, "size_of", lambda *_: files.append(1))
+    tfc.plan(model, tfc.SizeConstrained(size="1/20"))
+    assert not files
+
+
 def test_size_without_a_layer_to_meet_it_by_is_refused():
     uniform = tfc.QuantizeConfig(tfc.quantizers.Uniform(bits=4))
     scheme = tfc.SizeConstrained(size="1 kB", overrides={".*": uniform})

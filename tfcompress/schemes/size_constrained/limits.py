@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from keras import layers
 
 from tfcompress.arguments import warn_caller
 from tfcompress.core.student import Student
@@ -26,9 +27,31 @@ if TYPE_CHECKING:
 _CLEARLY, _CERTAINLY_USED = 1.5, 0.7
 # Weights of all layers that show whether a budget is certainly used up.
 _SAMPLE = 2**18
-# Bytes of the operators of a layer are at most about this: a layer normalization is a
-# dozen operators.
-_MOST_GRAPH_BYTES = 1500
+# Layers of at most two operators.
+_PLAIN_LAYERS = (
+    layers.Activation,
+    layers.Add,
+    layers.AveragePooling2D,
+    layers.BatchNormalization,
+    layers.Concatenate,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Dense,
+    layers.DepthwiseConv2D,
+    layers.Dropout,
+    layers.Flatten,
+    layers.GlobalAveragePooling2D,
+    layers.InputLayer,
+    layers.MaxPooling2D,
+    layers.Multiply,
+    layers.ReLU,
+    layers.Reshape,
+    layers.Rescaling,
+    layers.ZeroPadding2D,
+)
+# Bytes of the operators of such a layer at most, by whether they count after xz, and of
+# any other: a layer normalization is a dozen operators.
+_PLAIN_GRAPH_BYTES, _MOST_GRAPH_BYTES = {True: 100, False: 700}, 1500
 # Bytes by which the smallest file of a training may exceed that of random weights,
 # per file and per kernel. After xz the places of weights cost more or less, and in
 # flash equal scales are stored once.
@@ -62,8 +85,16 @@ class Limits:
         bits = self.scheme.widths()[0]
         least = self._budget.least_size(sizes, MIN_WEIGHTS, bits)
         if self._budget.unit != "value_bits":
-            least += _MOST_GRAPH_BYTES * len(self.model.layers)
+            least += self._most_graph_bytes()
         return self._budget.total > _CLEARLY * least
+
+    def _most_graph_bytes(self):
+        """Bytes of all operators at most."""
+        plain = _PLAIN_GRAPH_BYTES[self._budget.unit == "xz_bytes"]
+        return sum(
+            plain if type(layer) in _PLAIN_LAYERS else _MOST_GRAPH_BYTES
+            for layer in Graph(self.model).layers().values()
+        )
 
     def is_certainly_used(self) -> bool:
         """Whether the budget is clearly below the largest size as estimated."""
@@ -178,10 +209,9 @@ def _vary(student: Student) -> None:
     training changes stay.
     """
     rng = np.random.default_rng(0)
-    layers = Graph(student).layers().values()
     floats = list(student.trainable_variables)
-    for layer in layers:
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+    for layer in Graph(student).layers().values():
+        if isinstance(layer, layers.BatchNormalization) and layer.trainable:
             floats += [layer.moving_mean, layer.moving_variance]
     for variable in floats:
         magnitudes = np.exp2(rng.uniform(-8, 0, variable.shape))
