@@ -40,6 +40,9 @@ def finalize(student: keras.Model) -> keras.Model:
       these are `Packed*` layers, and two have a `QuantizeActivation` between them
       (`NAME_basis_levels`).
     - Channels that the training pruned are removed from all layers.
+    - Biases, folded scales and batch normalizations are rounded to bfloat16 if the
+      scheme's size counts after xz. A student that was trained by `fit` has been
+      rounded before, but for its frozen layers.
 
     All other layers are copied. The result computes in float32, also if the student
     was trained in mixed precision.
