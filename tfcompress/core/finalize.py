@@ -14,11 +14,11 @@ from tfcompress.graph.levels.biases import round_biases
 from tfcompress.graph.levels.integer_forms import on_integers
 from tfcompress.graph.rebuild import clone_layer, copy_weights, rebuild
 from tfcompress.graph.remove import remove_groups
-from tfcompress.graph.rounded_floats import (
+from tfcompress.graph.rounded_norms import (
     affine_norm,
     copy_affine,
     lone_norms,
-    round_floats,
+    snap_folded,
 )
 from tfcompress.layers import PackedKernel, QuantizedTensor, TrainingForm
 from tfcompress.progress_bar import announced, progress_bar
@@ -40,10 +40,6 @@ def finalize(student: keras.Model) -> keras.Model:
       these are `Packed*` layers, and two have a `QuantizeActivation` between them
       (`NAME_basis_levels`).
     - Channels that the training pruned are removed from all layers.
-    - Biases, folded scales and batch normalizations are rounded to bfloat16 if the
-      scheme's size counts after xz. A student that was trained by `fit` has been
-      rounded before, but for its frozen layers.
-
     All other layers are copied. The result computes in float32, also if the student
     was trained in mixed precision.
 
@@ -95,7 +91,7 @@ def inference_model(student: keras.Model) -> keras.Model:
     }
 
     scheme = getattr(student, "scheme", None)
-    rounds = scheme is not None and scheme.rounds_floats()
+    rounds = scheme is not None and scheme.rounds_norms()
     lone = {id(norm) for norm in lone_norms(graph)} if rounds else set()
 
     def replace(layer):
@@ -115,8 +111,8 @@ def inference_model(student: keras.Model) -> keras.Model:
             if id(old) in new_layers:
                 norm = norms.get(id(old))
                 old.copy_to_inference(new_layers[id(old)], norm)
-                if rounds and isinstance(new, PackedKernel):
-                    round_floats(new, norm is not None)
+                if rounds and norm is not None and isinstance(new, PackedKernel):
+                    snap_folded(new)
             elif id(old) in lone:
                 copy_affine(old, new)
             else:

@@ -137,10 +137,10 @@ class Scheme:
         """
         return False
 
-    def rounds_floats(self) -> bool:
-        """Whether biases and folded scales of finalized kernels are of bfloat16.
+    def rounds_norms(self) -> bool:
+        """Whether scales and offsets of batch normalizations are rounded to bfloat16.
 
-        A file then has fewer bytes after compression, see `graph.rounded_floats`.
+        A file then has fewer bytes after compression, see `graph.rounded_norms`.
         """
         return False
 

@@ -1,5 +1,7 @@
 """Parts of the phases that a whole search rarely meets."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -29,8 +31,9 @@ def fine_tuning(space, overhead):
     def size_of():
         return budget.size_of(space.codebooks.codes()) - budget.overhead + overhead
 
-    artifact = Artifact(space, size_of)
-    return FineTuning(space, artifact, lambda: calls.append("recalibrated")), calls
+    recalibrate = mock.Mock(side_effect=lambda: calls.append("recalibrated"))
+    artifact = Artifact(space, recalibrate, size_of)
+    return FineTuning(space, artifact, recalibrate), calls
 
 
 @pytest.mark.parametrize("name, overhead", [

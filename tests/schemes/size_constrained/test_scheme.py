@@ -112,7 +112,7 @@ def test_finished_model_predicts_like_the_student(searched, mnist):
     assert (received.argmax(1) == labels).mean() > 0.5
 
 
-def test_floats_are_short_where_the_file_is_compressed(searched):
+def test_norms_are_rounded_where_the_file_is_compressed(searched):
     _, student, *_, key = searched
     tiny = tfc.finalize(student)
     for name in ("conv0", "conv1"):

@@ -11,7 +11,7 @@ from tfcompress.compat import keras_private
 from tfcompress.core.training.averages import uses_averages
 from tfcompress.core.training.compiled import compiled
 from tfcompress.graph.levels.biases import move_means, round_trained_biases
-from tfcompress.graph.rounded_floats import move_statistics, round_trained_floats
+from tfcompress.graph.rounded_norms import move_statistics
 from tfcompress.progress_bar import progress_bar
 
 
@@ -96,7 +96,7 @@ class Recalibration:
             for variable in (norm.moving_mean, norm.moving_variance)
         ]
         scheme = getattr(model, "scheme", None)
-        self._rounds_floats = scheme is not None and scheme.rounds_floats()
+        self._rounds_norms = scheme is not None and scheme.rounds_norms()
         run = getattr(model, "training_run", None)
         self._own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
@@ -117,10 +117,18 @@ class Recalibration:
         self.stale = False
         with self._own_pass():
             self._set_statistics(self._forward)
-            with np.errstate(invalid="ignore"):  # of a training that diverged
-                move_means(self.model)
-                if self._rounds_floats:
-                    move_statistics(self.model)
+            self._move()
+
+    def move(self) -> None:
+        """Moves the present statistics as each call does, without new ones."""
+        with self._own_pass():
+            self._move()
+
+    def _move(self):
+        with np.errstate(invalid="ignore"):  # of a training that diverged
+            move_means(self.model)
+            if self._rounds_norms:
+                move_statistics(self.model)
 
     def eagerly(self) -> None:
         """Sets the moving means and variances without a compilation.
@@ -148,8 +156,6 @@ class Recalibration:
         """Rounds biases that no normalization sets, at the end of a training."""
         with self._own_pass(), np.errstate(invalid="ignore"):
             round_trained_biases(self.model)
-            if self._rounds_floats:
-                round_trained_floats(self.model)
 
     def _set_statistics(self, forward):
         if not self.norms or len(self.batches) == 0:

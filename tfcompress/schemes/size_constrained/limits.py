@@ -11,6 +11,7 @@ from keras import layers
 from tfcompress.arguments import warn_caller
 from tfcompress.core.student import Student
 from tfcompress.graph.graph import Graph
+from tfcompress.graph.rounded_norms import move_statistics
 from tfcompress.layers.kernel import kernel_of
 from tfcompress.quantizers.clustering import SAMPLES, SortedNonZeros, uniform_step
 from tfcompress.quantizers.packing import code_limit
@@ -114,7 +115,7 @@ class Limits:
         probe = self.scheme.probe(self.model)
         _vary(probe)
         set_smallest(probe.size_space.codebooks)
-        size = self.scheme.size_of(probe)
+        size = self._size_of(probe)
         if self._budget.unit in ("xz_bytes", "flash_bytes"):
             size += _MARGIN + _MARGIN_PER_KERNEL * len(self.coded)
         return size
@@ -132,6 +133,11 @@ class Limits:
         bits = dict.fromkeys(kernels, codebooks.bit_widths[-1])
         masks = {name: np.ones(x.shape, bool) for name, x in kernels.items()}
         codebooks.fit(kernels, masks, bits)
+        return self._size_of(probe)
+
+    def _size_of(self, probe):
+        if self.scheme.rounds_norms():
+            move_statistics(probe)
         return self.scheme.size_of(probe)
 
 

@@ -13,8 +13,8 @@ from tfcompress.layers.registry import forms_of
 
 # Bytes of a graph per layer and per file, by whether they count after xz.
 GRAPH_BYTES = {True: (20, 700), False: (100, 3000)}
-# Bytes of a bias or a scale, by the same. Rounded to bfloat16, half of them are zero.
-_PACKED_FLOAT_BYTES = {True: 2, False: 4}
+# Bytes of a rounded value of a batch normalization after xz.
+_ROUNDED_BYTES = 2
 
 
 def estimated_overhead(
@@ -31,22 +31,21 @@ def estimated_overhead(
     """
     graph = Graph(model)
     norms = {id(layer): foldable(graph, layer) for layer in coded}
-    folded = {id(norm) for norm in norms.values() if norm is not None}
     layers = list(graph.layers().values())
-    packed = floats = 0
+    rounded = floats = 0
     for layer in layers:
-        if id(layer) in norms:
-            # Scales that are the same for all channels take no bytes after xz.
-            if norms[id(layer)] is not None or not compressed:
-                packed += _channels(layer)
-            packed += sum(math.prod(x.shape) for x in other_weights(layer))
-        elif id(layer) in folded:
-            packed += math.prod(layer.moving_mean.shape)
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            packed += 2 * math.prod(layer.moving_mean.shape)
-        else:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            values = 2 * math.prod(layer.moving_mean.shape)
+            is_rounded = compressed and layer.trainable
+            rounded += values if is_rounded else 0
+            floats += 0 if is_rounded else values
+        elif id(layer) not in norms:
             floats += layer.count_params()
-    float_bytes = 4 * floats + _PACKED_FLOAT_BYTES[compressed] * packed
+        elif norms[id(layer)] is None:
+            floats += sum(math.prod(x.shape) for x in other_weights(layer))
+            # Scales that are the same for all channels take no bytes after xz.
+            floats += 0 if compressed else _channels(layer)
+    float_bytes = 4 * floats + _ROUNDED_BYTES * rounded
     per_layer, per_file = GRAPH_BYTES[compressed]
     return float_bytes + per_layer * len(layers) + per_file
 

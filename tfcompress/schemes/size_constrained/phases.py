@@ -56,12 +56,19 @@ class Artifact:
 
     Args:
         space: `SizeSpace` of the student, with a budget.
+        recalibrate: `Recalibration` of the student.
         size_of: function without arguments. Returns the size of the finished artefact
             in the budget's unit.
     """
 
-    def __init__(self, space: SizeSpace, size_of: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        space: SizeSpace,
+        recalibrate: Recalibration,
+        size_of: Callable[[], float],
+    ) -> None:
         self.space = space
+        self.recalibrate = recalibrate
         self._size_of = size_of
         self.is_measured = False
 
@@ -83,6 +90,7 @@ class Artifact:
         """
         budget = self.space.allocation.budget
         with announced(MEETING):
+            self.recalibrate.move()
             coded = budget.measure(self.space.codebooks.codes()) - budget.overhead
             size = self._size_of()
         budget.overhead = size - coded

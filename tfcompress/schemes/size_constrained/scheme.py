@@ -57,7 +57,8 @@ class SizeConstrained(SearchingScheme):
     At the size zeros and bits freeze, and the rest of the `fit`, or further ones,
     fine-tune. Weights are still removed if the file would become too large. First and
     last layers are treated like all others. Biases and batch normalization stay float.
-    Where the size counts after xz, biases and folded scales are rounded to bfloat16.
+    Where the size counts after xz, scales and offsets of batch normalizations are
+    rounded to bfloat16 by small changes of their statistics.
 
     The logs of each epoch have the size as "value_bits", "xz_bytes", "bytes" or
     "flash_bytes", in which the bytes of all but the codes are as last measured;
@@ -143,7 +144,7 @@ class SizeConstrained(SearchingScheme):
     def learns_all_ranges(self) -> bool:
         return self.activation_bits == BITS
 
-    def rounds_floats(self) -> bool:
+    def rounds_norms(self) -> bool:
         # Biases of int8 operators are whole numbers.
         return self.unit() == "xz_bytes" and not self.learns_all_ranges()
 

@@ -68,7 +68,7 @@ class SizeSearch(Search):
     ) -> None:
         super().__init__(space, recalibrate, fraction)
         self.rho = rho
-        self.artifact = Artifact(space, size_of)
+        self.artifact = Artifact(space, recalibrate, size_of)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)

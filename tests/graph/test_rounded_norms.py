@@ -1,4 +1,4 @@
-"""Scales and biases of bfloat16: what moves in a student, and what does not."""
+"""Scales and offsets of bfloat16: which move in a student, and which do not."""
 
 import keras
 import numpy as np
@@ -6,16 +6,15 @@ import pytest
 from keras import layers, ops
 
 from tfcompress.graph.graph import Graph
-from tfcompress.graph.rounded_floats import (
+from tfcompress.graph.rounded_norms import (
     affine_norm,
     copy_affine,
     lone_norms,
     move_statistics,
-    round_floats,
-    round_trained_floats,
+    snapped,
     to_bfloat16,
 )
-from tfcompress.layers import PackedDense, QuantConv2D, QuantDense, QuantDepthwiseConv2D
+from tfcompress.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D
 from tfcompress.layers.batch_norm import affine
 from tfcompress.quantizers import Codebook
 
@@ -40,8 +39,10 @@ def student():
     model = keras.Model(inputs, x)
     rng = np.random.default_rng(0)
     for variable in model.variables:
-        if variable.path.split("/")[-1] in ("bias", "beta", "gamma", "moving_mean"):
+        if variable.path.split("/")[-1] in ("bias", "beta", "moving_mean"):
             variable.assign(rng.normal(size=variable.shape))
+        elif variable.path.endswith("gamma"):
+            variable.assign(rng.uniform(-2, -1, variable.shape))
         elif variable.path.endswith("moving_variance"):
             variable.assign(rng.uniform(0.1, 3, variable.shape))
         elif variable.path.endswith("step"):
@@ -82,16 +83,33 @@ def test_moved_statistics_fold_into_values_of_bfloat16():
     np.testing.assert_allclose(model.predict(images, verbose=0), again, atol=1e-5)
 
 
-def test_frozen_layers_stay():
+def test_no_other_layer_moves():
     model = student()
-    frozen = [model.get_layer(name) for name in ("frozen_norm", "frozen")]
-    before = [x for layer in frozen for x in layer.get_weights()]
+    others = [x for x in model.layers if x.name not in ("norm", "plain_norm")]
+    before = [x for layer in others for x in layer.get_weights()]
     move_statistics(model)
-    round_trained_floats(model)
-    after = [x for layer in frozen for x in layer.get_weights()]
+    after = [x for layer in others for x in layer.get_weights()]
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(low_bits(model.get_layer("head").bias), 0)
+
+
+def test_large_offsets_stay():
+    """A step of bfloat16 at 1,000 deviations is as large as a deviation."""
+    model = student()
+    norm = model.get_layer("norm")
+    variance = np.full(8, 1 - norm.epsilon, "float32")
+    means = np.linspace(990, 1010, 8, dtype="float32")
+    norm.set_weights([np.ones(8), np.zeros(8), means, variance])
+    model.get_layer("biased").bias.assign(np.zeros(8))
+    move_statistics(model)
+    received = norm(means[None, None, None] + 1)
+    np.testing.assert_allclose(received, np.ones(received.shape), atol=0.01)
+
+
+def test_values_next_to_bfloat16_become_these():
+    x = np.float32([0, 0.5, 0.5 + 2**-20, 0.5 + 2**-12, -3 - 2**-18, np.inf])
+    expected = np.float32([0, 0.5, 0.5, 0.5 + 2**-12, -3, np.inf])
+    np.testing.assert_array_equal(snapped(x), expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.3, 1e-30])
@@ -107,20 +125,6 @@ def test_unusual_statistics_stay_finite(gamma, variance):
     assert (ops.convert_to_numpy(norm.moving_variance) >= 0).all()
 
 
-def test_only_folded_scales_are_rounded():
-    packed = PackedDense(3, kernel_bits=4)
-    packed.build((None, 2))
-    packed.bias.assign([0.1, 0.2, 0.3])
-    scale = np.float32([[0.1, 0.2, 1e-45]])
-    packed.set_kernel(np.ones((2, 3)), scale)
-    round_floats(packed, has_norm=False)
-    np.testing.assert_array_equal(packed.kernel_scale, scale)
-    np.testing.assert_array_equal(low_bits(packed.bias), 0)
-    round_floats(packed, has_norm=True)
-    np.testing.assert_array_equal(low_bits(packed.kernel_scale)[0, :2], 0)
-    assert np.asarray(packed.kernel_scale)[0, 2] > 0  # a scale of zero is no scale
-
-
 @pytest.mark.parametrize("parts", [{}, {"scale": False}, {"center": False}])
 def test_normalization_alone_becomes_two_rounded_vectors(parts):
     x = inputs = keras.Input((4, 4, 3))
@@ -134,15 +138,16 @@ def test_normalization_alone_becomes_two_rounded_vectors(parts):
     assert [norm.name for norm in lone_norms(graph)] == ["alone"]
     norm = model.get_layer("alone")
     rng = np.random.default_rng(0)
-    norm.set_weights([rng.uniform(0.1, 2, x.shape) for x in norm.get_weights()])
+    norm.set_weights([rng.uniform(0.5, 2, x.shape) for x in norm.get_weights()])
     new = affine_norm(norm)
     new.build((None, 4, 4, 6))
     copy_affine(norm, new)
     images = rng.normal(size=(8, 4, 4, 6)).astype("float32")
-    expected, received = norm(images), new(images)
-    np.testing.assert_allclose(received, expected, atol=0.02)
-    for values in new.get_weights():
-        np.testing.assert_array_equal(low_bits(values), 0)
+    np.testing.assert_allclose(new(images), norm(images), atol=1e-5)
+    before = norm(images)
     move_statistics(model)
+    np.testing.assert_allclose(norm(images), before, atol=0.03)
     copy_affine(norm, new)
     np.testing.assert_allclose(new(images), norm(images), atol=1e-5)
+    for values in new.get_weights():
+        np.testing.assert_array_equal(low_bits(values), 0)

@@ -1,6 +1,7 @@
-"""Scales and biases of finalized models, rounded to bfloat16.
+"""Batch normalizations whose scales and offsets are values of bfloat16.
 
-They stay float32 in a file. Half of their bits are zero then, which xz removes.
+They stay float32 in a file. Half of their bits are zero then, which xz removes. The
+statistics of a student move to such values, and finalizing keeps what it computes.
 """
 
 from typing import Any
@@ -17,6 +18,12 @@ from tfcompress.layers.cloning import clone_layer
 from tfcompress.layers.registry import forms_of
 from tfcompress.types import ArrayLike
 
+# Offsets beyond this multiple of the outputs' deviation keep all their bits: of larger
+# ones bfloat16 has steps that are no small part of a deviation.
+_MOST_DEVIATIONS = 8.0
+# Relative distance to a value of bfloat16 that moved statistics, in float32, leave.
+_ROUNDING = 2.0**-15
+
 
 def to_bfloat16(x: ArrayLike) -> np.ndarray:
     """Returns the nearest values of bfloat16, a float32 array of `x`'s shape."""
@@ -24,21 +31,24 @@ def to_bfloat16(x: ArrayLike) -> np.ndarray:
     return ops.convert_to_numpy(rounded)
 
 
-def round_floats(packed: PackedKernel, has_norm: bool) -> None:
-    """Rounds the bias of a finalized layer to bfloat16, and scales that differ.
-
-    Without a batch normalization scales stay: those of a codebook are all the same,
-    and nothing could absorb their rounding.
+def snapped(x: ArrayLike) -> np.ndarray:
+    """Returns values next to those of bfloat16 as these, and others as they are.
 
     Args:
-        packed: finalized layer.
-        has_norm: bool. Whether a batch normalization was folded into it.
+        x: float array or variable of any shape.
+
+    Returns:
+        float32 array of `x`'s shape.
     """
-    if has_norm:
-        scale = ops.convert_to_numpy(packed.kernel_scale)
-        packed.set_kernel(packed.codes, _positive_bfloat16(scale))
-    if getattr(packed, "use_bias", False):
-        packed.bias.assign(to_bfloat16(packed.bias))
+    x = ops.convert_to_numpy(x).astype(np.float32)
+    rounded = to_bfloat16(x)
+    return np.where(np.abs(x - rounded) <= _ROUNDING * np.abs(rounded), rounded, x)
+
+
+def snap_folded(packed: PackedKernel) -> None:
+    """Snaps the scales and the bias of a layer with a folded normalization."""
+    packed.set_kernel(packed.codes, snapped(packed.kernel_scale))
+    packed.bias.assign(snapped(packed.bias))
 
 
 def lone_norms(graph: Graph) -> list[keras.layers.BatchNormalization]:
@@ -78,21 +88,21 @@ def affine_norm(
 def copy_affine(
     norm: keras.layers.BatchNormalization, new: keras.layers.BatchNormalization
 ) -> None:
-    """Sets rounded factors and offsets of a trained normalization.
+    """Sets the snapped factors and offsets of a trained normalization.
 
     Args:
         norm: trained normalization.
         new: built `affine_norm(norm)`. Its mean is 0 and its variance is 1.
     """
-    factor, offset = (to_bfloat16(x.astype(np.float32)) for x in affine(norm))
+    factor, offset = (snapped(x) for x in affine(norm))
     new.set_weights([factor, offset, np.zeros_like(factor), np.ones_like(factor)])
 
 
 def move_statistics(student: keras.Model) -> None:
-    """Moves statistics of batch normalizations to where rounding changes nothing.
+    """Moves statistics so that batch normalizations have values of bfloat16.
 
-    A student then predicts as its finalized model does. Scales change by 1/256 of
-    their values at most, and so do folded biases. Frozen normalizations are left alone.
+    Scales and offsets change by 1/256 of their values at most. Offsets of many
+    deviations stay, see `_MOST_DEVIATIONS`. Frozen normalizations are left alone.
 
     Args:
         student: Functional model with `Quant*` layers.
@@ -100,48 +110,29 @@ def move_statistics(student: keras.Model) -> None:
     graph = Graph(student)
     for norm in lone_norms(graph):
         if norm.trainable:
-            _move_statistics(norm, np.ones(()), 0.0)
-    for layer, norm in _quantized(graph):
-        if norm is not None and norm.trainable:
-            _, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
-            bias = layer.inference_bias()
-            _move_statistics(norm, scale, 0.0 if bias is None else bias)
-
-
-def round_trained_floats(student: keras.Model) -> None:
-    """Rounds biases as `round_floats` does, where no normalization follows.
-
-    Args:
-        student: see `move_statistics`. Layers that are frozen are left alone.
-    """
-    for layer, norm in _quantized(Graph(student)):
-        if norm is None and layer.trainable and getattr(layer, "use_bias", False):
-            layer.bias.assign(to_bfloat16(layer.bias))
-
-
-def _quantized(graph):
-    """Yields `(layer, normalization that finalizing folds into it or None)`."""
+            _move(norm, np.ones(()), 0.0)
     for layer in graph.layers().values():
         if isinstance(layer, QuantizedKernel) and layer.kernel_quantizer is not None:
-            yield layer, foldable(graph, layer) if layer.folds_batch_norm else None
+            norm = foldable(graph, layer) if layer.folds_batch_norm else None
+            if norm is not None and norm.trainable:
+                _, scale = layer.kernel_quantizer.encode(layer.latent_kernel)
+                bias = layer.inference_bias()
+                _move(norm, scale, 0.0 if bias is None else bias)
 
 
-def _move_statistics(norm, scale, bias):
+def _move(norm, scale, bias):
     """Moves the statistics of a normalization of values with a scale and a bias."""
     # In float32 as in `fold`, where small scales become zero.
     folded = (np.abs(affine(norm)[0]) * scale.reshape(-1)).astype(np.float32)
-    rounded = _positive_bfloat16(folded)
-    ratio = np.divide(folded, rounded, out=np.ones_like(folded), where=folded > 0)
+    rounded = to_bfloat16(folded)
+    ratio = np.divide(folded, rounded, out=np.ones_like(folded), where=rounded > 0)
     # The variance brings the scale to its rounded value.
     variance = ops.convert_to_numpy(norm.moving_variance).astype(np.float64)
     moved = np.square(ratio, dtype=np.float64) * (variance + norm.epsilon)
     norm.moving_variance.assign(np.maximum(moved - norm.epsilon, 0.0))
     multiplier, offset = affine(norm)
     offset += multiplier * bias
-    lower_offset(norm, offset - to_bfloat16(offset.astype(np.float32)))
-
-
-def _positive_bfloat16(scale):
-    """Rounded scales; those that would become zero stay as they are."""
-    rounded = to_bfloat16(scale)
-    return np.where(rounded > 0, rounded, scale)
+    deviation = np.abs(multiplier) * np.sqrt(variance + norm.epsilon)
+    is_small = np.abs(offset) <= _MOST_DEVIATIONS * deviation
+    excess = offset - to_bfloat16(offset.astype(np.float32))
+    lower_offset(norm, np.where(is_small, excess, 0.0))
