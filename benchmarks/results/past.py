@@ -7,6 +7,7 @@ from benchmarks.results.run import EARLIER, Run
 
 _VARIANT = "a few changed lines, described in docs/method_notes.md"
 _AVERAGES = "a revision that took ranges as averages over samples"
+_ALL_BITS = "a revision that did not round batch normalizations"
 
 # Reports that are in no table of results.md, and how they are made.
 OF_BENCHMARKS = {
@@ -182,16 +183,21 @@ def _size_runs_of_resnets():
     yield run("resnet8", 20, 6, 6, table="size", past=EARLIER)
     yield run("resnet8", 20, 6, 6, "_fast_search", "size")
     for size in (20, 12):
-        name, budget = f"resnet8_cifar10_{size}kB_60_epochs", f"{size} kB after xz"
+        name, budget = f"resnet8_cifar10_{size}kB", f"{size} kB after xz"
         flags = {"size": f"{size} kB", "learning_rate": 0.03}
-        yield _size(name, "resnet8", budget, 30, 30, "size", **flags)
+        start = ("resnet8", budget, 30, 30)
+        yield _size(f"{name}_60_epochs", *start, past=_ALL_BITS, **flags)
+        yield _size(f"{name}_60_epochs_rounded", *start, "size", **flags)
+        start = ("resnet8", budget, 15, 15)
+        yield _size(f"{name}_30_epochs_unrounded", *start, past=_ALL_BITS, **flags)
     yield run("resnet8", 12, 4, 4, table="size", past=EARLIER)
     yield run("resnet20", 110, 2, 2, table="size", past=EARLIER)
     yield run("resnet20", 58, 5, 3, table="size", past=EARLIER)
     yield run("resnet20", 36, 4, 4, table="size", past=EARLIER)
     flags = {"size": "36 kB", "learning_rate": 0.03}
-    start = ("resnet20", "36 kB after xz", 15, 15, "size")
-    yield _size("resnet20_cifar10_36kB_30_epochs", *start, **flags)
+    name, start = "resnet20_cifar10_36kB_30_epochs", ("resnet20", "36 kB after xz")
+    yield _size(name, *start, 15, 15, past=_ALL_BITS, **flags)
+    yield _size(f"{name}_rounded", *start, 15, 15, "size", **flags)
     for network, size, admm, finetune in (
         ("resnet8", 12, 5, 3),
         ("resnet8", 20, 7, 5),

@@ -223,6 +223,19 @@ def test_tightening_changes_bits_only_for_the_least_gain(started_sparse, min_gai
             assert losses[chosen] <= (1 - min_gain) * losses[same].min()
 
 
+@pytest.mark.parametrize("exact, low, high", [(True, 0.98, 1.0), (False, 0.5, 0.8)])
+def test_exact_sizes_do_not_depend_on_estimates(
+    exact, low, high, start_once, monkeypatch
+):
+    space = start_once("xz, uniform")
+    budget = space.allocation.budget
+    monkeypatch.setattr("tfcompress.schemes.size_constrained.budget._FAST_FROM", 0)
+    budget.total *= 0.8
+    budget.xz_per_fast *= 1.4  # of other codes
+    space.allocation.tighten(exact=exact)
+    assert low < used(space) <= high
+
+
 @pytest.mark.parametrize("name", BUDGETS)
 def test_smallest_allocation_keeps_the_least_weights_with_the_fewest_bits(name):
     space = new_space(name)

@@ -58,7 +58,9 @@ class Allocation:
         with announced(TITLE):
             self._allocate(self.codebooks.kernels(), 1.0, 0.0)
 
-    def tighten(self, factor: float = 1.0, min_gain: float = 0.0) -> None:
+    def tighten(
+        self, factor: float = 1.0, min_gain: float = 0.0, exact: bool = False
+    ) -> None:
         """Removes the weights and bits that a multiple of the budget does not pay for.
 
         A weight that was held at zero stays there. A layer may get more bits for fewer
@@ -68,11 +70,13 @@ class Allocation:
             factor: float >= 1. Multiple of the budget.
             min_gain: float in [0, 1). Relative decrease of a layer's loss that other
                 bits must bring, or the layer keeps its bits.
+            exact: bool. Whether sizes are measured as those of files are. Many codes
+                then take seconds.
         """
         masks = self.codebooks.masks()
         kernels = {n: x * masks[n] for n, x in self.codebooks.kernels().items()}
         with announced(TITLE):
-            masks = self._allocate(kernels, factor, min_gain)
+            masks = self._allocate(kernels, factor, min_gain, exact)
         self.codebooks.set_kernels({n: x * masks[n] for n, x in kernels.items()})
 
     def shrink(self, share: float) -> None:
@@ -148,20 +152,26 @@ class Allocation:
         chosen = multiple_choice_knapsack(costs, losses, max(granted, share * spent))
         return {name: bit_widths[i] for name, i in chosen.items()}
 
-    def measure_codes(self) -> float:
-        """Calibrates the budget by the size of the codes, and returns `multiple`."""
-        budget = self.budget
-        size = budget.calibrate(self.codebooks.codes())
+    def measure_codes(self, exact: bool = False) -> float:
+        """Calibrates the budget by the size of the codes, and returns `multiple`.
+
+        Args:
+            exact: see `tighten`.
+        """
+        budget, codes = self.budget, self.codebooks.codes()
+        if exact:
+            budget.measure(codes)  # estimates of these codes are then exact
+        size = budget.calibrate(codes)
         granted = max(budget.total - budget.overhead, 1.0)
         self.multiple = (size - budget.overhead) / granted
         return self.multiple
 
-    def _allocate(self, kernels, factor, min_gain):
+    def _allocate(self, kernels, factor, min_gain, exact=False):
         """Sets the masks and bits with the least loss at a multiple of the budget.
 
         Args:
             kernels: float arrays by layer name; zeros stay zero.
-            factor, min_gain: see `tighten`.
+            factor, min_gain, exact: see `tighten`.
 
         Returns:
             The keep masks by layer name.
@@ -185,7 +195,7 @@ class Allocation:
                 for name, i in chosen.items()
             }
             self.codebooks.fit(kernels, masks, bits)
-            received = self.measure_codes() / factor
+            received = self.measure_codes(exact) / factor
             if 1.0 - _BELOW <= received <= 1.0:
                 break
             if factor > 1.0 and abs(received - 1.0) <= _CLOSE:

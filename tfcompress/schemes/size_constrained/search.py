@@ -179,7 +179,7 @@ class SizeSearch(Search):
     def freeze(self) -> None:
         self.space.admm.stop()
         self.artifact.measure()
-        self.space.allocation.tighten(min_gain=MIN_GAIN)
+        self.space.allocation.tighten(min_gain=MIN_GAIN, exact=True)
         self.space.codebooks.freeze()
         self.space.codebooks.set_quantizing(True)
         self.recalibrate()
