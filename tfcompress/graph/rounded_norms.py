@@ -22,7 +22,7 @@ from tfcompress.types import ArrayLike
 # ones bfloat16 has steps that are no small part of a deviation.
 _MOST_DEVIATIONS = 8.0
 # Relative distance to a value of bfloat16 that moved statistics, in float32, leave.
-_ROUNDING = 2.0**-15
+_ROUNDING = 2.0**-19
 
 
 def to_bfloat16(x: ArrayLike) -> np.ndarray:
