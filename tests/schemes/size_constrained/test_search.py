@@ -28,9 +28,9 @@ class Recorder(keras.callbacks.Callback):
         allocation = self.model.size_space.allocation
         tighten = allocation.tighten
 
-        def recorded(factor=1.0, min_gain=0.0):
+        def recorded(factor=1.0, min_gain=0.0, exact=False):
             self.min_gains.append(min_gain)
-            tighten(factor, min_gain)
+            tighten(factor, min_gain, exact)
 
         allocation.tighten = recorded
 
