@@ -65,8 +65,8 @@ class Recalibration:
 
     It reaches the BatchNormalizations within other layers and models at any depth, and
     skips those that are not trainable. With learned ranges of 8 bits, means then move
-    by less than a unit of int8 biases, see `move_means`. Where the scheme rounds
-    floats, statistics move too, see `move_statistics`. No other variable changes:
+    by less than a unit of int8 biases, see `move_means`. If the scheme rounds
+    normalizations, means and variances do, see `move_statistics`. Nothing else changes:
     neither the state of quantizers nor that of random numbers. The first call compiles
     the forward pass, so one object serves a whole `fit`.
 
