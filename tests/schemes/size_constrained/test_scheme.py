@@ -122,6 +122,36 @@ def test_norms_are_rounded_where_the_file_is_compressed(searched):
             assert low.any() == (key == "tflite_bytes")
 
 
+def test_norms_alone_and_frozen_ones_predict_like_the_student(
+    mnist, compile_for_digits, tmp_path
+):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(8, 3, strides=4, use_bias=False)(x)
+    x = layers.BatchNormalization(trainable=False, name="frozen")(x)
+    x = layers.MaxPooling2D(name="between")(x)
+    x = layers.ReLU()(layers.BatchNormalization(scale=False, name="alone")(x))
+    model = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+    norm = model.get_layer("frozen")
+    rng = np.random.default_rng(0)
+    norm.set_weights([rng.uniform(0.5, 2, x.shape) for x in norm.get_weights()])
+    before = norm.get_weights()
+    student = tfc.compress(model, tfc.SizeConstrained(size="2 kB"))
+    compile_for_digits(student, keras.optimizers.SGD(0.02, momentum=0.9))
+    fit(student, mnist, 2)
+    for a, b in zip(before, student.get_layer("frozen").get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    tiny, images = tfc.finalize(student), mnist[1][0][:100]
+    expected = student.predict(images, verbose=0)
+    received = tiny.predict(images, verbose=0)
+    np.testing.assert_allclose(received, expected, atol=1e-5 * np.abs(expected).max())
+    for values in tiny.get_layer("alone").get_weights()[:2]:
+        low = values.view("uint32") & 0xFFFF
+        assert (low == 0).mean() > 0.7  # offsets of many deviations keep their bits
+    report = tfc.export(tiny, tmp_path / "tiny.tflite", verify=images)
+    assert report["size"]["tflite_xz_bytes"] <= 2000
+
+
 def test_finished_model_has_the_bits_and_zeros_of_the_student(searched):
     _, student, *_, key = searched
     codebooks = student.size_space.codebooks
