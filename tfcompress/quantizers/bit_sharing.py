@@ -251,7 +251,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         self, bits: Sequence[int] = nested.BITS, signed: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(bits, signed=signed, **kwargs)
-        self._recorded: list[np.ndarray] | None = None
+        self._recorded: list[Tensor] | None = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.clip = self.add_weight(name="clip", initializer="ones")
@@ -270,7 +270,7 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self._recorded is not None:
-            self._recorded.append(some_values(ops.convert_to_numpy(inputs)))
+            self._recorded.append(inputs)
             return inputs
         rule, scale = self.gates.rule(training), gradient_scale(inputs, 1)
         share = functools.partial(
@@ -282,37 +282,39 @@ class BitSharingActivation(GatedBits, ActivationQuantizer):
         return share(sample=_some_samples, values=values)
 
     def record(self) -> None:
-        """Records samples of unchanged inputs until `calibrate`; for eager calls."""
+        """Lets calls return their inputs unchanged, and records these, until `discard`.
+
+        A compiled function has to begin and to end this itself.
+        """
         self._recorded = []
 
-    def recorded(self) -> list[np.ndarray]:
-        """Returns the samples that `record` has found since."""
+    def recorded(self) -> list[Tensor]:
+        """Returns the inputs of all calls since `record`."""
         return self._recorded or []
 
     def discard(self) -> None:
-        """Ends `record` and keeps the range."""
+        """Ends `record`."""
         self._recorded = None
 
-    def calibrate(self) -> None:
-        """Sets the range to the best one for the recorded inputs and present bits."""
-        values, self._recorded = self._recorded, None
-        if values:
-            self.calibrate_to(values)
+    def calibrate(self, values: np.ndarray) -> None:
+        """Sets the range to the best one for the present bits.
 
-    def calibrate_to(self, values: Sequence[np.ndarray]) -> None:
-        """Sets the range to the best one for some values, a list of float vectors."""
-        self._calibrate(np.concatenate(values), self.signed)
-        self.calibrated.assign(1.0)
+        Args:
+            values: float vector. Inputs, or enough of them; none change nothing.
+        """
+        if values.size:
+            self._calibrate(values, self.signed)
+            self.calibrated.assign(1.0)
 
-    def candidate_clips(self) -> dict[int, float]:
+    def candidate_clips(self, values: np.ndarray) -> dict[int, float]:
         """Returns the best range for each candidate, `{bits: clip}`.
 
-        The ranges are those of the recorded inputs, or the present one without inputs.
+        Args:
+            values: see `calibrate`. Without any, the present range serves all.
         """
-        values = self.recorded()
-        if not values:
+        if not values.size:
             return dict.fromkeys(self.candidates, ops.convert_to_numpy(self.clip))
-        return best_clips(np.concatenate(values), self.candidates, self.signed)
+        return best_clips(values, self.candidates, self.signed)
 
 
 def learned_clip(variable: Tensor, scale: float | Tensor | None = None) -> Tensor:

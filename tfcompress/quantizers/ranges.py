@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
+from keras import ops
 
 from tfcompress.quantizers import nested
 from tfcompress.quantizers.activation import activation_range
+from tfcompress.types import Tensor
 
 # Candidate clips of the line search, as shares of the largest magnitude.
 CLIP_FACTORS = np.geomspace(0.02, 1.0, 40)
 # Values that suffice for the range of a quantizer, and for one of many candidates.
 CLIP_SAMPLES, CANDIDATE_SAMPLES = 100_000, 2**14
+# Distance of the positions that two turns take, a prime number.
+_STRIDE = 7919
 
 
 def best_clip(values: np.ndarray, bits: int, signed: bool) -> float:
@@ -49,3 +53,29 @@ def some_values(values: np.ndarray, count: int = CLIP_SAMPLES) -> np.ndarray:
         return values
     # At random, because every n-th value may belong to the same few channels.
     return values[np.random.default_rng(0).integers(values.size, size=count)]
+
+
+def sampled_values(x: Tensor, count: int, turn: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns values of a tensor, for compiled functions, and if all are finite.
+
+    Args:
+        x: float tensor of any shape, not empty.
+        count: int. Number of values, all if there are fewer.
+        turn: int32 scalar. Each number takes values at other positions.
+
+    Returns:
+        `(values, check)`: float32 vector, and float32 scalar that is 0 if all of `x` is
+        finite, else NaN.
+    """
+    x = ops.reshape(ops.cast(x, "float32"), (-1,))
+    check = ops.sum(x * 0.0)
+    (size,) = x.shape
+    if size is not None and size <= count:
+        return x, check
+    shares = np.random.default_rng(0).random(count)
+    if size is None:
+        size = ops.cast(ops.size(x), "int32")
+        first = ops.cast(shares * ops.cast(size, "float64"), "int32")
+    else:
+        first = ops.convert_to_tensor(np.int32(shares * size))
+    return ops.take(x, (first + turn * _STRIDE % size) % size), check

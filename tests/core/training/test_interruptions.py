@@ -15,7 +15,7 @@ from tests.core.scheme_table import (
     assert_kept,
     each_scheme,
 )
-from tfcompress.quantizers import bit_sharing
+from tfcompress.core.training import calibration
 from tfcompress.schemes.bit_sharing import search, sensitivity
 from tfcompress.schemes.decomposition import search_space
 
@@ -75,7 +75,7 @@ def test_interrupted_end_of_a_search_freezes_nothing(new_student, fit, monkeypat
 def test_interrupted_calibration_begins_again(new_student, fit, monkeypatch):
     student = new_student("bits")
     with monkeypatch.context() as patched:
-        interrupt(patched, bit_sharing, "some_values", 4)
+        interrupt(patched, calibration, "check_finite_activations", 4)
         with pytest.raises(KeyboardInterrupt):
             fit(student, epochs=1)
     for path, value in values(student).items():

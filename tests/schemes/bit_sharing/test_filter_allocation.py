@@ -47,13 +47,14 @@ def total_regret(gates, bits, open_groups):
 def least_regret(bops_model, gates, budget):
     """The least regret of all numbers of filters, each with its best bits."""
     found = []
+    options = bit_allocation.layer_options(bops_model, gates)
     numbers = [range(x.fewest_open(), 7) for x in gates.filters.values()]
     for counts in itertools.product(*numbers):
         open_groups = {
             name: groups.surest(count)
             for (name, groups), count in zip(gates.filters.items(), counts, strict=True)
         }
-        best = bit_allocation._best_bits(bops_model, gates, open_groups, budget)
+        best = bit_allocation.best_bits(bops_model, gates, options, open_groups, budget)
         if best.bops <= budget:
             found.append(best.regret)
     return min(found)

@@ -1,18 +1,26 @@
 """Initial ranges of quantizers, from weights and from training data."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfcompress.core.checks import check_finite_activations
+from tfcompress.core.training.compiled import compiled
+from tfcompress.core.training.data import some_batches
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.graph.graph import Graph
 from tfcompress.layers import QuantizedKernel, QuantizedTensor
 from tfcompress.progress_bar import progress_bar
 from tfcompress.quantizers import BitSharing, BitSharingActivation
+from tfcompress.quantizers.ranges import CLIP_SAMPLES, sampled_values
+from tfcompress.types import Tensor
+
+# Samples that suffice for the ranges of activations.
+RANGE_SAMPLES = 512
 
 
 def quantized_layers(model: keras.Model) -> dict[str, QuantizedKernel]:
@@ -35,37 +43,106 @@ def calibrate_weights(model: keras.Model) -> None:
 
 def calibrate_activations(
     model: keras.Model,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     recalibrate: Recalibration | None = None,
-) -> None:
+) -> dict[str, np.ndarray]:
     """Sets the ranges of all `BitSharingActivation` quantizers from activations.
 
     The activations are not quantized during the calibration.
 
     Args:
         model: Functional model with `Quant*` layers.
-        batches: iterable of model inputs.
+        batches: list of model inputs. `RANGE_SAMPLES` samples of them are used.
         recalibrate: `Recalibration` of a model whose batch normalization statistics are
             not those of activations that are not quantized. They are set to these:
             deep networks would amplify the difference to infinity.
+
+    Returns:
+        The activations, in the form of `read_activations`.
 
     Raises:
         ValueError: if an activation is NaN or infinite. No range is changed then.
     """
     quantizers = _activation_quantizers(model)
-    with recorded(quantizers.values()):
-        if recalibrate is not None:
-            recalibrate.eagerly()
-            for quantizer in quantizers.values():
-                quantizer.record()  # anew
-        batches = list(batches)
-        with progress_bar("Ranges of activations", len(batches)) as bar:
-            for inputs in bar.over(batches):
-                model(inputs, training=False)
-        for name, quantizer in quantizers.items():
-            check_finite_activations(name, *quantizer.recorded())
-        for quantizer in quantizers.values():
-            quantizer.calibrate()
+    batches = some_batches(batches, RANGE_SAMPLES)
+    if recalibrate is not None:
+        recalibrate.within(lambda: recorded(quantizers.values()), batches)
+    read = read_activations(model, quantizers, batches)
+    for name, quantizer in quantizers.items():
+        quantizer.calibrate(read[name])
+    return read
+
+
+def read_activations(
+    model: keras.Model,
+    quantizers: Mapping[str, BitSharingActivation],
+    batches: Sequence[Any],
+) -> dict[str, np.ndarray]:
+    """Returns activations that quantizers read while none of these rounds.
+
+    Args:
+        model: model with these quantizers.
+        quantizers: `{layer name: quantizer}`.
+        batches: list of model inputs.
+
+    Returns:
+        `{layer name: float32 vector}`, see `sampled_calls`.
+
+    Raises:
+        ValueError: if an activation is NaN or infinite.
+    """
+
+    def reads(inputs):
+        with recorded(quantizers.values()):
+            model(inputs, training=False)
+            return {name: x.recorded() for name, x in quantizers.items()}
+
+    read = sampled_calls(model, reads, batches, "Ranges of activations")
+    none: np.ndarray = np.zeros(0, "float32")
+    return {name: read.get(name, none) for name in quantizers}
+
+
+def sampled_calls(
+    model: keras.Model,
+    function: Callable[[Any], dict[str, list[Tensor]]],
+    batches: Sequence[Any],
+    title: str,
+) -> dict[str, np.ndarray]:
+    """Compiles a function of a model's inputs, and samples the tensors it returns.
+
+    Memory and time do not grow with the activations: of each batch as many values are
+    taken as it needs for `CLIP_SAMPLES` in all.
+
+    Args:
+        model: Functional or Sequential model.
+        function: from inputs to `{layer name: tensors}`.
+        batches: list of model inputs.
+        title: str. Title of the progress bar.
+
+    Returns:
+        `{layer name: float32 vector}`, without layers that have no tensors.
+
+    Raises:
+        ValueError: if a value is NaN or infinite.
+    """
+    count = -(-CLIP_SAMPLES // max(1, len(batches)))
+
+    def sample(turn_and_inputs):
+        turn, inputs = turn_and_inputs
+        return {
+            name: [sampled_values(x, count, turn) for x in tensors]
+            for name, tensors in function(inputs).items()
+        }
+
+    run = compiled(model, sample)
+    found: dict[str, list[np.ndarray]] = {}
+    with progress_bar(title, len(batches)) as bar:
+        for turn, inputs in enumerate(bar.over(batches)):
+            for name, calls in run((np.array(turn, "int32"), inputs)).items():
+                for values, check in calls:
+                    check_finite_activations(name, values, check)
+                    found.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 @contextlib.contextmanager
@@ -84,12 +161,13 @@ class CalibrateActivations(keras.callbacks.Callback):
     """Callback that calibrates activations at the start of the first training.
 
     Args:
-        batches: iterable of model inputs.
+        batches: list of model inputs.
     """
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    def __init__(self, batches: Sequence[Any]) -> None:
         super().__init__()
         self.batches = batches
+        self._read: dict[str, np.ndarray] | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         done = [
@@ -97,7 +175,12 @@ class CalibrateActivations(keras.callbacks.Callback):
             for quantizer in _activation_quantizers(self.model).values()
         ]
         if not all(done):
-            calibrate_activations(self.model, self.batches)
+            self._read = calibrate_activations(self.model, self.batches)
+
+    def take_activations(self) -> dict[str, np.ndarray] | None:
+        """Returns the activations of this calibration, once; None if there was none."""
+        read, self._read = self._read, None
+        return read
 
 
 def _activation_quantizers(model: keras.Model) -> dict[str, BitSharingActivation]:

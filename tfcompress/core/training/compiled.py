@@ -27,7 +27,7 @@ def compiled(
     if backend == "tensorflow":
         import tensorflow as tf  # not at the top: other backends do not need it
 
-        run = tf.function(function)
+        run = tf.function(function, reduce_retracing=True)
     elif backend == "jax":
         run = _jax_compiled(model, function)
     return lambda inputs: keras.tree.map_structure(ops.convert_to_numpy, run(inputs))

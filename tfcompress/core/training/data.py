@@ -2,7 +2,7 @@
 
 import collections
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -99,6 +99,19 @@ def take_inputs(
     elif isinstance(data, Iterable) and not isinstance(data, (list, tuple, dict, str)):
         reader.read(data)
     return Inputs(_of_size(reader.batches(), size), data, reader.steps)
+
+
+def some_batches(batches: Sequence[Any], samples: int) -> list[Any]:
+    """Returns evenly spaced batches of about `samples` samples in all.
+
+    Args:
+        batches: list of model inputs.
+        samples: int. Number of samples that suffices.
+    """
+    if not len(batches):
+        return []
+    count = min(len(batches), -(-samples // max(1, _size(batches[0]))))
+    return [batches[i * len(batches) // count] for i in range(count)]
 
 
 def check_has_samples(name: str, data: Any, batches: list[Any] | None = None) -> None:

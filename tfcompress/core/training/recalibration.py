@@ -1,6 +1,8 @@
 """Batch normalization statistics of the present weights."""
 
 import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -101,8 +103,7 @@ class Recalibration:
         self._own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
         self._seeds = random_states(model)
-        self._eager = lambda inputs: self._statistics(model, *inputs)
-        self._forward = compiled(model, self._eager)
+        self._forward = compiled(model, lambda inputs: self._statistics(model, *inputs))
         self._outputs = compiled(
             model, lambda inputs: self._on_batch_statistics(model, inputs)
         )
@@ -116,7 +117,7 @@ class Recalibration:
         """Sets the moving means and variances of the model."""
         self.stale = False
         with self._own_pass():
-            self._set_statistics(self._forward)
+            self._set_statistics(self._forward, self.batches)
             self._move()
 
     def move(self) -> None:
@@ -130,13 +131,25 @@ class Recalibration:
             if self._rounds_norms:
                 move_statistics(self.model)
 
-    def eagerly(self) -> None:
-        """Sets the moving means and variances without a compilation.
+    def within(
+        self,
+        context: Callable[[], AbstractContextManager[None]],
+        batches: Sequence[Any],
+    ) -> None:
+        """Sets the moving means and variances of the model as `context` changes it.
 
-        The state of a model that is no part of its variables then counts.
+        Args:
+            context: function without arguments. Returns a context manager for the
+                forward pass, which is compiled anew.
+            batches: list of model inputs.
         """
+
+        def statistics(inputs):
+            with context():
+                return self._statistics(self.model, *inputs)
+
         with self._own_pass():
-            self._set_statistics(self._eager)
+            self._set_statistics(compiled(self.model, statistics), batches)
 
     def outputs(self, inputs: Any) -> Any:
         """Returns the model's outputs, normalized by the statistics of their batch.
@@ -157,8 +170,8 @@ class Recalibration:
         with self._own_pass(), np.errstate(invalid="ignore"):
             round_trained_biases(self.model)
 
-    def _set_statistics(self, forward):
-        if not self.norms or len(self.batches) == 0:
+    def _set_statistics(self, forward, batches):
+        if not self.norms or len(batches) == 0:
             return
         momenta = [norm.momentum for norm in self.norms]
         seen = []
@@ -166,8 +179,8 @@ class Recalibration:
             for norm in self.norms:
                 norm.momentum = 0.0  # its statistics become those of the last batch
             title = "Batch normalization statistics"
-            with progress_bar(title, len(self.batches)) as bar:
-                for index, inputs in enumerate(bar.over(self.batches)):
+            with progress_bar(title, len(batches)) as bar:
+                for index, inputs in enumerate(bar.over(batches)):
                     seen.append(forward((np.array(index, "int32"), inputs)))
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):

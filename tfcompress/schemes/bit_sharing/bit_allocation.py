@@ -4,13 +4,14 @@ A Lagrange multiplier finds the filters, and a dynamic program the bits with the
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tfcompress.core.budget import SLACK
-from tfcompress.schemes.bit_sharing.bops_model import BopsModel
+from tfcompress.schemes.bit_sharing.bops_model import BopsModel, BopsTerm
 from tfcompress.schemes.bit_sharing.filter_allocation import filters_within
 from tfcompress.schemes.bit_sharing.learned_gates import (
     Bits,
@@ -45,10 +46,11 @@ def allocate(
         `(bits, open_groups, bops)`. BOPs exceed the budget only if no allocation fits.
     """
     open_groups = filters_within(bops_model, gates, budget)
-    best = _best_bits(bops_model, gates, open_groups, budget)
+    options = layer_options(bops_model, gates)
+    best = best_bits(bops_model, gates, options, open_groups, budget)
     for name, changed in _nearest_changes(gates.filters, open_groups):
         before, open_groups[name] = open_groups[name], changed
-        other = _best_bits(bops_model, gates, open_groups, budget)
+        other = best_bits(bops_model, gates, options, open_groups, budget)
         if _is_better(other, best, budget):
             best = other
         else:
@@ -93,7 +95,7 @@ def spend_rest(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Allocation:
+class Allocation:
     """Bits of all layers, their BOPs, and the sum of the regrets."""
 
     bits: Bits
@@ -101,7 +103,7 @@ class _Allocation:
     regret: float
 
 
-def _is_better(other: _Allocation, best: _Allocation, budget: float) -> bool:
+def _is_better(other: Allocation, best: Allocation, budget: float) -> bool:
     """Whether `other` uses the budget with less regret, or comes nearer to it."""
     if other.bops > budget:
         return False
@@ -127,11 +129,75 @@ def _nearest_changes(
     return [(name, changed) for _, name, changed in changes[:_MOST_CHANGES]]
 
 
-def _best_bits(
-    bops_model: BopsModel, gates: LearnedGates, open_groups: OpenGroups, budget: float
-) -> _Allocation:
-    """The bits of least regret for these filters, with the regret of both."""
-    best = _allocate_bits(bops_model, gates, gates.kept(open_groups), budget)
+@dataclasses.dataclass(frozen=True)
+class LayerOptions:
+    """Choices of bits of one layer.
+
+    Attributes:
+        term: the `BopsTerm` of the layer.
+        bits: list of (weight bits, activation bits).
+        bops: float array (choices,). BOPs with all filters.
+        regrets: float array (choices,).
+    """
+
+    term: BopsTerm
+    bits: list[tuple[int, int]]
+    bops: np.ndarray
+    regrets: np.ndarray
+
+    def units(self, kept: Mapping[Any, float], unit: float) -> np.ndarray:
+        """Returns the BOPs in whole units, rounded up, int (choices,).
+
+        Args:
+            kept: `{layer name: share of its filters}`, 1 if missing.
+            unit: float. BOPs of a unit.
+        """
+        share = kept.get(self.term.reads, 1.0) * kept.get(self.term.makes, 1.0)
+        units = np.ceil(self.bops * share / unit - 1e-9)
+        return np.minimum(units, _BUCKETS + 1).astype(int)  # more are too many
+
+
+def layer_options(
+    bops_model: BopsModel, gates: LearnedGates
+) -> dict[str, LayerOptions]:
+    """Returns the `LayerOptions` of all layers with bits to choose, by name.
+
+    Of choices with the same BOPs, only the one of least regret is there.
+    """
+    terms = {term.name: term for term in bops_model.terms}
+    found = {}
+    for name, weight in gates.weights.items():
+        activation = gates.activations[name]
+        least: dict[int, tuple[float, tuple[int, int]]] = {}
+        for (i, w), (j, a) in itertools.product(
+            enumerate(weight.bits), enumerate(activation.bits)
+        ):
+            regret = weight.regret(i) + activation.regret(j)
+            least[w * a] = min(least.get(w * a, (np.inf, (w, a))), (regret, (w, a)))
+        found[name] = LayerOptions(
+            terms[name],
+            [bits for _, bits in least.values()],
+            terms[name].macs * np.array(list(least), float),
+            np.array([regret for regret, _ in least.values()]),
+        )
+    return found
+
+
+def best_bits(
+    bops_model: BopsModel,
+    gates: LearnedGates,
+    options: Mapping[str, LayerOptions],
+    open_groups: OpenGroups,
+    budget: float,
+) -> Allocation:
+    """Returns the bits of least regret for these filters, with the regret of both.
+
+    Args:
+        bops_model, gates, budget: see `allocate`.
+        options: the `layer_options` of both.
+        open_groups: dict of layer name to boolean array (groups,).
+    """
+    best = _allocate_bits(bops_model, gates, options, gates.kept(open_groups), budget)
     regret = sum(
         groups.regret((groups.margins > 0) != open_groups[name])
         for name, groups in gates.filters.items()
@@ -139,9 +205,7 @@ def _best_bits(
     return dataclasses.replace(best, regret=best.regret + regret)
 
 
-def _allocate_bits(
-    bops_model: BopsModel, gates: LearnedGates, kept: Mapping[Any, float], budget: float
-) -> _Allocation:
+def _allocate_bits(bops_model, gates, options, kept, budget):
     """The bits of least regret within the budget and its slack.
 
     If no bits are within the slack, those nearest to the budget from below. If none are
@@ -149,19 +213,18 @@ def _allocate_bits(
     """
     names = list(gates.weights)
     constant = bops_model.total(dict.fromkeys(names, (0, 0)), kept)
-    options = [_options(bops_model, name, gates, kept) for name in names]
     unit = max(budget - constant, 1e-9) / _BUCKETS
+    units = {name: options[name].units(kept, unit) for name in names}
     # best[k]: least regret with a sum of costs of k units; choice[i, k] leads there.
     best = np.full(_BUCKETS + 1, np.inf)
     best[0] = 0.0
     choice: np.ndarray = np.zeros((len(names), _BUCKETS + 1), np.int32)
-    for i, layer_options in enumerate(options):
+    for i, name in enumerate(names):
         new = np.full_like(best, np.inf)
-        for index, (_, cost, regret) in enumerate(layer_options):
-            shift = int(np.ceil(cost / unit - 1e-9))
+        for index, shift in enumerate(units[name]):
             if shift > _BUCKETS:
                 continue
-            shifted = best[: _BUCKETS + 1 - shift] + regret
+            shifted = best[: _BUCKETS + 1 - shift] + options[name].regrets[index]
             better = shifted < new[shift:]
             np.copyto(new[shift:], shifted, where=better)
             np.copyto(choice[i, shift:], index, where=better)
@@ -169,32 +232,15 @@ def _allocate_bits(
     reachable = np.flatnonzero(np.isfinite(best))
     if not reachable.size:
         lowest = gates.lowest_bits()
-        return _Allocation(lowest, bops_model.total(lowest, kept), np.inf)
+        return Allocation(lowest, bops_model.total(lowest, kept), np.inf)
     # The window is on the whole budget, the units only on the part that bits decide.
     # Units round up, so the window is widened by the most that rounding adds.
     first = ((1 - SLACK) * budget - constant) / unit + len(names)
     window = reachable[reachable >= min(first, _BUCKETS)]
     end = window[np.argmin(best[window])] if window.size else reachable[-1]
     bits, total_regret = {}, float(best[end])
-    for i in reversed(range(len(names))):
-        bits[names[i]], cost, _ = options[i][choice[i, end]]
-        end -= int(np.ceil(cost / unit - 1e-9))
-    return _Allocation(bits, bops_model.total(bits, kept), total_regret)
-
-
-def _options(
-    bops_model: BopsModel, name: str, gates: LearnedGates, kept: Mapping[Any, float]
-) -> list[tuple[tuple[int, int], float, float]]:
-    """`((weight bits, activation bits), BOPs, regret)` of each choice of one layer."""
-    (term,) = [term for term in bops_model.terms if term.name == name]
-    share = kept.get(term.reads, 1.0) * kept.get(term.makes, 1.0)
-    weight, activation = gates.weights[name], gates.activations[name]
-    return [
-        (
-            (weight_bits, activation_bits),
-            term.macs * share * weight_bits * activation_bits,
-            weight.regret(i) + activation.regret(j),
-        )
-        for i, weight_bits in enumerate(weight.bits)
-        for j, activation_bits in enumerate(activation.bits)
-    ]
+    for i, name in reversed(list(enumerate(names))):
+        index = choice[i, end]
+        bits[name] = options[name].bits[index]
+        end -= units[name][index]
+    return Allocation(bits, bops_model.total(bits, kept), total_regret)

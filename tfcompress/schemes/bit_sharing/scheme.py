@@ -233,14 +233,16 @@ class BitSharing(SearchingScheme):
     def callbacks(
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
+        calibration = CalibrateActivations(recalibrate.batches)
         search = BitSearch(
             student.bit_space,
             recalibrate,
             self.search_fraction,
+            calibration,
             bops=self.bops,
             penalty=self.penalty,
         )
-        return [CalibrateActivations(recalibrate.batches), search]
+        return [calibration, search]
 
     def measure(self, student: Student) -> dict[str, float]:
         space = student.bit_space

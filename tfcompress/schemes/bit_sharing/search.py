@@ -10,6 +10,7 @@ from tfcompress.compat import keras_private
 from tfcompress.core.budget import parse_budget
 from tfcompress.core.checks import DIVERGED, check_finite
 from tfcompress.core.training.calibration import (
+    CalibrateActivations,
     calibrate_activations,
     calibrate_weights,
 )
@@ -36,6 +37,7 @@ class BitSearch(Search):
     Args:
         space: `SearchSpace` of the student.
         recalibrate, fraction: see `Search`. The batches also calibrate the ranges.
+        calibration: callback that calibrates activations before the search.
         bops: budget of BOPs in the form of `BitSharing`, or None.
         penalty: float. Constant penalty if there is no budget.
 
@@ -56,10 +58,12 @@ class BitSearch(Search):
         space: SearchSpace,
         recalibrate: Recalibration,
         fraction: float,
+        calibration: CalibrateActivations,
         bops: float | str | None = None,
         penalty: float | None = None,
     ) -> None:
         super().__init__(space, recalibrate, fraction)
+        self._calibration = calibration
         self.budget: float | None = None
         if bops is not None:
             self.budget = parse_budget(bops, space.bops_model.float_bops, "bops")
@@ -76,8 +80,11 @@ class BitSearch(Search):
 
     def begin(self, share: float) -> None:
         self.costs = self.space.costs()
+        activations = self._calibration.take_activations()
         if share == 0 or not self.space.is_measured():
-            self.costs = measure_sensitivities(self.model, self.space, self.recalibrate)
+            self.costs = measure_sensitivities(
+                self.model, self.space, self.recalibrate, activations
+            )
             self._set_pace()
         self.margins = []
         if self.budget is not None:
@@ -126,7 +133,7 @@ class BitSearch(Search):
         self._strength.assign(penalty)
 
     def _bops(self):
-        # About a hundred calls take less time than one compilation.
+        # Eager: a compilation takes as long as about thirty calls.
         bops = float(ops.convert_to_numpy(self.space.expected_bops()))
         if not 0 < bops < np.inf:  # no filter of NaN is kept
             check_finite(self.model, DIVERGED)

@@ -1,6 +1,6 @@
 """Sensitivity of a model's outputs to each gate of a bit-sharing student."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -9,7 +9,7 @@ from keras import ops
 
 from tfcompress.core.distillation.soft_loss import logits, output_activations
 from tfcompress.core.student import Student
-from tfcompress.core.training.calibration import recorded
+from tfcompress.core.training.calibration import read_activations
 from tfcompress.core.training.data import fixed_batch_size
 from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.progress_bar import progress_bar
@@ -38,7 +38,10 @@ STEPS, PREDICTIONS_PER_STEP = 50, 3
 
 
 def measure_sensitivities(
-    student: Student, space: SearchSpace, recalibrate: Recalibration
+    student: Student,
+    space: SearchSpace,
+    recalibrate: Recalibration,
+    activations: Mapping[str, np.ndarray] | None = None,
 ) -> GateValues:
     """Scales the importances of all gates by their effect on the model's outputs.
 
@@ -56,6 +59,7 @@ def measure_sensitivities(
         space: its `SearchSpace`.
         recalibrate: `Recalibration` of the student. The first samples of its batches
             are used, 8 to 256 of them.
+        activations: `read_activations` of the student, or None if they are unknown.
 
     Returns:
         The measured costs, in the form of `SearchSpace.costs()`. Importances are
@@ -65,7 +69,7 @@ def measure_sensitivities(
     count = _sample_count(finest, recalibrate.batches)
     inputs = _leading(student, recalibrate.batches, count)
     try:
-        finest.find_ranges(student, inputs)
+        finest.find_ranges(activations or finest.read(student, inputs))
         averted = _averted(student, finest, recalibrate, inputs)
     finally:
         finest.release()  # also if it is interrupted: the gates are not chosen yet
@@ -193,15 +197,20 @@ class _Finest:
         bits = sum(len(x.candidates) - 1 for x in self.quantizers())
         return 1 + bits + 2 * len(self.filter_gates)
 
-    def find_ranges(self, student: Student, batches: list[Any]) -> None:
-        """Finds the best range of each candidate, by an eager pass over `batches`."""
-        for name, quantizer in self.weights.items():
-            self._clips[quantizer] = quantizer.candidate_clips(self._kernels[name])
-        with recorded(self.activations.values()):
-            for inputs in batches:
-                student(inputs, training=False)
-            for quantizer in self.activations.values():
-                self._clips[quantizer] = quantizer.candidate_clips()
+    def read(self, student: Student, batches: list[Any]) -> dict[str, np.ndarray]:
+        """Returns the `read_activations` of a student."""
+        return read_activations(student, self.activations, batches)
+
+    def find_ranges(self, activations: Mapping[str, np.ndarray]) -> None:
+        """Finds the best range of each candidate.
+
+        Args:
+            activations: see `read`.
+        """
+        for name, weights in self.weights.items():
+            self._clips[weights] = weights.candidate_clips(self._kernels[name])
+        for name, quantizer in self.activations.items():
+            self._clips[quantizer] = quantizer.candidate_clips(activations[name])
 
     def open(self) -> None:
         self._set_searching(False)  # passes are shorter if no gate learns

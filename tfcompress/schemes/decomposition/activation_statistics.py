@@ -8,10 +8,11 @@ import numpy as np
 from keras import ops
 
 from tfcompress.core.checks import check_finite_activations
+from tfcompress.core.training.calibration import RANGE_SAMPLES, sampled_calls
 from tfcompress.core.training.compiled import compiled
+from tfcompress.core.training.data import some_batches
 from tfcompress.layers import FactorizedKernel
 from tfcompress.progress_bar import progress_bar
-from tfcompress.quantizers.ranges import some_values
 from tfcompress.types import ArrayLike
 
 
@@ -78,16 +79,20 @@ def calibrate_hidden(
     Raises:
         ValueError: if activations are not finite. No range is changed then.
     """
-    found: dict[str, list[np.ndarray]] = {name: [] for name in layers}
-    with progress_bar("Ranges between factors", len(batches)) as bar:
-        for inputs in bar.over(batches):
-            calls = _observed(model, layers, inputs, _kept_hidden)
-            for name, values in calls.items():
-                found[name] += values
-    for name, values in found.items():
-        check_finite_activations(name, *values)
+    kept = {layer: layer.kept_ranks() for layer in layers.values()}
+
+    def hidden(inputs):
+        return _observed(
+            model,
+            layers,
+            inputs,
+            lambda layer, x: ops.take(layer.hidden(x), kept[layer], layer.channel_axis),
+        )
+
+    batches = some_batches(batches, RANGE_SAMPLES)
+    found = sampled_calls(model, hidden, batches, "Ranges between factors")
     for name, layer in layers.items():
-        layer.hidden_quantizer.calibrate_to(found[name])
+        layer.hidden_quantizer.calibrate(found[name])
 
 
 def _observed(model, layers, inputs, function):
@@ -104,12 +109,6 @@ def _observed(model, layers, inputs, function):
         name: [function(layer, x) for x in calls[name]]
         for name, layer in layers.items()
     }
-
-
-def _kept_hidden(layer, inputs):
-    """Sample of the outputs of the basis, in the ranks that are kept."""
-    hidden = ops.take(layer.hidden(inputs), layer.kept_ranks(), layer.channel_axis)
-    return some_values(ops.convert_to_numpy(ops.cast(hidden, "float32")))
 
 
 def _call_sums(layer, inputs):
