@@ -56,7 +56,7 @@ def some_values(values: np.ndarray, count: int = CLIP_SAMPLES) -> np.ndarray:
 
 
 def sampled_values(x: Tensor, count: int, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns values of a tensor, for compiled functions, and if all are finite.
+    """Returns values of a tensor, and whether all are finite; for compiled functions.
 
     Args:
         x: float tensor of any shape, not empty.
@@ -68,7 +68,7 @@ def sampled_values(x: Tensor, count: int, turn: Tensor) -> tuple[Tensor, Tensor]
         finite, else NaN.
     """
     x = ops.reshape(ops.cast(x, "float32"), (-1,))
-    check = ops.sum(x * 0.0)
+    check = ops.where(ops.all(ops.isfinite(x)), 0.0, float("nan"))
     (size,) = x.shape
     if size is not None and size <= count:
         return x, check

@@ -144,3 +144,9 @@ def test_some_batches_are_spread_over_all():
     assert [int(x[0, 0]) for x in some_batches(batches, 1)] == [0]
     assert len(some_batches(batches, 1000)) == 10
     assert some_batches([], 40) == []
+
+
+def test_model_without_quantized_activations_is_not_called():
+    student = tfc.compress(convolutions(), tfc.Uniform(4, None))
+    student.call = None
+    assert calibrate_activations(student, [images(2)]) == {}

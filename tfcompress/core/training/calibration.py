@@ -64,6 +64,8 @@ def calibrate_activations(
         ValueError: if an activation is NaN or infinite. No range is changed then.
     """
     quantizers = _activation_quantizers(model)
+    if not quantizers:
+        return {}
     batches = some_batches(batches, RANGE_SAMPLES)
     if recalibrate is not None:
         recalibrate.within(lambda: recorded(quantizers.values()), batches)
@@ -91,6 +93,8 @@ def read_activations(
     Raises:
         ValueError: if an activation is NaN or infinite.
     """
+    if not quantizers:
+        return {}
 
     def reads(inputs):
         with recorded(quantizers.values()):

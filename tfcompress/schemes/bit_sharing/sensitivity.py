@@ -69,7 +69,9 @@ def measure_sensitivities(
     count = _sample_count(finest, recalibrate.batches)
     inputs = _leading(student, recalibrate.batches, count)
     try:
-        finest.find_ranges(activations or finest.read(student, inputs))
+        if activations is None:
+            activations = read_activations(student, finest.activations, inputs)
+        finest.find_ranges(activations)
         averted = _averted(student, finest, recalibrate, inputs)
     finally:
         finest.release()  # also if it is interrupted: the gates are not chosen yet
@@ -197,15 +199,11 @@ class _Finest:
         bits = sum(len(x.candidates) - 1 for x in self.quantizers())
         return 1 + bits + 2 * len(self.filter_gates)
 
-    def read(self, student: Student, batches: list[Any]) -> dict[str, np.ndarray]:
-        """Returns the `read_activations` of a student."""
-        return read_activations(student, self.activations, batches)
-
     def find_ranges(self, activations: Mapping[str, np.ndarray]) -> None:
         """Finds the best range of each candidate.
 
         Args:
-            activations: see `read`.
+            activations: `read_activations` of the student.
         """
         for name, weights in self.weights.items():
             self._clips[weights] = weights.candidate_clips(self._kernels[name])
