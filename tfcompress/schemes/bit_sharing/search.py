@@ -81,6 +81,8 @@ class BitSearch(Search):
     def begin(self, share: float) -> None:
         self.costs = self.space.costs()
         activations = self._calibration.take_activations()
+        if share > 0:
+            activations = None  # a backup has other weights
         if share == 0 or not self.space.is_measured():
             self.costs = measure_sensitivities(
                 self.model, self.space, self.recalibrate, activations
