@@ -114,7 +114,7 @@ def sampled_calls(
 ) -> dict[str, np.ndarray]:
     """Compiles a function of a model's inputs, and samples the tensors it returns.
 
-    Memory and time do not grow with the activations: of each batch as many values are
+    Memory does not grow with the number of batches: of each batch as many values are
     taken as it needs for `CLIP_SAMPLES` in all.
 
     Args:

@@ -91,8 +91,8 @@ def calibrate_hidden(
 
     batches = some_batches(batches, RANGE_SAMPLES)
     found = sampled_calls(model, hidden, batches, "Ranges between factors")
-    for name, layer in layers.items():
-        layer.hidden_quantizer.calibrate(found[name])
+    for name, values in found.items():
+        layers[name].hidden_quantizer.calibrate(values)
 
 
 def _observed(model, layers, inputs, function):
