@@ -125,6 +125,36 @@ def test_factors_one_after_the_other_equal_their_product(pair, products):
         np.testing.assert_allclose(apart, together, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_factors_one_after_the_other_in_16_bits(dtype, data_format, products):
+    """Outputs are those of float32, in the compute dtype, whatever the axes' order."""
+    shape = (6, 6, 5) if data_format == "channels_last" else (5, 6, 6)
+    x = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
+    arguments = {"filters": 32, "kernel_size": 3, "data_format": data_format}
+    reference = FactorizedConv2D(**arguments)
+    layer = FactorizedConv2D(**arguments, dtype=dtype)
+    for each in (reference, layer):
+        each.build(x.shape)
+    layer.set_weights(reference.get_weights())
+
+    @tf.function(jit_compile=True)  # without XLA, processors only know channels_last
+    def results(layer):
+        with tf.GradientTape() as tape:
+            outputs = layer(x)
+            loss = keras.ops.sum(keras.ops.cast(outputs, "float32"))
+        return outputs, tape.gradient(loss, layer.trainable_weights)
+
+    (exact, _), (outputs, gradients) = results(reference), results(layer)
+    assert outputs.dtype.name == layer.compute_dtype
+    assert not products
+    exact, outputs = (np.asarray(values, "float32") for values in (exact, outputs))
+    np.testing.assert_allclose(outputs, exact, atol=0.03 * np.abs(exact).max())
+    for gradient in gradients:
+        assert gradient.dtype == "float32"
+        assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize(
     ("shape", "multiplies"),
     [((64,), False), ((6, 64), True), ((None, 64), True)],
