@@ -64,7 +64,7 @@ class Uniform(Scheme):
     def callbacks(
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
-        return [CalibrateActivations(recalibrate.batches)]
+        return [CalibrateActivations(recalibrate)]
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from tfcompress.core.training.calibration import (
     sampled_calls,
 )
 from tfcompress.core.training.data import some_batches
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.quantizers.ranges import CLIP_SAMPLES, best_clip, sampled_values
 
 
@@ -76,7 +77,9 @@ def test_one_value_that_is_not_finite_is_found_among_many(bad):
 
 
 def test_values_read_do_not_grow_with_the_batches(student):
-    read = read_activations(student, quantizers_of(student), list(images(64)[:, None]))
+    batches = list(images(64)[:, None])
+    recalibrate = Recalibration(student, batches)
+    read = read_activations(recalibrate, quantizers_of(student), batches)
     sizes = {name: len(values) for name, values in read.items()}
     assert sizes == {
         # All, where 64 batches have fewer than enough.
@@ -88,18 +91,32 @@ def test_values_read_do_not_grow_with_the_batches(student):
 
 def test_ranges_are_those_of_float_activations(student):
     batches = np.split(images(64), 4)
-    calibrate_activations(student, batches)
+    calibrate_activations(Recalibration(student, batches))
     quantizer = quantizers_of(student)["conv2d"]
     assert float(quantizer.calibrated) == 1
     expected = best_clip(np.concatenate(batches), 8, signed=True)  # first layer
     assert float(quantizer.clip) == pytest.approx(expected, rel=0.15)
 
 
+def test_ranges_do_not_depend_on_moving_statistics():
+    """They may be far from those of a batch: here they shrink the input of a layer."""
+    student = tfc.compress(convolutions(), tfc.BitSharing("1/60"))
+    norm = next(x for x in student.layers if isinstance(x, layers.BatchNormalization))
+    recalibrate = Recalibration(student, np.split(images(64), 4))
+    ranges = []
+    for variance in (1.0, 1e6):
+        norm.moving_variance.assign(np.full(8, variance))
+        calibrate_activations(recalibrate)
+        ranges.append([float(x.clip) for x in quantizers_of(student).values()])
+        np.testing.assert_array_equal(norm.moving_variance, variance)
+    assert ranges[0] == ranges[1]
+
+
 def test_calibration_refuses_one_bad_pixel_and_changes_no_range(student):
     batches = np.split(images(64), 4)
     batches[2][7, 5, 5, 1] = np.inf
     with pytest.raises(ValueError, match="Finite activations are expected in 'conv2d'"):
-        calibrate_activations(student, batches)
+        calibrate_activations(Recalibration(student, batches))
     assert all(float(x.calibrated) == 0 for x in quantizers_of(student).values())
     for quantizer in quantizers_of(student).values():  # they round again
         x = ops.convert_to_tensor(batches[0])
@@ -107,7 +124,7 @@ def test_calibration_refuses_one_bad_pixel_and_changes_no_range(student):
 
 
 def test_activations_are_read_once(student):
-    callback = CalibrateActivations(np.split(images(16), 2))
+    callback = CalibrateActivations(Recalibration(student, np.split(images(16), 2)))
     callback.set_model(student)
     callback.on_train_begin()
     assert set(callback.take_activations()) == set(quantizers_of(student))
@@ -149,4 +166,4 @@ def test_some_batches_are_spread_over_all():
 def test_model_without_quantized_activations_is_not_called():
     student = tfc.compress(convolutions(), tfc.Uniform(4, None))
     student.call = None
-    assert calibrate_activations(student, [images(2)]) == {}
+    assert calibrate_activations(Recalibration(student, [images(2)])) == {}

@@ -1,5 +1,7 @@
 """End of a search: gates that decide, and ranges that are calibrated again."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -34,8 +36,9 @@ def started_search(mnist, batch_norm=True, **budget):
     scheme = tfc.BitSharing(**(budget or {"penalty": 0.0}), group_size=None)
     student = tfc.compress(model, scheme)
     batches = [mnist[0][0][i : i + 64, ::2, ::2] for i in (0, 64)]
-    calibrate_activations(student, batches)
-    _, search = student.scheme.callbacks(student, Recalibration(student, batches))
+    recalibrate = Recalibration(student, batches)
+    calibrate_activations(recalibrate)
+    _, search = student.scheme.callbacks(student, recalibrate)
     search.set_model(student)
     search.margins = []
     for gates in search.space.bit_gates():
@@ -157,7 +160,7 @@ def test_ranges_are_calibrated_for_the_frozen_bits(mnist):
     # Weights and inputs of the inner layers have 2 bits now.
     assert all(a != b for a, b in zip(frozen[2:6], in_search[2:6], strict=True))
     calibrate_weights(search.model)
-    calibrate_activations(search.model, search.recalibrate.batches)
+    calibrate_activations(search.recalibrate)
     assert ranges(search) == frozen
 
 
@@ -239,9 +242,23 @@ def fitted(mnist, monkeypatch, **kwargs):
     scheme = tfc.BitSharing("1/28", group_size=None, search_fraction=0.0)
     student = tfc.compress(three_convolutions(), scheme)
     learned, learn = [], BitGates.learn
-    monkeypatch.setattr(
-        BitGates, "learn", lambda *args: learned.append(learn(*args)) or learned[-1]
-    )
+    passes, own_pass = [], student.training_run.own_pass
+
+    @contextlib.contextmanager
+    def noted_pass():
+        passes.append(True)
+        with own_pass():
+            yield
+        passes.pop()
+
+    def noted(*args):
+        learns = learn(*args)
+        if not passes:  # these undo what is learned in them
+            learned.append(learns)
+        return learns
+
+    monkeypatch.setattr(student.training_run, "own_pass", noted_pass)
+    monkeypatch.setattr(BitGates, "learn", noted)
     student.compile("sgd", "sparse_categorical_crossentropy")
     x, y = mnist[0]
     history = student.fit(

@@ -37,8 +37,8 @@ def measure(student, batches):
     Returns:
         The search space, the batches that the model was called on, and the costs.
     """
-    calibrate_activations(student, batches)
     space, recalibrate = SearchSpace(student), Recalibration(student, batches)
+    calibrate_activations(recalibrate)
     called, outputs = [], recalibrate.outputs
     recalibrate.outputs = lambda inputs: called.append(inputs) or outputs(inputs)
     sensitivities = [q.gates.sensitivities for q in searched(space).values()]
@@ -73,7 +73,8 @@ def check_costs(student, costs, images, outputs):
     margins = {key: quantizer.gates.margins() for key, quantizer in quantizers.items()}
     clips, closed = {}, {}
     # A few values: other ones have ranges that differ by a tenth.
-    read = read_activations(student, space.searched_activations(), [images])
+    recalibrate = Recalibration(student, [images])
+    read = read_activations(recalibrate, space.searched_activations(), [images])
     for (name, kind), quantizer in quantizers.items():
         layer = space.layers[name]
         if kind == 0:
@@ -193,8 +194,8 @@ def test_probabilities_count_as_their_logits(trained, mnist):
 def test_bits_at_which_outputs_overflow_are_the_dearest(trained, mnist):
     images = mnist[0][0][:50]
     student = tfc.compress(trained, tfc.BitSharing(bops="1/50", group_size=2))
-    calibrate_activations(student, [images])
     space, recalibrate = student.bit_space, Recalibration(student, [images])
+    calibrate_activations(recalibrate)
     outputs, gates = recalibrate.outputs, space.searched_weights()["conv1"].gates
     scales = {2: np.inf}
     recalibrate.outputs = lambda x: outputs(x) * scales.get(gates.bits(), 1.0)

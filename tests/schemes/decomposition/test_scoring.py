@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tfcompress as tfc
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.schemes.decomposition.activation_statistics import MeasureActivations
 from tfcompress.schemes.decomposition.scoring import compute_scores, equal_scores
 
@@ -28,8 +29,8 @@ def compress(model):
 
 def scores_of(student):
     space = student.rank_space
-    statistics = MeasureActivations(student, space.layers)(BATCHES)
-    return compute_scores(space, statistics)
+    measure = MeasureActivations(Recalibration(student, BATCHES), space.layers)
+    return compute_scores(space, measure())
 
 
 def test_channels_that_explain_little_have_the_lowest_scores(model):

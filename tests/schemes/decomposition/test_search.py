@@ -59,10 +59,12 @@ def still(trained_weights, mnist, fit_digits, compile_for_digits):
     compile_for_digits(student, keras.optimizers.SGD(1e-6))
 
     space = student.rank_space
-    measure = MeasureActivations(student, space.layers)
+    batches = take_inputs(mnist[0][0][:600], batch_size=50).batches
+    recalibrate = Recalibration(student, batches)
+    measure = MeasureActivations(recalibrate, space.layers)
 
     def state():
-        statistics = measure([mnist[0][0][:600]])
+        statistics = measure()
         return {
             name: (
                 covariance_of_ranks(space, name, statistics[name]),
@@ -125,12 +127,12 @@ def test_the_network_before_the_search_decides_which_channels_go(
     """Also at a learning rate at which the importances change much."""
     student = student_of(keras.optimizers.SGD(0.2, clipnorm=1.0), macs="1/2")
     space = student.rank_space
-    measure = MeasureActivations(student, space.layers)
     batches = take_inputs(mnist[0][0][:200], batch_size=50).batches
+    measure = MeasureActivations(Recalibration(student, batches), space.layers)
     selections = []
 
     def remember(batch, logs):
-        scores = compute_scores(space, measure(batches))
+        scores = compute_scores(space, measure())
         budget = space.width_model.full_cost() / 2
         selections.append(select(space.width_model, scores, budget))
 
@@ -169,7 +171,8 @@ def test_a_penalty_removes_the_channels_and_ranks_that_it_makes_zero(
     student = student_of(penalty=0.8, search_fraction=1.0)
     fit_digits(student, digits=200)
     layers = student.rank_space.layers
-    statistics = MeasureActivations(student, layers)([mnist[0][0][:200]])
+    recalibrate = Recalibration(student, [mnist[0][0][:200]])
+    statistics = MeasureActivations(recalibrate, layers)()
     norms = np.linalg.norm(layers["conv2"].coefficients, axis=1)
     for values, mask in (
         (norms, layers["conv2"].rank_mask),

@@ -41,21 +41,12 @@ def calibrate_weights(model: keras.Model) -> None:
                 layer.kernel_quantizer.calibrate(layer.latent_kernel)
 
 
-def calibrate_activations(
-    model: keras.Model,
-    batches: Sequence[Any],
-    recalibrate: Recalibration | None = None,
-) -> dict[str, np.ndarray]:
+def calibrate_activations(recalibrate: Recalibration) -> dict[str, np.ndarray]:
     """Sets the ranges of all `BitSharingActivation` quantizers from activations.
 
-    The activations are not quantized during the calibration.
-
     Args:
-        model: Functional model with `Quant*` layers.
-        batches: list of model inputs. `RANGE_SAMPLES` samples of them are used.
-        recalibrate: `Recalibration` of a model whose batch normalization statistics are
-            not those of activations that are not quantized. They are set to these:
-            deep networks would amplify the difference to infinity.
+        recalibrate: `Recalibration` of a Functional model with `Quant*` layers.
+            `RANGE_SAMPLES` samples of its batches are used.
 
     Returns:
         The activations, in the form of `read_activations`.
@@ -63,27 +54,27 @@ def calibrate_activations(
     Raises:
         ValueError: if an activation is NaN or infinite. No range is changed then.
     """
-    quantizers = _activation_quantizers(model)
-    if not quantizers:
-        return {}
-    batches = some_batches(batches, RANGE_SAMPLES)
-    if recalibrate is not None:
-        recalibrate.within(lambda: recorded(quantizers.values()), batches)
-    read = read_activations(model, quantizers, batches)
+    quantizers = _activation_quantizers(recalibrate.model)
+    batches = some_batches(recalibrate.batches, RANGE_SAMPLES)
+    read = read_activations(recalibrate, quantizers, batches)
     for name, quantizer in quantizers.items():
         quantizer.calibrate(read[name])
     return read
 
 
 def read_activations(
-    model: keras.Model,
+    recalibrate: Recalibration,
     quantizers: Mapping[str, BitSharingActivation],
     batches: Sequence[Any],
 ) -> dict[str, np.ndarray]:
     """Returns activations that quantizers read while none of these rounds.
 
+    Batch normalization has the statistics of each batch, as in training. Its moving
+    statistics may be far from them, after few steps or with other roundings. A deep
+    network multiplies the difference from layer to layer.
+
     Args:
-        model: model with these quantizers.
+        recalibrate: `Recalibration` of the model with these quantizers.
         quantizers: `{layer name: quantizer}`.
         batches: list of model inputs.
 
@@ -97,11 +88,15 @@ def read_activations(
         return {}
 
     def reads(inputs):
-        with recorded(quantizers.values()):
-            model(inputs, training=False)
+        with (
+            recorded(quantizers.values()),
+            recalibrate.batch_statistics() as training,
+        ):
+            recalibrate.model(inputs, training=training)
             return {name: x.recorded() for name, x in quantizers.items()}
 
-    read = sampled_calls(model, reads, batches, "Ranges of activations")
+    with recalibrate.own_pass():
+        read = sampled_calls(recalibrate.model, reads, batches, "Ranges of activations")
     none: np.ndarray = np.zeros(0, "float32")
     return {name: read.get(name, none) for name in quantizers}
 
@@ -165,12 +160,12 @@ class CalibrateActivations(keras.callbacks.Callback):
     """Callback that calibrates activations at the start of the first training.
 
     Args:
-        batches: list of model inputs.
+        recalibrate: `Recalibration` of the model.
     """
 
-    def __init__(self, batches: Sequence[Any]) -> None:
+    def __init__(self, recalibrate: Recalibration) -> None:
         super().__init__()
-        self.batches = batches
+        self.recalibrate = recalibrate
         self._read: dict[str, np.ndarray] | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -179,7 +174,7 @@ class CalibrateActivations(keras.callbacks.Callback):
             for quantizer in _activation_quantizers(self.model).values()
         ]
         if not all(done):
-            self._read = calibrate_activations(self.model, self.batches)
+            self._read = calibrate_activations(self.recalibrate)
 
     def take_activations(self) -> dict[str, np.ndarray] | None:
         """Returns the activations of this calibration, once; None if there was none."""

@@ -1,8 +1,7 @@
 """Batch normalization statistics of the present weights."""
 
 import contextlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -79,6 +78,8 @@ class Recalibration:
 
     Attributes:
         stale: bool. Whether weights may have changed since the last call.
+        own_pass: function without arguments. Returns a context manager in which the
+            student may be called in training, outside of a training.
     """
 
     def __init__(self, model: keras.Model, batches: list[Any]) -> None:
@@ -100,13 +101,11 @@ class Recalibration:
         scheme = getattr(model, "scheme", None)
         self._rounds_norms = scheme is not None and scheme.rounds_norms()
         run = getattr(model, "training_run", None)
-        self._own_pass = contextlib.nullcontext if run is None else run.own_pass
+        self.own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
         self._seeds = random_states(model)
-        self._forward = compiled(model, lambda inputs: self._statistics(model, *inputs))
-        self._outputs = compiled(
-            model, lambda inputs: self._on_batch_statistics(model, inputs)
-        )
+        self._forward = compiled(model, lambda inputs: self._statistics(*inputs))
+        self._outputs = compiled(model, self._on_batch_statistics)
 
     def refresh(self) -> None:
         """Sets the statistics if they are stale."""
@@ -116,13 +115,13 @@ class Recalibration:
     def __call__(self) -> None:
         """Sets the moving means and variances of the model."""
         self.stale = False
-        with self._own_pass():
-            self._set_statistics(self._forward, self.batches)
+        with self.own_pass():
+            self._set_statistics()
             self._move()
 
     def move(self) -> None:
         """Moves the present statistics as each call does, without new ones."""
-        with self._own_pass():
+        with self.own_pass():
             self._move()
 
     def _move(self):
@@ -130,26 +129,6 @@ class Recalibration:
             move_means(self.model)
             if self._rounds_norms:
                 move_statistics(self.model)
-
-    def within(
-        self,
-        context: Callable[[], AbstractContextManager[None]],
-        batches: Sequence[Any],
-    ) -> None:
-        """Sets the moving means and variances of the model as `context` changes it.
-
-        Args:
-            context: function without arguments. Returns a context manager for the
-                forward pass, which is compiled anew.
-            batches: list of model inputs.
-        """
-
-        def statistics(inputs):
-            with context():
-                return self._statistics(self.model, *inputs)
-
-        with self._own_pass():
-            self._set_statistics(compiled(self.model, statistics), batches)
 
     def outputs(self, inputs: Any) -> Any:
         """Returns the model's outputs, normalized by the statistics of their batch.
@@ -162,16 +141,29 @@ class Recalibration:
         Returns:
             NumPy arrays in the structure of the model's outputs.
         """
-        with self._own_pass():
+        with self.own_pass():
             return self._outputs(inputs)
+
+    @contextlib.contextmanager
+    def batch_statistics(self) -> Iterator[bool]:
+        """Lets calls of the model normalize by the statistics of their batch.
+
+        It serves functions that are compiled elsewhere, and run within `own_pass`. All
+        changes of the model's state are undone.
+
+        Yields:
+            bool. The argument `training` of such calls.
+        """
+        with self._restored_state():
+            yield bool(self.norms)
 
     def finish(self) -> None:
         """Rounds biases that no normalization sets, at the end of a training."""
-        with self._own_pass(), np.errstate(invalid="ignore"):
+        with self.own_pass(), np.errstate(invalid="ignore"):
             round_trained_biases(self.model)
 
-    def _set_statistics(self, forward, batches):
-        if not self.norms or len(batches) == 0:
+    def _set_statistics(self):
+        if not self.norms or len(self.batches) == 0:
             return
         momenta = [norm.momentum for norm in self.norms]
         seen = []
@@ -179,9 +171,9 @@ class Recalibration:
             for norm in self.norms:
                 norm.momentum = 0.0  # its statistics become those of the last batch
             title = "Batch normalization statistics"
-            with progress_bar(title, len(batches)) as bar:
-                for index, inputs in enumerate(bar.over(batches)):
-                    seen.append(forward((np.array(index, "int32"), inputs)))
+            with progress_bar(title, len(self.batches)) as bar:
+                for index, inputs in enumerate(bar.over(self.batches)):
+                    seen.append(self._forward((np.array(index, "int32"), inputs)))
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -190,17 +182,17 @@ class Recalibration:
         ):
             variable.assign(np.mean(values, axis=0))
 
-    def _statistics(self, model, index, inputs):
+    def _statistics(self, index, inputs):
         """The statistics of one batch."""
         with self._restored_state():
             for seed in self._seeds:  # each batch draws its own numbers
                 seed.assign(ops.add(seed, ops.cast(index, seed.dtype)))
-            model(inputs, training=True)
+            self.model(inputs, training=True)
             return [ops.copy(variable) for variable in self.variables]
 
-    def _on_batch_statistics(self, model, inputs):
-        with self._restored_state():
-            return model(inputs, training=bool(self.norms))
+    def _on_batch_statistics(self, inputs):
+        with self.batch_statistics() as training:
+            return self.model(inputs, training=training)
 
     @contextlib.contextmanager
     def _restored_state(self):

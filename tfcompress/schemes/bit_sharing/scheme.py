@@ -233,7 +233,7 @@ class BitSharing(SearchingScheme):
     def callbacks(
         self, student: Student, recalibrate: Recalibration
     ) -> list[keras.callbacks.Callback]:
-        calibration = CalibrateActivations(recalibrate.batches)
+        calibration = CalibrateActivations(recalibrate)
         search = BitSearch(
             student.bit_space,
             recalibrate,

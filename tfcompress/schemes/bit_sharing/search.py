@@ -153,7 +153,7 @@ class BitSearch(Search):
         self._set_searching(False)  # the passes below are shorter without gates
         # In the search one range served all candidates.
         calibrate_weights(self.model)
-        calibrate_activations(self.model, self.recalibrate.batches, self.recalibrate)
+        calibrate_activations(self.recalibrate)
         self.recalibrate()
 
 

@@ -70,7 +70,7 @@ def measure_sensitivities(
     inputs = _leading(student, recalibrate.batches, count)
     try:
         if activations is None:
-            activations = read_activations(student, finest.activations, inputs)
+            activations = read_activations(recalibrate, finest.activations, inputs)
         finest.find_ranges(activations)
         averted = _averted(student, finest, recalibrate, inputs)
     finally:

@@ -1,9 +1,8 @@
 """Statistics and ranges of the inputs and hidden outputs of factorized layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -11,9 +10,9 @@ from tfcompress.core.checks import check_finite_activations
 from tfcompress.core.training.calibration import RANGE_SAMPLES, sampled_calls
 from tfcompress.core.training.compiled import compiled
 from tfcompress.core.training.data import some_batches
+from tfcompress.core.training.recalibration import Recalibration
 from tfcompress.layers import FactorizedKernel
 from tfcompress.progress_bar import progress_bar
-from tfcompress.types import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -33,48 +32,48 @@ class ActivationStatistics:
 class MeasureActivations:
     """Measures the `ActivationStatistics` of a model's factorized layers.
 
-    The forward pass is compiled at the first call.
+    Batch normalization has the statistics of each batch, as in training. The forward
+    pass is compiled at the first call.
 
     Args:
-        model: Functional or Sequential model.
+        recalibrate: `Recalibration` of the model. Each of its batches weighs the same.
         layers: dict of str to `FactorizedKernel`. Layers of the model by name.
     """
 
     def __init__(
-        self, model: keras.Model, layers: Mapping[str, FactorizedKernel]
+        self, recalibrate: Recalibration, layers: Mapping[str, FactorizedKernel]
     ) -> None:
         self.layers = layers
-        self._run = compiled(model, lambda inputs: self._sums(model, inputs))
+        self._recalibrate = recalibrate
+        self._run = compiled(recalibrate.model, self._sums)
 
-    def __call__(self, batches: Sequence[ArrayLike]) -> dict[str, ActivationStatistics]:
+    def __call__(self) -> dict[str, ActivationStatistics]:
         """Returns the statistics of every layer by name.
-
-        Args:
-            batches: list of model inputs; each batch weighs the same.
 
         Raises:
             ValueError: if activations are not finite.
         """
-        with progress_bar("Statistics of activations", len(batches)) as bar:
+        batches = self._recalibrate.batches
+        with (
+            self._recalibrate.own_pass(),
+            progress_bar("Statistics of activations", len(batches)) as bar,
+        ):
             seen = [self._run(inputs) for inputs in bar.over(batches)]
         return {n: _statistics(n, [sums[n] for sums in seen]) for n in self.layers}
 
-    def _sums(self, model, inputs):
-        return _observed(model, self.layers, inputs, _call_sums)
+    def _sums(self, inputs):
+        return _observed(self._recalibrate, self.layers, inputs, _call_sums)
 
 
 def calibrate_hidden(
-    model: keras.Model,
-    layers: Mapping[str, FactorizedKernel],
-    batches: Sequence[ArrayLike],
+    recalibrate: Recalibration, layers: Mapping[str, FactorizedKernel]
 ) -> None:
     """Sets the ranges of the tensors between basis and coefficients.
 
     Args:
-        model: Functional or Sequential model.
+        recalibrate: `Recalibration` of the model.
         layers: dict of str to `FactorizedKernel`. Layers of the model by name, with
             `int8=True` and masks, which compute in float so far.
-        batches: list of model inputs.
 
     Raises:
         ValueError: if activations are not finite. No range is changed then.
@@ -83,39 +82,49 @@ def calibrate_hidden(
 
     def hidden(inputs):
         return _observed(
-            model,
+            recalibrate,
             layers,
             inputs,
-            lambda layer, x: ops.take(layer.hidden(x), kept[layer], layer.channel_axis),
+            lambda layer, x, training: ops.take(
+                layer.hidden(x, training), kept[layer], layer.channel_axis
+            ),
         )
 
-    batches = some_batches(batches, RANGE_SAMPLES)
-    found = sampled_calls(model, hidden, batches, "Ranges between factors")
+    batches = some_batches(recalibrate.batches, RANGE_SAMPLES)
+    with recalibrate.own_pass():
+        found = sampled_calls(
+            recalibrate.model, hidden, batches, "Ranges between factors"
+        )
     for name, values in found.items():
         layers[name].hidden_quantizer.calibrate(values)
 
 
-def _observed(model, layers, inputs, function):
-    """`{name: results of function(layer, inputs) for each call}` of a forward pass."""
+def _observed(recalibrate, layers, inputs, function):
+    """Results of a forward pass, which normalizes by the statistics of its batch.
+
+    Returns:
+        `{name: results of function(layer, inputs, training) for each call}`.
+    """
     calls = {name: [] for name in layers}
-    try:
-        for name, layer in layers.items():
-            layer.observer = calls[name].append
-        model(inputs, training=False)
-    finally:
-        for layer in layers.values():
-            layer.observer = None
-    return {
-        name: [function(layer, x) for x in calls[name]]
-        for name, layer in layers.items()
-    }
+    with recalibrate.batch_statistics() as training:
+        try:
+            for name, layer in layers.items():
+                layer.observer = calls[name].append
+            recalibrate.model(inputs, training=training)
+        finally:
+            for layer in layers.values():
+                layer.observer = None
+        return {
+            name: [function(layer, x, training) for x in calls[name]]
+            for name, layer in layers.items()
+        }
 
 
-def _call_sums(layer, inputs):
+def _call_sums(layer, inputs, training):
     """Means and mean squares of the inputs, means and products of the hidden."""
     inputs, hidden = (
         ops.cast(ops.moveaxis(x, layer.channel_axis, -1), "float32")
-        for x in (inputs, layer.hidden(inputs))
+        for x in (inputs, layer.hidden(inputs, training))
     )
     inputs = ops.reshape(inputs, (-1, inputs.shape[-1]))
     hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))

@@ -200,7 +200,7 @@ class Decomposition(SearchingScheme):
     ) -> list[keras.callbacks.Callback]:
         space = student.rank_space
         return [
-            CalibrateActivations(recalibrate.batches),
+            CalibrateActivations(recalibrate),
             RankSearch(
                 space,
                 recalibrate,

@@ -84,13 +84,13 @@ class RankSearch(Search):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
-        self.measure = MeasureActivations(self.model, self.space.layers)
+        self.measure = MeasureActivations(self.recalibrate, self.space.layers)
         self.space.lasso.attach(training_model(self.model).optimizer)
         keras_private.rebuild_train_function(training_model(self.model))
 
     def begin(self, share: float) -> None:
         if share == 0 or self.space.is_new():
-            self.space.rotate(self.measure(self.recalibrate.batches))
+            self.space.rotate(self.measure())
         self.space.normalize()
         self.unit = self.space.mean_norm() / self.sum_of_learning_rates()
         if self.budget is not None:
@@ -134,8 +134,7 @@ class RankSearch(Search):
         selection = self._final_selection()
         self.space.mask(selection.keep_groups, selection.keep_ranks)
         if layers := self.space.with_hidden_ranges():
-            self.recalibrate()
-            calibrate_hidden(self.model, layers, self.recalibrate.batches)
+            calibrate_hidden(self.recalibrate, layers)
         self.space.freeze(selection.keep_groups, selection.keep_ranks)
         self.recalibrate()
 
@@ -169,5 +168,5 @@ class RankSearch(Search):
         return select(self.space.width_model, scores, cost, self.round_to)
 
     def _present_scores(self) -> Scores:
-        statistics = self.measure(self.recalibrate.batches)
+        statistics = self.measure()
         return compute_scores(self.space, statistics)

@@ -197,7 +197,7 @@ class SizeConstrained(SearchingScheme):
         space.set_budget(budget_of(self, student, space.codebooks.layers.values()))
         size_of = functools.partial(self.size_of, student)
         return [
-            CalibrateActivations(recalibrate.batches),
+            CalibrateActivations(recalibrate),
             SizeSearch(space, recalibrate, self.search_fraction, self.rho, size_of),
         ]
 

@@ -119,7 +119,7 @@ class PrunedTernary(Scheme):
     ) -> list[keras.callbacks.Callback]:
         finish = LowRateFinish()
         return [
-            CalibrateActivations(recalibrate.batches),
+            CalibrateActivations(recalibrate),
             TernarySchedule(recalibrate),
             finish,
             finish.scaling,
