@@ -286,3 +286,23 @@ def test_levels_agree_where_two_roundings_are_alike(two_alike_roundings, tmp_pat
     scale_variable(two_alike_roundings.get_layer("left"), "kernel", 1.01)
     with pytest.raises(ValueError, match="^LiteRT should round.*'last_input'"):
         check(tmp_path / "tiny.tflite", two_alike_roundings, verify=x)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_levels_agree_where_many_roundings_are_alike(signed, tmp_path):
+    """Four branches read one tensor, eight times: their scales distinguish them."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((64,))
+    quantizers = []
+    for _ in range(8):
+        branches = []
+        for ulps in range(4):
+            rounding = QuantizeActivation(8, signed)
+            branches.append(kl.Dense(16)(rounding(x)))
+            quantizers.append((rounding, 1 + ulps * 2.0**-23))
+        x = kl.Concatenate()(branches)
+    model = keras.Model(inputs, kl.Dense(4)(x))
+    for rounding, factor in quantizers:
+        rounding.set_scale(np.float32(3.0 / 127) * factor)
+    x = np.random.default_rng(0).normal(size=(2000, 64)).astype("float32")
+    export(model, tmp_path / "tiny.tflite", verify=x)

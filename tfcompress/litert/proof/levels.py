@@ -29,6 +29,8 @@ from tfcompress.types import Tensor
 _MARGIN = 4.0
 # Differences above it are of other values, and not of float arithmetic.
 _ONE_LEVEL = 1.0
+# Operators that clip values to the range before they are rounded.
+_BOUNDS = ("MINIMUM", "MAXIMUM", "RELU", "RELU6")
 # Choices of alike roundings that are tried for a batch.
 _MOST_CHOICES = 32
 
@@ -53,7 +55,8 @@ class SameLevels:
     """
 
     def __init__(self, content: bytes, model: keras.Model, tolerance: float) -> None:
-        self._runner = Runner(_returning_levels(content))
+        content, self._factors = _returning_levels(content)
+        self._runner = Runner(content)
         self._count = len(keras.tree.flatten(model.output))
         self._model = _on_given_levels(in_float(model), self._levels)
         self._tolerance = tolerance
@@ -87,7 +90,7 @@ class SameLevels:
         inputs = keras.tree.pack_sequence_as(self._model.input, batch)
         outputs, failure = self._run(inputs, {})
         if failure is not None:
-            # Roundings of one tensor in nearly the same range are hard to tell apart.
+            # Without their scales, roundings of one tensor are hard to tell apart.
             for chosen in itertools.islice(self._choices(failure), _MOST_CHOICES):
                 outputs, other_failure = self._run(inputs, chosen)
                 if other_failure is None:
@@ -132,10 +135,12 @@ class SameLevels:
     def _levels(self, layer: "_GivenLevels", exact: np.ndarray) -> np.ndarray:
         """Returns the file's levels for the values that a layer is to round.
 
-        The rounding of the file with the closest values is taken. `_roundings` gets
-        the largest difference from them, or from a correct rounding, in levels. The
-        converter may round before it moves axes, so that values in another order count
-        as well. A wrong order moves the values of the next rounding, or the outputs.
+        Of the file's roundings with such values, one with the scale of the layer is
+        taken, or the closest if the converter has merged the scale into another number.
+        `_roundings` gets the largest difference from its values, or from a correct
+        rounding, in levels. The converter may round before it moves axes, so that
+        values in another order count as well. A wrong order moves the values of the
+        next rounding, or the outputs.
         """
         if self._replayed is not None:
             rounding = next(self._replayed)
@@ -150,6 +155,10 @@ class SameLevels:
         if not found or found[0].distance > _ONE_LEVEL:
             ordered = {i: _in_order_of(exact, *pair) for i, pair in pairs.items()}
             found = sorted(found + _by_distance(ordered, exact), key=_distance)
+        factor = np.float32(1) / np.float32(ops.convert_to_numpy(layer.scale))
+        same = [x for x in found if self._factors[x.pair] == factor]
+        if same and same[0].distance <= _ONE_LEVEL:
+            found = same
         best = found[0] if found else _Match(-1, np.inf, exact)
         near = self._tolerance * layer.high
         alike = tuple(
@@ -243,20 +252,47 @@ def _are_within(roundings, limits):
     )
 
 
-def _returning_levels(content: bytes) -> bytes:
-    """Adds the input and the output of each ROUND to a file's outputs."""
+def _returning_levels(content: bytes) -> tuple[bytes, list[np.float32 | None]]:
+    """Adds the input and the output of each ROUND to a file's outputs.
+
+    Returns:
+        The content of that file, and the number by which values are multiplied before
+        each ROUND; None if there is none.
+    """
     model = flatbuffer.read(content)
+    factors: list[np.float32 | None] = []
     for graph in model.subgraphs:
-        rounded = [
-            index
+        producers = {x: op for op in graph.operators for x in op.outputs}
+        rounds = [
+            operator
             for operator in graph.operators
             if flatbuffer.operator_name(model, operator) == "ROUND"
-            for index in (operator.inputs[0], operator.outputs[0])
         ]
+        factors += [_factor_before(model, graph, producers, x) for x in rounds]
+        rounded = [x for op in rounds for x in (op.inputs[0], op.outputs[0])]
         graph.outputs = np.concatenate([graph.outputs, rounded]).astype(np.int32)
     # Signatures would hide outputs that they do not name.
     model.signatureDefs = []
-    return flatbuffer.write(model)
+    return flatbuffer.write(model), factors
+
+
+def _factor_before(model, graph, producers, operator):
+    """The number of the MUL before a ROUND, with bounds between them, or None."""
+    (source,) = operator.inputs
+    while (operator := producers.get(source)) is not None:
+        name = flatbuffer.operator_name(model, operator)
+        if name not in ("MUL", *_BOUNDS):
+            return None
+        numbers = {x: _number(model, graph.tensors[x]) for x in operator.inputs}
+        if name == "MUL":
+            return next((x for x in numbers.values() if x is not None), None)
+        source = next(x for x, number in numbers.items() if number is None)
+    return None
+
+
+def _number(model, tensor):
+    data = flatbuffer.constant(model, tensor)
+    return data.view(np.float32)[0] if data is not None and data.size == 4 else None
 
 
 def _on_given_levels(model: keras.Model, levels: Callable) -> keras.Model:
