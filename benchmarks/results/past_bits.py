@@ -53,7 +53,7 @@ def _bits(
         name,
         "recipes.bit_sharing",
         network,
-        method_of(more),
+        method_of(more) if search else f"{method_of(more)}, no search",
         _described(network, budget),
         flags,
         search + finetune,
@@ -74,15 +74,16 @@ def _equal(network, bits, epochs):
     """Bit sharing and uniform bits with equal BOPs, for as many epochs."""
     start = f"{network}_cifar10"
     budget = str(UNIFORM_BOPS[network][bits])
-    yield _bits(
-        f"{start}_{bits}bits_least_cost_{epochs}_epochs",
-        network,
-        budget,
-        1,
-        epochs - 1,
-        **_RATE,
-        **MOST_CHOICE,
-    )
+    for kind, search in (("no_search", 0), ("least_cost", 1)):
+        yield _bits(
+            f"{start}_{bits}bits_{kind}_{epochs}_epochs",
+            network,
+            budget,
+            search,
+            epochs - search,
+            **_RATE,
+            **MOST_CHOICE,
+        )
     yield Run(
         f"uniform_{start}_{bits}bits_{epochs}_epochs",
         "recipes.baseline",
@@ -144,6 +145,7 @@ def bits_runs() -> list[Run]:
         *(run for bits in (3, 4) for run in _equal("resnet8", bits, 12)),
         *_earlier_runs_of_resnet8(),
         *_equal("resnet20", 2, 10),
+        *(other for run in _equal("resnet20", 2, 10) for other in _other_seeds(run)),
         _bits(start, "resnet20", "1/66", 2, 5, uniform, **past),
         _bits(f"{start}_4_epochs", "resnet20", "1/66", 1, 3, **past),
         _bits(
