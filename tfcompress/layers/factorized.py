@@ -188,13 +188,7 @@ class FactorizedKernel(Int8Factors, ComputedKernel):
         return self.activation(outputs) if self.activation is not None else outputs
 
     def hidden(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        """Returns the outputs of the basis, a tensor with `kernel_rank` channels.
-
-        Args:
-            inputs: float tensor.
-            training: bool or None. Whether a normalization between basis and
-                coefficients has the statistics of the batch.
-        """
+        """Returns the outputs of the basis, a tensor with `kernel_rank` channels."""
         return self.product_with(inputs, self.masked_factors()[0])
 
     def product_with(self, inputs: Tensor, kernel: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class FactorizedNorm(FactorizedKernel):
         return self.normalization(hidden, training=training, mask=mask)
 
     def hidden(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        """Returns the normalized outputs of the basis."""
+        """Returns the outputs of the basis, normalized as a call with `training` is."""
         return self._normalized(inputs, self.masked_factors()[0], training)
 
     def product(self) -> Tensor:
