@@ -55,8 +55,7 @@ class BitSharing(SearchingScheme):
         max_pruned: float in [0, 1). Share of a layer's groups that may be removed.
         search_fraction: float in [0, 1]. Share of the first `fit` that searches. With 0
             and a budget nothing is searched: the allocation of the least cost freezes
-            before the first step, and no step has gates. Short trainings to low bits
-            end better so.
+            before the first step, and no step has gates.
         grid: str. Grid of the weights; see `quantizers.BitSharing`.
         input_shape: tuple of ints without the batch axis, such as (224, 224, 3). Size
             at which a model of free input sizes is counted; it still takes inputs of
