@@ -95,8 +95,7 @@ def read_activations(
             recalibrate.model(inputs, training=training)
             return {name: x.recorded() for name, x in quantizers.items()}
 
-    with recalibrate.own_pass():
-        read = sampled_calls(recalibrate.model, reads, batches, "Ranges of activations")
+    read = sampled_calls(recalibrate.model, reads, batches, "Ranges of activations")
     none: np.ndarray = np.zeros(0, "float32")
     return {name: read.get(name, none) for name in quantizers}
 

@@ -78,8 +78,6 @@ class Recalibration:
 
     Attributes:
         stale: bool. Whether weights may have changed since the last call.
-        own_pass: function without arguments. Returns a context manager in which the
-            student may be called in training, outside of a training.
     """
 
     def __init__(self, model: keras.Model, batches: list[Any]) -> None:
@@ -101,7 +99,7 @@ class Recalibration:
         scheme = getattr(model, "scheme", None)
         self._rounds_norms = scheme is not None and scheme.rounds_norms()
         run = getattr(model, "training_run", None)
-        self.own_pass = contextlib.nullcontext if run is None else run.own_pass
+        self._own_pass = contextlib.nullcontext if run is None else run.own_pass
         self._state = model.non_trainable_variables
         self._seeds = random_states(model)
         self._forward = compiled(model, lambda inputs: self._statistics(*inputs))
@@ -115,13 +113,13 @@ class Recalibration:
     def __call__(self) -> None:
         """Sets the moving means and variances of the model."""
         self.stale = False
-        with self.own_pass():
+        with self._own_pass():
             self._set_statistics()
             self._move()
 
     def move(self) -> None:
         """Moves the present statistics as each call does, without new ones."""
-        with self.own_pass():
+        with self._own_pass():
             self._move()
 
     def _move(self):
@@ -141,25 +139,24 @@ class Recalibration:
         Returns:
             NumPy arrays in the structure of the model's outputs.
         """
-        with self.own_pass():
-            return self._outputs(inputs)
+        return self._outputs(inputs)
 
     @contextlib.contextmanager
     def batch_statistics(self) -> Iterator[bool]:
         """Lets calls of the model normalize by the statistics of their batch.
 
-        It serves functions that are compiled elsewhere, and run within `own_pass`. All
-        changes of the model's state are undone.
+        It serves functions that are compiled elsewhere. All changes of the model's
+        state are undone.
 
         Yields:
             bool. The argument `training` of such calls.
         """
-        with self._restored_state():
+        with self._own_pass(), self._restored_state():
             yield bool(self.norms)
 
     def finish(self) -> None:
         """Rounds biases that no normalization sets, at the end of a training."""
-        with self.own_pass(), np.errstate(invalid="ignore"):
+        with self._own_pass(), np.errstate(invalid="ignore"):
             round_trained_biases(self.model)
 
     def _set_statistics(self):

@@ -54,10 +54,7 @@ class MeasureActivations:
             ValueError: if activations are not finite.
         """
         batches = self._recalibrate.batches
-        with (
-            self._recalibrate.own_pass(),
-            progress_bar("Statistics of activations", len(batches)) as bar,
-        ):
+        with progress_bar("Statistics of activations", len(batches)) as bar:
             seen = [self._run(inputs) for inputs in bar.over(batches)]
         return {n: _statistics(n, [sums[n] for sums in seen]) for n in self.layers}
 
@@ -91,10 +88,7 @@ def calibrate_hidden(
         )
 
     batches = some_batches(recalibrate.batches, RANGE_SAMPLES)
-    with recalibrate.own_pass():
-        found = sampled_calls(
-            recalibrate.model, hidden, batches, "Ranges between factors"
-        )
+    found = sampled_calls(recalibrate.model, hidden, batches, "Ranges between factors")
     for name, values in found.items():
         layers[name].hidden_quantizer.calibrate(values)
 
